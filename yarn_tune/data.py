@@ -1,0 +1,265 @@
+"""From the documents a recipe names to rows for training and excerpts for measuring.
+
+Documents come from .txt (a file is a document), .jsonl and .jsonl.gz (a line is a document), .parquet (a row is
+a document) or a dataset on the hub. A field `input_ids` is taken as it is; text is tokenized once and kept under
+`$YARN_TUNE_CACHE` (default `~/.cache/yarn_tune`), keyed by a hash of the file and the tokenizer.
+"""
+
+import glob
+import gzip
+import hashlib
+import json
+import os
+import random
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from .errors import UserError
+from .packing import Packed, Tokens, pack_concat, pack_long
+from .positions import Coverage, Placed, coverage, place_contiguous, place_skip
+from .recipe import Recipe
+
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+HUB = "hub:"
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """The rows of a run, in a fixed order, with an account of them."""
+
+    rows: list[Placed]
+    packed: Packed | None
+    """None for skip rows, which are drawn rather than packed."""
+    available: int
+    """Rows the documents would have given."""
+
+    def batch(self, step: int, batch_rows: int, seed: int) -> list[Placed]:
+        """The rows of one step. A function of its arguments alone, so that a resumed run reads on exactly.
+
+        Rows are shuffled anew for every pass over them.
+        """
+        chosen = []
+        for slot in range(step * batch_rows, (step + 1) * batch_rows):
+            epoch, place = divmod(slot, len(self.rows))
+            order = list(range(len(self.rows)))
+            random.Random(f"{seed}/{epoch}").shuffle(order)
+            chosen.append(self.rows[order[place]])
+        return chosen
+
+    def coverage(self, window: int) -> Coverage:
+        """Which relative distances these rows train."""
+        return coverage(self.rows, window)
+
+
+def build_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RowSet:
+    """Tokenize, pack and place the training documents.
+
+    Raises:
+        UserError: if files are missing or unreadable, or hold too little text for one row.
+    """
+    row_tokens, wanted = recipe.row_tokens(), recipe.rows()
+    enough = 2 * wanted * row_tokens
+    documents = list(_tokenized(recipe, "data.train", recipe.data.train, tokenizer, enough))
+    if recipe.data.positions == "skip":
+        try:
+            rows = place_skip(
+                documents, recipe.rope.window, row_tokens, recipe.data.spans, wanted, recipe.train.seed
+            )
+        except ValueError as error:
+            raise UserError(f"data.positions: {error}; use longer documents or a smaller data.row_tokens") from error
+        return RowSet(rows, None, wanted)
+    filler = tokenizer.eos_token_id or 0
+    pack = pack_long if recipe.data.packing == "long" else pack_concat
+    packed = pack(documents, row_tokens, filler)
+    usable = [row for row in packed.rows if row.padding == 0] or packed.rows
+    if packed.tokens < row_tokens:
+        raise UserError(
+            f"data.train: {packed.tokens} tokens in {packed.documents} documents do not fill one row of "
+            f"{row_tokens}; add documents or lower data.row_tokens"
+        )
+    rng = random.Random(recipe.train.seed)
+    whole = packed.whole_rows
+    # Rows out of one document are the better teachers of distance: they come first when not all are needed.
+    order = [*rng.sample(range(whole), whole), *rng.sample(range(whole, len(usable)), len(usable) - whole)]
+    return RowSet([place_contiguous(usable[i]) for i in order[:wanted]], packed, len(usable))
+
+
+def heldout_excerpts(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, length: int, count: int
+) -> list[tuple[str, Tensor]]:
+    """Up to `count` excerpts of `length` tokens, `[length]` each, from the held-out documents in turn.
+
+    The first excerpts are the documents' beginnings, the next ones what follows. Each comes with a label.
+
+    Raises:
+        UserError: if no held-out document is long enough.
+    """
+    enough = 4 * count * length
+    documents = list(_tokenized(recipe, "data.heldout", recipe.data.heldout, tokenizer, enough))
+    excerpts: list[tuple[str, Tensor]] = []
+    longest = max((len(document) for document in documents), default=0)
+    for turn in range(longest // length):
+        for number, document in enumerate(documents):
+            span = document[turn * length : (turn + 1) * length]
+            if len(span) == length and len(excerpts) < count:
+                excerpts.append((f"document {number + 1}, part {turn + 1}", torch.tensor(span)))
+    if not excerpts:
+        raise UserError(
+            f"data.heldout: the longest of {len(documents)} documents has {longest} tokens, fewer than the "
+            f"{length} to be measured; add longer documents or lower eval.lengths"
+        )
+    return excerpts
+
+
+def missing_files(recipe: Recipe) -> list[str]:
+    """Names under data.train and data.heldout that match no file."""
+    names = [*recipe.data.train, *recipe.data.heldout]
+    return [name for name in names if not name.startswith(HUB) and not _matches(name)]
+
+
+def _matches(pattern: str) -> list[str]:
+    return sorted(path for path in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(path))
+
+
+def _tokenized(
+    recipe: Recipe, place: str, names: list[str], tokenizer: PreTrainedTokenizerBase, enough: int
+) -> Iterator[Tokens]:
+    """Token lists of all documents, each closed by the end-of-text token; hub datasets stop when `enough`."""
+    found = 0
+    for name in names:
+        if name.startswith(HUB):
+            for record in _hub_records(place, name):
+                tokens = _encode(record, f"{place}: {name}", recipe.data.text_key, tokenizer)
+                found += len(tokens)
+                if tokens:
+                    yield tokens
+                if found >= enough:
+                    return
+            continue
+        paths = _matches(name)
+        if not paths:
+            remedy = f"run `{recipe.data.prepare}` first" if recipe.data.prepare else "check the path"
+            raise UserError(f"{place}: no file matches {name!r}; {remedy}")
+        for path in paths:
+            for tokens in _tokenized_file(Path(path), place, recipe.data.text_key, tokenizer):
+                found += len(tokens)
+                yield tokens
+    if not found:
+        raise UserError(f"{place}: no text in {', '.join(names)}; every document is empty")
+
+
+def _tokenized_file(
+    path: Path, place: str, text_key: str, tokenizer: PreTrainedTokenizerBase
+) -> list[Tokens]:
+    """A file's documents as token lists, from the cache if they are there."""
+    cache = _cache_path(path, text_key, tokenizer)
+    if cache.is_file():
+        saved = load_file(cache)
+        flat = saved["tokens"].tolist()
+        ends = saved["ends"].tolist()
+        return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    documents = [
+        tokens
+        for where, record in _records(path, place, text_key)
+        if (tokens := _encode(record, where, text_key, tokenizer))
+    ]
+    flat = [token for document in documents for token in document]
+    ends = torch.tensor([len(document) for document in documents], dtype=torch.int64).cumsum(0)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    partial = cache.with_suffix(f".{os.getpid()}.partial")
+    save_file({"tokens": torch.tensor(flat, dtype=torch.int32), "ends": ends}, partial)
+    partial.replace(cache)
+    return documents
+
+
+def _cache_path(path: Path, text_key: str, tokenizer: PreTrainedTokenizerBase) -> Path:
+    digest = hashlib.sha256()
+    with open(path, "rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    signature = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    digest.update(json.dumps([signature, text_key, tokenizer.eos_token_id, path.suffix]).encode())
+    home = os.environ.get("YARN_TUNE_CACHE") or Path.home() / ".cache" / "yarn_tune"
+    return Path(home) / "tokens" / f"{digest.hexdigest()}.safetensors"
+
+
+def _encode(
+    record: dict[str, Any], where: str, text_key: str, tokenizer: PreTrainedTokenizerBase
+) -> Tokens:
+    """One document as token ids with the end-of-text token behind it; [] for an empty one."""
+    ending = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    if record.get("input_ids") is not None:
+        ids = [int(token) for token in record["input_ids"]]
+        if ids and not (0 <= min(ids) and max(ids) < len(tokenizer)):
+            raise UserError(f"{where}: input_ids reach {max(ids)}, outside the tokenizer's {len(tokenizer)} tokens")
+        return ids if not ids or ids[-1:] == ending else [*ids, *ending]
+    text = record.get(text_key)
+    if not isinstance(text, str):
+        raise UserError(
+            f"{where}: no text under {text_key!r} (found {', '.join(map(str, record)) or 'nothing'}); "
+            "name the field in data.text_key"
+        )
+    if not text.strip():
+        return []
+    return [*tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], *ending]
+
+
+def _records(path: Path, place: str, text_key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, document) pairs of one file."""
+    where = f"{place}: {path}"
+    try:
+        if path.name.endswith(".txt"):
+            yield where, {text_key: path.read_text(encoding="utf-8")}
+        elif path.name.endswith((".jsonl", ".jsonl.gz")):
+            yield from _json_lines(path, where)
+        elif path.name.endswith(".parquet"):
+            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=64):
+                for record in batch.to_pylist():
+                    yield where, record
+        else:
+            raise UserError(f"{where}: unknown kind of file; known: {', '.join(SUFFIXES)}")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: not valid UTF-8 at byte {error.start}; convert it, for example with `iconv -t utf-8`"
+        ) from error
+    except (pyarrow.ArrowInvalid, OSError, EOFError, zlib.error) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{where}: cannot be read ({reason}); is the file complete?") from error
+
+
+def _json_lines(path: Path, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    opener = gzip.open if path.name.endswith(".gz") else open
+    with opener(path, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{where}, line {number}: not JSON ({error.msg})") from error
+            if not isinstance(record, dict):
+                raise UserError(f"{where}, line {number}: a line must be an object such as {{\"text\": ...}}")
+            yield f"{where}, line {number}", record
+
+
+def _hub_records(place: str, name: str) -> Iterator[dict[str, Any]]:
+    """Stream a dataset: `hub:org/name`, `hub:org/name:split` or `hub:org/name@config:split`."""
+    dataset, _, split = name.removeprefix(HUB).partition(":")
+    dataset, _, config = dataset.partition("@")
+    try:
+        stream = datasets.load_dataset(dataset, config or None, split=split or "train", streaming=True)
+        yield from stream
+    except Exception as error:  # the hub client has no common base class for what can go wrong
+        raise UserError(f"{place}: {name!r} could not be read from the hub: {error}") from error

@@ -1,0 +1,155 @@
+"""Rotary position embeddings as pure functions: the only place where a formula is written.
+
+Glossary
+    theta                 base of the geometric series of frequencies (HF `rope_theta`)
+    d (`dim`)             rotary dimensions of one head; d/2 pairs, pair 0 turns fastest
+    native                window the base model was trained with (HF `original_max_position_embeddings`)
+    window                window to be served after tuning
+    scale s               how far the slow frequencies are stretched (HF `factor`)
+    temperature t         attention logits are divided by t
+    attention_factor a    what Hugging Face calls the same knob. HF multiplies **cos and sin** by it, so both
+                          q and k carry it and logits scale by its **square**: a = 1 / sqrt(t).
+    beta_fast, beta_slow  turns within the native window above which a pair is left alone, and below which it
+                          is divided by s; between them YaRN blends linearly in the pair index
+
+Shapes: an inverse frequency table is `[d/2]` in radians per token. Scalars may be Python floats or tensors of
+one element; where they are tensors the result is differentiable in them. Scalar arithmetic is done in float64
+and the table in float32 (`dtype`), in the order of operations of `transformers` (v5.23
+`modeling_rope_utils.py`), so that the tables agree with it to the last bit.
+
+Sources: RoPE arXiv:2104.09864; position interpolation arXiv:2306.15595; NTK-aware and dynamic scaling as given
+in YaRN, arXiv:2309.00071 (sections 3.1 to 3.4 and appendix B.1); longrope arXiv:2402.13753.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+Scalar = float | Tensor
+
+BETA_FAST, BETA_SLOW = 32.0, 1.0
+"""The YaRN paper's alpha = 1 and beta = 32, under the names serving stacks use."""
+
+
+def as_scalar(value: Scalar) -> Tensor:
+    """A 0-dim float64 tensor; a one-element tensor keeps its place in the autograd graph."""
+    if isinstance(value, Tensor):
+        return value.double().reshape(())
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def _wavelengths(theta: float, dim: int, dtype: torch.dtype) -> Tensor:
+    """theta^(2i/d): radians^-1 per pair, `[d/2]`."""
+    if dim < 2 or dim % 2:
+        raise ValueError(f"rotary dimensions must be even and at least 2, got {dim}")
+    wavelengths: Tensor = theta ** (torch.arange(0, dim, 2).to(dtype) / dim)
+    return wavelengths
+
+
+def default_inv_freq(theta: float, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Unscaled RoPE: theta^(-2i/d), `[d/2]`."""
+    return 1.0 / _wavelengths(theta, dim, dtype)
+
+
+def linear_inv_freq(theta: float, dim: int, factor: Scalar, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Position interpolation: every frequency divided by `factor` (arXiv:2306.15595, eq. 4)."""
+    return default_inv_freq(theta, dim, dtype) / as_scalar(factor)
+
+
+def ntk_inv_freq(theta: float, dim: int, factor: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    """NTK-aware scaling: theta grows so that the slowest pair is stretched by `factor` (YaRN, section 3.1)."""
+    return default_inv_freq(theta * factor ** (dim / (dim - 2)), dim, dtype)
+
+
+def dynamic_ntk_inv_freq(
+    theta: float, dim: int, factor: float, length: int, native: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """NTK-aware scaling whose strength follows the length read so far (YaRN, section 3.3).
+
+    `length` and `native` are in tokens; up to `native` tokens this is unscaled RoPE.
+    """
+    growth = (factor * max(length, native) / native) - (factor - 1)
+    return default_inv_freq(theta * growth ** (dim / (dim - 2)), dim, dtype)
+
+
+def correction_dim(turns: Scalar, theta: float, dim: int, native: int) -> Tensor:
+    """The (fractional) pair index that makes `turns` full turns within `native` tokens."""
+    return dim * torch.log(native / (as_scalar(turns) * 2 * math.pi)) / (2 * math.log(theta))
+
+
+def correction_range(
+    theta: float, dim: int, native: int, beta_fast: Scalar, beta_slow: Scalar, truncate: bool
+) -> tuple[Tensor, Tensor]:
+    """First and last pair index of YaRN's ramp; `truncate` rounds them outwards, as published."""
+    low = correction_dim(beta_fast, theta, dim, native)
+    high = correction_dim(beta_slow, theta, dim, native)
+    if truncate:
+        low, high = torch.floor(low), torch.ceil(high)
+    return low.clamp(min=0), high.clamp(max=dim - 1)
+
+
+def snapped_betas(
+    theta: float, dim: int, native: int, beta_fast: float = BETA_FAST, beta_slow: float = BETA_SLOW
+) -> tuple[float, float]:
+    """Betas whose *unrounded* ramp equals the rounded ramp of the betas given.
+
+    A learned beta needs `truncate: false` (rounding has no gradient), while search-free YaRN rounds; starting
+    from these, both are the same table.
+    """
+    low, high = correction_range(theta, dim, native, beta_fast, beta_slow, truncate=True)
+    turns = [native / (2 * math.pi * theta ** (2 * bound / dim)) for bound in (low.item(), high.item())]
+    return turns[0], turns[1]
+
+
+def yarn_inv_freq(
+    theta: float,
+    dim: int,
+    factor: Scalar,
+    native: int,
+    beta_fast: Scalar = BETA_FAST,
+    beta_slow: Scalar = BETA_SLOW,
+    truncate: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """YaRN's "NTK-by-parts" table, `[d/2]` (arXiv:2309.00071, eq. 17 to 21).
+
+    Fast pairs keep their frequency, slow ones are divided by `factor`. `factor` may be any positive number:
+    it is neither rounded nor tied to window / native. The attention factor is separate:
+    `yarn_attention_factor`.
+    """
+    low, high = correction_range(theta, dim, native, beta_fast, beta_slow, truncate)
+    width = torch.where(high == low, torch.full_like(high, 0.001), high - low)
+    ramp = ((torch.arange(dim // 2, dtype=dtype) - low) / width).clamp(0, 1)
+    kept = 1 - ramp
+    wavelengths = _wavelengths(theta, dim, dtype)
+    return 1.0 / (as_scalar(factor) * wavelengths) * (1 - kept) + 1.0 / wavelengths * kept
+
+
+def yarn_attention_factor(
+    factor: float, mscale: float | None = None, mscale_all_dim: float | None = None
+) -> float:
+    """What multiplies cos and sin when no attention factor is given: 0.1 ln s + 1 (YaRN, eq. 22).
+
+    With both `mscale` values (DeepSeek's form) it is the ratio of the two, each scaling the logarithm.
+    """
+
+    def gain(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    return gain(mscale) / gain(mscale_all_dim) if mscale and mscale_all_dim else gain(1.0)
+
+
+def longrope_inv_freq(
+    theta: float, dim: int, factors: Tensor | list[float], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """One divisor a pair: theta^(-2i/d) / factors[i]; `factors` is `[d/2]`."""
+    divisors = factors if isinstance(factors, Tensor) else torch.tensor(factors, dtype=dtype)
+    if divisors.shape != (dim // 2,):
+        raise ValueError(f"longrope needs one factor a pair, {dim // 2} in all, got {tuple(divisors.shape)}")
+    return 1.0 / (divisors * _wavelengths(theta, dim, dtype))
+
+
+def longrope_attention_factor(factor: float, native: int) -> float:
+    """What multiplies cos and sin when a longrope config gives no attention factor."""
+    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(native))

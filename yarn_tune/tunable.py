@@ -1,0 +1,292 @@
+"""The trainable rotary module: a few learned numbers in, cos and sin out, for every layout of `transformers`.
+
+How the swap works. HF's rotary modules compute cos and sin under `torch.no_grad` from a buffer `inv_freq` and a
+float `attention_scaling`. `TunableRotary` takes the stock module's place, unwraps that very `forward` (which
+knows the family's layout) and calls it on differentiable values instead. Detaching puts the stock module back.
+
+What is learned are offsets in log space from search-free YaRN, all zero at the start, so that the start is
+YaRN to the last bit and weight decay pulls towards it:
+
+    learn       offsets (each its own tensor, float32)                   numbers
+    scale       log s, log t                                             2
+    ramp        log s, log beta_fast, log beta_slow, log t               4
+    frequency   log of one factor per rotary pair, log t                 d/2 + 1
+
+Tensors have shape (1,) or (d/2,), never (): DeepSpeed and FSDP refuse scalars. They stay float32 whatever
+happens to the model: a bfloat16 step near log 4 is 0.8% of the factor.
+
+Temperatures per layer, head and pair commute with the rotation, so they belong on q, beside this module and not
+in it; `Learned` and the export leave room for them.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .errors import UserError
+from .families import RopeFacts, rotary_site
+from .recipe import Rope
+from .rope import default_inv_freq, longrope_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """Learned numbers in natural units, enough to rebuild the table: what the export serves.
+
+    For `scale` and `ramp` the table is YaRN with unrounded ramp ends; for `frequency` it is `factors`.
+    """
+
+    learn: str
+    facts: RopeFacts
+    native: int
+    window: int
+    temperature: float
+    scale: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    factors: list[float] | None = None
+
+    @property
+    def attention_factor(self) -> float:
+        """What multiplies cos and sin."""
+        return self.temperature**-0.5
+
+    def inv_freq(self) -> Tensor:
+        """The table as a stock model computes it from these numbers, float32 `[d/2]`."""
+        theta, dim = self.facts.theta, self.facts.dim
+        if self.factors is not None:
+            return longrope_inv_freq(theta, dim, self.factors)
+        assert self.scale is not None and self.beta_fast is not None and self.beta_slow is not None
+        return yarn_inv_freq(
+            theta, dim, self.scale, self.native, self.beta_fast, self.beta_slow, truncate=False
+        )
+
+    def summary(self) -> dict[str, float]:
+        """A few numbers for a progress line."""
+        shown = {"temperature": self.temperature}
+        if self.scale is not None:
+            shown["scale"] = self.scale
+        if self.learn == "ramp":
+            shown |= {"beta_fast": self.beta_fast or 0.0, "beta_slow": self.beta_slow or 0.0}
+        if self.factors is not None:
+            shown |= {"slowest_factor": self.factors[-1], "largest_factor": max(self.factors)}
+        return shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where learning starts: search-free YaRN for this base and window."""
+
+    facts: RopeFacts
+    native: int
+    window: int
+    factor: float
+    beta_fast: float
+    beta_slow: float
+
+    @classmethod
+    def of(cls, facts: RopeFacts, rope: Rope) -> "Start":
+        """Fill the recipe's nulls from the base model.
+
+        Raises:
+            UserError: if the window is smaller than the native one.
+        """
+        native = rope.native or facts.native
+        if rope.window < native:
+            raise UserError(
+                f"rope.window: {rope.window} is smaller than the base model's native window {native}; "
+                "this tool only extends (rope.native overrides what the config says)"
+            )
+        return cls(
+            facts=facts,
+            native=native,
+            window=rope.window,
+            factor=rope.factor or rope.window / native,
+            beta_fast=rope.beta_fast,
+            beta_slow=rope.beta_slow,
+        )
+
+    def inv_freq(self) -> Tensor:
+        """Search-free YaRN's table, float32 `[d/2]`."""
+        return yarn_inv_freq(
+            self.facts.theta, self.facts.dim, self.factor, self.native, self.beta_fast, self.beta_slow
+        )
+
+
+class _Rotary(nn.Module):
+    """Stands in for a stock rotary module; subclasses say which table and multiplier it computes."""
+
+    def __init__(self, stock: nn.Module) -> None:
+        super().__init__()
+        # In a tuple, so that the stock module is not registered as a child of this one.
+        self._stock = (stock,)
+        self._layout: Callable[..., Any] = inspect.unwrap(type(stock).forward)
+
+    @property
+    def stock(self) -> nn.Module:
+        """The module this one stands in for."""
+        return self._stock[0]
+
+    def table(self, positions: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Inverse frequencies `[d/2]` and the multiplier of cos and sin for these positions."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> Any:
+        """Cos and sin in the family's own layout and in `x`'s dtype; see the family's rotary class."""
+        inv_freq, multiplier = self.table(position_ids)
+        return self._layout(
+            SimpleNamespace(inv_freq=inv_freq.to(x.device), attention_scaling=multiplier), x, position_ids
+        )
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(
+            "this model has yarn_tune's rotary module attached; saving it now would lose what was learned. "
+            "Call detach(model) first, or export the run"
+        )
+
+
+class FixedRotary(_Rotary):
+    """A given table, for comparing methods: `table_of(longest position + 1)` gives `[d/2]` and a multiplier."""
+
+    def __init__(self, stock: nn.Module, table_of: Callable[[int], tuple[Tensor, float]]) -> None:
+        super().__init__(stock)
+        self._table_of = table_of
+
+    def table(self, positions: Tensor) -> tuple[Tensor, float]:
+        """The method's table for the length being read."""
+        return self._table_of(int(positions.max()) + 1)
+
+
+class TunableRotary(_Rotary):
+    """The learned numbers. See the module docstring for what is learned under each `learn`."""
+
+    def __init__(self, stock: nn.Module, start: Start, learn: str) -> None:
+        super().__init__(stock)
+        self.start, self.learn = start, learn
+        sizes = {
+            "scale": {"log_scale": 1},
+            "ramp": {"log_scale": 1, "log_beta_fast": 1, "log_beta_slow": 1},
+            "frequency": {"log_factor": start.facts.dim // 2},
+        }[learn]
+        self.offsets = nn.ParameterDict({name: nn.Parameter(torch.zeros(n)) for name, n in sizes.items()})
+        self.log_temperature = nn.Parameter(torch.zeros(1))
+        facts = start.facts
+        self._attention_factor = yarn_attention_factor(start.factor)
+        # Rounding the ramp has no gradient; from these betas the unrounded ramp is the rounded one.
+        self._betas = snapped_betas(facts.theta, facts.dim, start.native, start.beta_fast, start.beta_slow)
+        self._inv_freq = start.inv_freq()
+
+    def table(self, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Differentiable table `[d/2]` and multiplier `[1]`; the same at every position."""
+        multiplier = self._attention_factor * torch.exp(-0.5 * self.log_temperature)
+        if self.learn == "frequency":
+            log_factor = self.offsets["log_factor"]
+            return self._inv_freq.to(log_factor.device) * torch.exp(-log_factor), multiplier
+        # A few scalars: computed on the CPU, where the formula keeps float64, and moved by autograd.
+        scale, beta_fast, beta_slow = self._yarn_numbers()
+        facts = self.start.facts
+        inv_freq = yarn_inv_freq(
+            facts.theta, facts.dim, scale, self.start.native, beta_fast, beta_slow, truncate=False
+        )
+        return inv_freq.to(self.log_temperature.device), multiplier
+
+    def _yarn_numbers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Scale and betas as float64 CPU scalars, differentiable."""
+        offsets = {name: offset.cpu().double().reshape(()) for name, offset in self.offsets.items()}
+        zero = torch.zeros((), dtype=torch.float64)
+        return (
+            self.start.factor * torch.exp(offsets["log_scale"]),
+            self._betas[0] * torch.exp(offsets.get("log_beta_fast", zero)),
+            self._betas[1] * torch.exp(offsets.get("log_beta_slow", zero)),
+        )
+
+    @torch.no_grad()
+    def learned(self) -> Learned:
+        """The learned numbers in natural units."""
+        temperature = math.exp(self.log_temperature.double().item()) / self._attention_factor**2
+        common: dict[str, Any] = {
+            "learn": self.learn,
+            "facts": self.start.facts,
+            "native": self.start.native,
+            "window": self.start.window,
+            "temperature": temperature,
+        }
+        if self.learn == "frequency":
+            base = default_inv_freq(self.start.facts.theta, self.start.facts.dim, torch.float64)
+            return Learned(**common, factors=(base / self.table()[0].cpu().double()).tolist())
+        scale, beta_fast, beta_slow = (number.item() for number in self._yarn_numbers())
+        return Learned(**common, scale=scale, beta_fast=beta_fast, beta_slow=beta_slow)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by kind, for their learning rates."""
+        return {"frequency": list(self.offsets.values()), "temperature": [self.log_temperature]}
+
+    def numbers(self) -> dict[str, Tensor]:
+        """Copies of the offsets by name, on the CPU, for saving; `load_numbers` takes them back."""
+        return {name: p.detach().cpu().clone() for name, p in self.named_parameters()}
+
+    @torch.no_grad()
+    def load_numbers(self, numbers: dict[str, Tensor]) -> None:
+        """Set the offsets.
+
+        Raises:
+            UserError: if names, shapes or values do not fit this parameterisation.
+        """
+        own = dict(self.named_parameters())
+        if {n: tuple(t.shape) for n, t in numbers.items()} != {n: tuple(p.shape) for n, p in own.items()}:
+            shapes = {n: tuple(t.shape) for n, t in numbers.items()}
+            raise UserError(f"saved numbers {shapes} do not fit rope.learn={self.learn!r} on this base model")
+        if not all(bool(tensor.isfinite().all()) for tensor in numbers.values()):
+            raise UserError("saved numbers contain NaN or Inf; use an earlier checkpoint of the run")
+        for name, parameter in own.items():
+            parameter.copy_(numbers[name])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TunableRotary":
+        """Follow a move to another device; ignore a change of dtype."""
+
+        def move_only(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move_only, recurse)  # type: ignore[no-any-return]
+
+
+RotaryT = TypeVar("RotaryT", bound=_Rotary)
+
+
+def attach(model: PreTrainedModel, start: Start, learn: str) -> TunableRotary:
+    """Freeze the model and swap its rotary module for a trainable one, at search-free YaRN.
+
+    The model must be loaded in its final dtype already. `detach` undoes it.
+    """
+    return _swap(model, lambda stock: TunableRotary(stock, start, learn).to(model.device))
+
+
+def attach_fixed(model: PreTrainedModel, table_of: Callable[[int], tuple[Tensor, float]]) -> FixedRotary:
+    """Swap the rotary module for one with a given table; see `FixedRotary`."""
+    return _swap(model, lambda stock: FixedRotary(stock, table_of))
+
+
+def _swap(model: PreTrainedModel, make: Callable[[nn.Module], RotaryT]) -> RotaryT:
+    if any(isinstance(module, _Rotary) for module in model.modules()):
+        raise RuntimeError("this model has a yarn_tune rotary module attached already; call detach(model) first")
+    parent, name = rotary_site(model)
+    rotary = make(getattr(parent, name))
+    model.requires_grad_(False)
+    setattr(parent, name, rotary)
+    return rotary
+
+
+def detach(model: PreTrainedModel) -> None:
+    """Put the stock rotary module back. What was learned is in the module `attach` returned."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, _Rotary):
+                setattr(parent, name, child.stock)
