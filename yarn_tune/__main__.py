@@ -1,0 +1,7 @@
+"""`python -m yarn_tune` is `yarn-tune`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

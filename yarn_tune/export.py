@@ -1,0 +1,237 @@
+"""From a finished run to an ordinary Hugging Face checkpoint, reloaded and compared before it gets its name.
+
+The base's weight files are copied byte for byte; only config.json and the tokenizer's window change. The
+checkpoint is written under another name, reloaded with stock classes, compared with the tuned model in memory
+below, at and above the native window, and only then renamed: a mismatch leaves nothing behind.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from .checkpoint import write_json
+from .errors import CheckFailed, UserError
+from .families import is_hub_id, load_config, load_model, load_tokenizer, logit_transform, rope_facts
+from .objectives import CHUNK, hidden_states
+from .recipe import Recipe
+from .serving.profiles import EXTRA_KEYS, Served, serve
+from .train import Run
+from .tunable import Learned, Start, TunableRotary, attach, detach
+
+COPIED = (
+    "*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "generation_config.json",
+    "chat_template*",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+OLD_ROPE_KEYS = ("rope_scaling", "rope_parameters", "rope_theta")
+
+
+def learned_of(run: Run) -> Learned:
+    """What a finished run learned.
+
+    Raises:
+        UserError: if the run is not finished.
+    """
+    recipe = run.recipe
+    if not run.numbers_path.is_file():
+        raise UserError(f"{run.folder}: nothing learned here yet; run `yarn-tune train` to the end first")
+    begin = Start.of(rope_facts(load_config(recipe.base.model, recipe.base.revision)), recipe.rope)
+    rotary = TunableRotary(torch.nn.Identity(), begin, recipe.rope.learn)
+    rotary.load_numbers(load_file(run.numbers_path))
+    return rotary.learned()
+
+
+def export(run: Run, overrides_only: bool = False) -> Path:
+    """Write the checkpoint (or only its overrides) of a finished run; returns what was written.
+
+    Raises:
+        CheckFailed: if the reloaded checkpoint does not compute what was learned.
+    """
+    learned = learned_of(run)
+    served = serve(learned)
+    if overrides_only:
+        path = run.folder / "overrides.json"
+        write_json(path, served.overrides())
+        return path
+    target = run.folder / "export"
+    partial = run.folder / ".export.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write_checkpoint(run.recipe, served, partial)
+        fidelity = compare_with_memory(run, learned, served, partial)
+        write_json(partial / "fidelity.json", fidelity)
+        _into_place(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def write_checkpoint(recipe: Recipe, served: Served, folder: Path) -> None:
+    """Copy the base and put the learned rope section into its config."""
+    base = base_folder(recipe)
+    for pattern in COPIED:
+        for source in sorted(base.glob(pattern)):
+            shutil.copyfile(source, folder / source.name)
+    if not list(folder.glob("*.safetensors")):
+        # A base with pickled weights only: its tensors are saved anew, in its own dtype.
+        load_model(recipe.base.model, recipe.base.revision, "auto").save_pretrained(folder)
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    for key in OLD_ROPE_KEYS:
+        config.pop(key, None)
+    if "head_dim" in config and config["head_dim"] is None:
+        # Readers that ask for the key and find null do not fall back to hidden_size / heads.
+        config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
+    write_json(folder / "config.json", config | served.config_keys())
+    write_json(folder / "overrides.json", served.overrides())
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file():
+        tokenizer = json.loads(settings.read_text(encoding="utf-8"))
+        write_json(settings, tokenizer | {"model_max_length": served.max_position_embeddings})
+    (folder / "SERVING.md").write_text(serving_page(served), encoding="utf-8")
+
+
+def base_folder(recipe: Recipe) -> Path:
+    """The base checkpoint's files on disk."""
+    if is_hub_id(recipe.base.model):
+        return Path(snapshot_download(recipe.base.model, revision=recipe.base.revision))
+    return Path(recipe.base.model)
+
+
+def serving_page(served: Served) -> str:
+    """How to serve the checkpoint, in a few lines."""
+    window = served.max_position_embeddings
+    overrides = json.dumps(served.overrides())
+    return (
+        f"# Serving\n\nThis is a stock checkpoint with a window of {window} tokens; no custom code is needed.\n\n"
+        f"    vllm serve EXPORT --max-model-len {window}\n\n"
+        "or, without a copy of the weights,\n\n"
+        f"    vllm serve BASE --max-model-len {window} --hf-overrides '{overrides}'\n\n"
+        f"What was learned is carried by `rope_type: {served.rope_parameters['rope_type']}` in config.json, under "
+        "the keys of transformers and of vLLM before and after 0.30. fidelity.json says what was compared.\n\n"
+        "Saving this checkpoint again with transformers 5 drops the keys that transformers 4 and old vLLM read.\n"
+    )
+
+
+@torch.no_grad()
+def compare_with_memory(run: Run, learned: Learned, served: Served, folder: Path) -> dict[str, Any]:
+    """Logits of the tuned model in memory against the checkpoint as stock transformers loads it, in float32.
+
+    Raises:
+        CheckFailed: on a difference above `export.tolerance`, or if transformers warns about the rope section.
+    """
+    recipe = run.recipe
+    tuned = load_model(recipe.base.model, recipe.base.revision, "float32")
+    prompts = _prompts(learned, tuned.config.vocab_size)
+    begin = Start.of(learned.facts, recipe.rope)
+    attach(tuned, begin, recipe.rope.learn).load_numbers(load_file(run.numbers_path))
+    expected = {length: hidden_states(tuned, ids[None])[0] for length, ids in prompts.items()}
+    detach(tuned)
+    del tuned
+    with rope_warnings() as warnings:
+        stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        found = {length: hidden_states(stock, ids[None])[0] for length, ids in prompts.items()}
+        load_tokenizer(str(folder))
+    allowed = EXTRA_KEYS[served.rope_parameters["rope_type"]]
+    bad = [text for text in warnings if not ("nrecognized keys" in text and _names(text) <= allowed)]
+    if bad:
+        raise CheckFailed(f"export: transformers warns about the exported rope section: {bad[0]}")
+    differences = {n: _logit_difference(stock, expected[n], found[n]) for n in prompts}
+    worst = max(differences.values())
+    if not worst <= recipe.export.tolerance:
+        raise CheckFailed(
+            f"export: logits of the reloaded checkpoint differ by {worst:.2e} from the tuned model's, more than "
+            f"export.tolerance ({recipe.export.tolerance:.0e}); no checkpoint was written. By length: {differences}"
+        )
+    return {
+        "max_abs_logit_difference": differences,
+        "dtype": "float32",
+        "learned": {k: v for k, v in asdict(learned).items() if k != "facts"},
+        "served": served.config_keys() | {"rope_scaling": "the same as rope_parameters"},
+        "inv_freq": served.inv_freq(learned.facts.dim).tolist(),
+        "attention_factor": learned.attention_factor,
+    }
+
+
+def _prompts(learned: Learned, vocabulary: int) -> dict[int, Tensor]:
+    """Random token ids at lengths below, at and above the native window, up to the last position served."""
+    generator = torch.Generator().manual_seed(0)
+    native, window = learned.native, learned.window
+    lengths = sorted({max(2, native // 2), native, min(native + 1, window), min(2 * native, window), window})
+    return {n: torch.randint(vocabulary, (n,), generator=generator) for n in lengths}
+
+
+def _logit_difference(model: PreTrainedModel, one: Tensor, other: Tensor) -> float:
+    """Largest difference of any logit at any position, chunk by chunk."""
+    head, transform = model.get_output_embeddings(), logit_transform(model.config)
+
+    def logits(hidden: Tensor) -> Tensor:
+        values: Tensor = head(hidden)
+        return transform(values) if transform else values
+
+    pairs = zip(one.split(CHUNK), other.split(CHUNK), strict=True)
+    return max((logits(a) - logits(b)).abs().max().item() for a, b in pairs)
+
+
+@contextmanager
+def rope_warnings() -> Iterator[list[str]]:
+    """Collect what transformers says about rope sections; it warns where other libraries would raise."""
+    texts: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "rope" in record.getMessage().lower():
+                texts.append(record.getMessage())
+
+    # Rope sections are checked in configuration and modeling modules alike; all log below this one.
+    logger, collector = logging.getLogger("transformers"), Collector(level=logging.WARNING)
+    level = logger.level
+    logger.addHandler(collector)
+    logger.setLevel(logging.WARNING)
+    try:
+        yield texts
+    finally:
+        logger.removeHandler(collector)
+        logger.setLevel(level)
+
+
+def _names(text: str) -> set[str]:
+    """The keys a message lists in braces at its end: "...: {'a', 'b'}"."""
+    return {name.strip(" '\"") for name in text[text.rfind("{") + 1 : text.rfind("}")].split(",")}
+
+
+def _into_place(partial: Path, target: Path) -> None:
+    """Flush every file to disk, then swap the checkpoint in."""
+    for path in partial.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    replaced = target.with_name(".export.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if target.exists():
+        target.rename(replaced)
+    partial.rename(target)
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -1,0 +1,75 @@
+"""Negative log-likelihood by position, kept as (sum, count) pairs until the last line.
+
+Shapes: a document is `[T]` token ids; its nats are `[T - 1]`, entry i for predicting token i + 1.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .families import logit_transform
+from .objectives import exact_nats, hidden_states
+
+
+@dataclass(frozen=True)
+class Nats:
+    """A sum of nats and the number of tokens it is over; adds up over documents and buckets."""
+
+    total: float
+    count: int
+
+    def __add__(self, other: "Nats") -> "Nats":
+        return Nats(self.total + other.total, self.count + other.count)
+
+    @property
+    def mean(self) -> float:
+        """Nats per token."""
+        return self.total / self.count if self.count else float("nan")
+
+
+@torch.no_grad()
+def full_nats(model: PreTrainedModel, document: Tensor) -> Tensor:
+    """Every token predicted from all tokens before it, in one forward: the `truncate` protocol. CPU `[T - 1]`."""
+    ids = document.to(model.device)
+    hidden = hidden_states(model, ids[None, :-1])[0]
+    head = model.get_output_embeddings()
+    return exact_nats(hidden, ids[1:], head, logit_transform(model.config)).cpu()
+
+
+@torch.no_grad()
+def slid_nats(model: PreTrainedModel, document: Tensor, native: int, stride: int) -> Tensor:
+    """The native window slid over the document: the honest baseline. CPU `[T - 1]`.
+
+    Up to the native window this is `full_nats`; beyond, every token is predicted from between
+    `native - stride` and `native - 1` tokens before it, at native positions.
+    """
+    if len(document) <= native:
+        return full_nats(model, document)
+    parts = [full_nats(model, document[:native])]
+    done = native
+    while done < len(document):
+        end = min(done + stride, len(document))
+        window = full_nats(model, document[end - native : end])
+        parts.append(window[-(end - done) :])
+        done = end
+    return torch.cat(parts)
+
+
+def bucket_edges(length: int, buckets: int) -> list[int]:
+    """`buckets` equal ranges of positions from 0 to `length`."""
+    return [round(length * b / buckets) for b in range(buckets + 1)]
+
+
+def by_position(nats: Tensor, edges: list[int]) -> list[Nats]:
+    """Nats of the predicted tokens at positions `edges[b]` to `edges[b + 1] - 1`; position 0 has none."""
+    return [
+        span_nats(nats, max(low, 1), high) for low, high in zip(edges, edges[1:], strict=False)
+    ]
+
+
+def span_nats(nats: Tensor, low: int, high: int) -> Nats:
+    """Nats of the predicted tokens at positions `low` (at least 1) to `high - 1`."""
+    span = nats[low - 1 : high - 1].double()
+    return Nats(span.sum().item(), span.numel())

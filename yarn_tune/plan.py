@@ -1,0 +1,186 @@
+"""What a run will read, cover and cost, before it starts. Never trains and never downloads.
+
+Cost model. With frozen weights a step is one forward, one backward that computes gradients of activations only
+(about one forward), and with checkpointing one more forward: 2 or 3 forwards of 2 x parameters x tokens plus
+4 x layers x width x tokens^2 / 2 (causal attention) floating-point operations. Memory counts frozen weights,
+what checkpointing keeps (one hidden state a layer and token), and the working set of one layer. It is an
+estimate for choosing a row length, not a promise.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from .data import RowSet, build_rows, missing_files
+from .errors import UserError
+from .families import is_hub_id, load_config, load_tokenizer, rope_facts
+from .objectives import CHUNK
+from .positions import Coverage, coverage, place_contiguous
+from .packing import Row
+from .recipe import Recipe
+from .tunable import Start
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Figures of one step in one process."""
+
+    parameters: int
+    step_flops: float
+    weights_gib: float
+    activations_gib: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything `yarn-tune plan` prints; None where the base or the documents are not at hand."""
+
+    recipe: Recipe
+    start: Start | None
+    learned_numbers: int | None
+    cost: Cost | None
+    rows: RowSet | None
+    coverage: Coverage
+    notes: list[str]
+
+    def text(self) -> str:
+        """For people."""
+        recipe, train = self.recipe, self.recipe.train
+        tokens = train.steps * train.batch_rows * recipe.row_tokens()
+        lines = [f"{recipe.name}: {recipe.base.model} to a window of {recipe.rope.window} tokens"]
+        if self.start is not None:
+            lines.append(
+                f"  learns    {self.learned_numbers} numbers ({recipe.rope.learn}), from YaRN at factor "
+                f"{self.start.factor:g} over a native window of {self.start.native}"
+            )
+        lines.append(
+            f"  reads     {train.steps} steps x {train.batch_rows} rows x {recipe.row_tokens()} = {tokens:,} tokens"
+        )
+        if self.rows is not None:
+            lines.append(f"  rows      {_rows_text(self.rows)}")
+        if self.cost is not None:
+            cost = self.cost
+            lines.append(
+                f"  costs     {cost.step_flops / 1e12:.3g} TFLOP a step, {cost.step_flops * train.steps / 1e15:.3g} "
+                f"PFLOP in all: about {_duration(cost.step_flops * train.steps / 1e14)} at 100 TFLOP/s (a GPU), "
+                f"{_duration(cost.step_flops * train.steps / 1e11)} at 0.1 (two CPU cores)"
+            )
+            lines.append(
+                f"  memory    {cost.weights_gib:.2f} GiB weights + about {cost.activations_gib:.2f} GiB a process"
+            )
+        lines += ["  covers    relative distances trained (share of pairs):", *_histogram(self.coverage)]
+        return "\n".join([*lines, *(f"  note      {note}" for note in self.notes)])
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Work out a recipe's plan.
+
+    Raises:
+        UserError: for what would stop the run, except a base or documents that the recipe says how to prepare,
+            or that are on the hub: those become notes.
+    """
+    notes: list[str] = []
+    config = _config(recipe, notes)
+    start = None if config is None else Start.of(rope_facts(config), recipe.rope)
+    rows = _rows(recipe, notes) if config is not None else None
+    if rows is None:
+        tokens = recipe.row_tokens()
+        covered = coverage([place_contiguous(Row([0] * tokens, [tokens]))], recipe.rope.window)
+        notes.append("coverage is that of full contiguous rows, since the documents were not read")
+    else:
+        covered = rows.coverage(recipe.rope.window)
+        if len(rows.rows) < recipe.rows():
+            notes.append(f"{recipe.rows()} rows are read but the documents give {len(rows.rows)}: some are read again")
+    if covered.untrained > 0:
+        notes.append(
+            f"WARNING: {covered.untrained:.0%} of the target window's distances are never trained; use longer rows "
+            "(data.row_tokens), data.packing: long, or longer documents"
+        )
+    if recipe.data.positions == "skip":
+        notes.append("WARNING: skip rows are an experiment: with frozen weights they favour local text (README)")
+    numbers = None if start is None else _learned_numbers(recipe, start)
+    cost = None if config is None else estimate_cost(recipe, config)
+    return Plan(recipe, start, numbers, cost, rows, covered, notes)
+
+
+def _learned_numbers(recipe: Recipe, start: Start) -> int:
+    return {"scale": 2, "ramp": 4, "frequency": start.facts.dim // 2 + 1}[recipe.rope.learn]
+
+
+def _config(recipe: Recipe, notes: list[str]) -> PreTrainedConfig | None:
+    """The base's config if it is on this machine."""
+    try:
+        return load_config(recipe.base.model, recipe.base.revision, local_only=True)
+    except UserError:
+        if is_hub_id(recipe.base.model):
+            notes.append(f"{recipe.base.model} is not in the local hub cache, so cost and documents are not read")
+        elif recipe.base.prepare:
+            notes.append(f"the base is not here yet: run `{recipe.base.prepare}`")
+        else:
+            raise
+        return None
+
+
+def _rows(recipe: Recipe, notes: list[str]) -> RowSet | None:
+    """The run's rows if all documents are on this machine."""
+    if any(name.startswith("hub:") for name in recipe.data.train):
+        notes.append("documents are streamed from the hub, so they are not read for a plan")
+        return None
+    if missing_files(recipe) and recipe.data.prepare:
+        notes.append(f"documents are not here yet: run `{recipe.data.prepare}`")
+        return None
+    return build_rows(recipe, load_tokenizer(recipe.base.model, recipe.base.revision))
+
+
+def estimate_cost(recipe: Recipe, config: PreTrainedConfig) -> Cost:
+    """Floating-point operations and memory of a step; see the module docstring."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    parameters = model.num_parameters()
+    embedding = 0 if config.tie_word_embeddings else model.get_input_embeddings().weight.numel()
+    layers, width = config.num_hidden_layers, config.hidden_size
+    tokens = recipe.row_tokens()
+    micro = recipe.train.micro_rows * tokens
+    heads_width = config.num_attention_heads * (getattr(config, "head_dim", None) or width // config.num_attention_heads)
+    forward = 2 * (parameters - embedding) * tokens + 2 * layers * heads_width * tokens**2
+    forwards = 3 if recipe.train.gradient_checkpointing else 2
+    size = 2 if recipe.base.dtype == "bfloat16" else 4
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    layer = micro * (8 * width + 4 * heads_width + 3 * inner) * size
+    kept = layers * micro * width * size if recipe.train.gradient_checkpointing else layers * layer
+    logits = 3 * CHUNK * config.vocab_size * 4
+    return Cost(
+        parameters,
+        float(forwards * forward * recipe.train.batch_rows),
+        parameters * size / 2**30,
+        (kept + layer + logits) / 2**30,
+    )
+
+
+def _rows_text(rows: RowSet) -> str:
+    if rows.packed is None:
+        return f"{len(rows.rows)} skip rows drawn from the documents"
+    packed = rows.packed
+    return (
+        f"{len(rows.rows)} of {rows.available} rows; {packed.documents} documents, {packed.tokens:,} tokens; "
+        f"{packed.whole_rows} rows within one document, {len(packed.rows) - packed.whole_rows} joined or shared, "
+        f"{packed.padding} tokens of filler"
+    )
+
+
+def _histogram(covered: Coverage) -> list[str]:
+    total = sum(covered.pairs)
+    lines = []
+    for low, high, pairs in zip(covered.edges, covered.edges[1:], covered.pairs, strict=False):
+        share = pairs / total if total else 0.0
+        bar = "#" * max(round(40 * share), 1 if pairs else 0)
+        lines.append(f"            {low:>7} to {high - 1:<7} {share:6.1%} {bar}")
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"

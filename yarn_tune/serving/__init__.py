@@ -1,0 +1,1 @@
+"""How learned numbers reach a server."""

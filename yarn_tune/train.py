@@ -1,0 +1,268 @@
+"""The loop: a few learned numbers, a frozen model, a few hundred steps. Read it from top to bottom.
+
+A step reads `batch_rows` rows (the same whatever the number of processes), sums nats over micro-batches, clips,
+and moves the numbers. The rate and the rows of a step are functions of the step's number, so a run continued
+from a checkpoint ends with the same values, bit for bit, as one that was never interrupted.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from .checkpoint import (
+    State,
+    latest_state,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_state,
+    write_atomically,
+    write_json,
+)
+from .data import RowSet, build_rows
+from .errors import CheckFailed, UserError
+from .families import load_config, load_model, load_tokenizer, rope_facts, switch_off_dropout
+from .objectives import NextToken
+from .positions import Placed
+from .recipe import Recipe
+from .runtime import environment, start
+from .tunable import Learned, Start, TunableRotary, attach
+
+RERUN_FREELY = ("eval", "export", "runtime")
+"""Recipe sections that may change between the parts of an interrupted run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and its recipe."""
+
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def numbers_path(self) -> Path:
+        """Where the learned offsets are, once training is done."""
+        return self.folder / "learned.safetensors"
+
+
+def train(run: Run) -> Learned:
+    """Learn the recipe's numbers, from the start or from the last checkpoint.
+
+    Raises:
+        UserError: if the recipe, the base or the documents do not allow it.
+        CheckFailed: if the loss became NaN or infinite; the last good state is kept.
+    """
+    recipe = run.recipe
+    config = load_config(recipe.base.model, recipe.base.revision)
+    begin = Start.of(rope_facts(config), recipe.rope)
+    rows = build_rows(recipe, load_tokenizer(recipe.base.model, recipe.base.revision))
+    claim_folder(run)
+    accelerator = start(recipe, run.folder)
+
+    model = load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype).to(accelerator.device)
+    switch_off_dropout(model)
+    rotary = attach(model, begin, recipe.rope.learn)
+    if recipe.train.gradient_checkpointing:
+        checkpoint_layers(model)
+    model.train()
+
+    learned = fit(run, accelerator, model, rotary, rows)
+    if accelerator.is_main_process:
+        write_atomically(run.numbers_path, save(rotary.numbers()))
+        write_json(run.folder / "learned.json", {"learn": learned.learn, **learned.summary()})
+    accelerator.wait_for_everyone()
+    return learned
+
+
+def fit(
+    run: Run, accelerator: Accelerator, model: PreTrainedModel, rotary: TunableRotary, rows: RowSet
+) -> Learned:
+    """The steps themselves."""
+    recipe, settings = run.recipe, run.recipe.train
+    optimizer = make_optimizer(rotary, recipe)
+    objective, optimizer = accelerator.prepare(NextToken(model), optimizer)
+    done = resume(run, rotary, optimizer)
+    log = MetricsLog(run, accelerator, done)
+    bar = tqdm(
+        total=settings.steps, initial=done, unit="step", disable=not accelerator.is_main_process, file=sys.stderr
+    )
+
+    for step in range(done, settings.steps):
+        begun = time.monotonic()
+        set_rates(optimizer, recipe, step)
+
+        # Forward and backward, micro-batch by micro-batch; every process knows the whole batch's targets.
+        batch = rows.batch(step, settings.batch_rows, settings.seed)
+        targets = sum(row.targets for row in batch)
+        mine = batch[accelerator.process_index :: accelerator.num_processes]
+        total = torch.zeros((), device=accelerator.device)
+        for at in range(0, len(mine), settings.micro_rows):
+            nats = objective(**collate(mine[at : at + settings.micro_rows], accelerator.device))
+            # Gradients are averaged over processes, and the loss is a mean over all processes' targets.
+            accelerator.backward(nats * accelerator.num_processes / targets)
+            total += nats.detach()
+        loss = accelerator.reduce(total, reduction="sum").item() / targets
+
+        # One update, unless it would spoil what was learned.
+        parameters = list(rotary.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip or math.inf).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            checkpoint_now(run, accelerator, rotary, optimizer, step)
+            raise CheckFailed(
+                f"step {step + 1}: loss {loss}, gradient norm {norm}; the values after step {step} are kept in "
+                f"{run.folder / 'checkpoints'}. Lower train.learning_rate, or look at the documents of this step"
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+
+        # Tell, and save.
+        seconds = time.monotonic() - begun
+        log.write(step + 1, loss, norm, len(batch) * recipe.row_tokens(), seconds, rotary.learned())
+        bar.set_postfix_str(progress_text(loss, rotary.learned(), len(batch) * recipe.row_tokens() / seconds))
+        bar.update()
+        if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
+            checkpoint_now(run, accelerator, rotary, optimizer, step + 1)
+
+    bar.close()
+    accelerator.end_training()
+    return rotary.learned()
+
+
+def make_optimizer(rotary: TunableRotary, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW over the learned offsets; weight decay pulls them to zero, which is search-free YaRN."""
+    groups = [{"params": members, "name": kind} for kind, members in rotary.parameter_groups().items()]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), weight_decay=recipe.train.weight_decay)
+
+
+def rate_share(step: int, steps: int, warmup: float) -> float:
+    """Share of the peak rate at a step: linear warm-up, then a cosine down to a tenth."""
+    rising = warmup * steps
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    progress = (step - rising) / max(1.0, steps - rising)
+    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int) -> None:
+    """Give each kind of number its rate for this step."""
+    share = rate_share(step, recipe.train.steps, recipe.train.warmup)
+    rates = recipe.train.rates()
+    for group in optimizer.param_groups:
+        group["lr"] = share * (rates.frequency if group["name"] == "frequency" else rates.temperature)
+
+
+def collate(rows: list[Placed], device: torch.device) -> dict[str, Tensor]:
+    """Rows as tensors `[b, n]`. Joined rows get an all-ones mask, which lets spans see each other."""
+    batch = {
+        "input_ids": torch.tensor([row.input_ids for row in rows], device=device),
+        "position_ids": torch.tensor([row.position_ids for row in rows], device=device),
+        "labels": torch.tensor([row.labels for row in rows], device=device),
+    }
+    if rows[0].joined:
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    return batch
+
+
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """Non-reentrant gradient checkpointing; transformers 5.20 renamed the switch."""
+    enable: Callable[..., Any] = getattr(
+        model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
+    )
+    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def claim_folder(run: Run) -> None:
+    """Write the recipe into the run folder, or check that the folder is this very run's.
+
+    Raises:
+        UserError: if the folder holds a run with other values.
+    """
+    path = run.folder / "recipe.yaml"
+    now = run.recipe.to_dict()
+    if path.is_file():
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        changed = [
+            f"{section}: {before.get(section)} -> {now[section]}"
+            for section in now
+            if section not in RERUN_FREELY and before.get(section) != now[section]
+        ]
+        if changed:
+            raise UserError(
+                f"{run.folder} holds a run with other values; give this one another name (name=...) or delete "
+                "the folder:\n  " + "\n  ".join(changed)
+            )
+    write_atomically(path, yaml.safe_dump(now, sort_keys=False).encode())
+
+
+def resume(run: Run, rotary: TunableRotary, optimizer: torch.optim.Optimizer) -> int:
+    """Load the newest whole checkpoint; the number of steps done."""
+    state = latest_state(run.folder / "checkpoints")
+    if state is None:
+        return 0
+    rotary.load_numbers(state.numbers)
+    load_optimizer_tensors(optimizer, state.optimizer)
+    return state.step
+
+
+def checkpoint_now(
+    run: Run, accelerator: Accelerator, rotary: TunableRotary, optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    """Save the state after `step` steps, in one process."""
+    if accelerator.is_main_process:
+        state = State(step, rotary.numbers(), optimizer_tensors(optimizer))
+        save_state(run.folder / "checkpoints", state, run.recipe.train.keep_checkpoints)
+
+
+def progress_text(loss: float, learned: Learned, speed: float) -> str:
+    """Loss, learned values and tokens per second, for the progress bar."""
+    values = " ".join(f"{name} {value:.4g}" for name, value in learned.summary().items())
+    return f"loss {loss:.4f} {values} {speed:.0f} tok/s"
+
+
+class MetricsLog:
+    """`metrics.jsonl` (one object a step) and the trackers."""
+
+    def __init__(self, run: Run, accelerator: Accelerator, done: int) -> None:
+        self.accelerator = accelerator
+        self.path = run.folder / "metrics.jsonl"
+        if not accelerator.is_main_process:
+            return
+        # Steps after the checkpoint will be done again, so their lines go.
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        kept = [line for line in lines[:done] if line.endswith("}}")]
+        write_atomically(self.path, "".join(f"{line}\n" for line in kept).encode())
+        write_json(run.folder / "environment.json", environment(accelerator))
+        accelerator.init_trackers("yarn_tune", config=_flat(run.recipe.to_dict()))
+
+    def write(
+        self, step: int, loss: float, norm: float, tokens: int, seconds: float, learned: Learned
+    ) -> None:
+        """Log one step."""
+        values = {"loss": loss, "gradient_norm": norm, "tokens": tokens, "seconds": round(seconds, 3)}
+        if self.accelerator.is_main_process:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values, "learned": learned.summary()}) + "\n")
+        self.accelerator.log({**values, **learned.summary()}, step=step)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
+    """Nested values under dotted keys, as trackers want them."""
+    flat: dict[str, str | int | float | bool] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, (str, int, float, bool)) else str(value)
+    return flat
