@@ -9,7 +9,6 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,11 +175,12 @@ def collate(rows: list[Placed], device: torch.device) -> dict[str, Tensor]:
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:
-    """Non-reentrant gradient checkpointing; transformers 5.20 renamed the switch."""
-    enable: Callable[..., Any] = getattr(
-        model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
-    )
-    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    """Non-reentrant gradient checkpointing; the switch has a new name in newer releases of transformers."""
+    options = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(options)
+    else:
+        model.gradient_checkpointing_enable(options)
 
 
 def claim_folder(run: Run) -> None:

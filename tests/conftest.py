@@ -1,0 +1,132 @@
+"""Tiny random models of every family, tiny documents, and transformers' rope warnings as failures."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+NATIVE = 64
+VOCABULARY = 128
+
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": NATIVE,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+FAMILY_SIZES: dict[str, dict[str, object]] = {
+    "cohere": {},
+    "gemma": {"head_dim": 16},
+    "gpt_neox": {"rotary_pct": 0.25, "hidden_size": 128},
+    "granite": {},
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 2},
+    "olmo2": {},
+    "phi": {"partial_rotary_factor": 0.5},
+    "qwen2": {},
+    "qwen3": {"head_dim": 32},
+    "smollm3": {"num_hidden_layers": 4},
+    "stablelm": {"partial_rotary_factor": 0.25, "hidden_size": 128},
+    "starcoder2": {"sliding_window": None},
+}
+"""What a small config of each supported family needs beyond `SMALL`."""
+
+
+def tiny_config(family: str, **extra: object):
+    return AutoConfig.for_model(family, **{**SMALL, **FAMILY_SIZES.get(family, {}), **extra})
+
+
+def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32, **extra: object):
+    """A small random model whose attention is sharp enough for positions to matter."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(family, **extra), dtype=dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.15)
+            elif "bias" in name:
+                parameter.normal_(0, 0.02)
+    model.config.use_cache = False
+    return model.eval()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word `w0` .. `w126`; id 0 ends a text."""
+    vocabulary = {"<end>": 0, **{f"w{i}": i + 1 for i in range(VOCABULARY - 1)}}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", model_max_length=NATIVE)
+
+
+def save_tiny(folder: Path, family: str = "llama", **extra: object) -> Path:
+    """A checkpoint folder with model and tokenizer."""
+    tiny_model(family, **extra).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def words(count: int, seed: int) -> str:
+    generator = torch.Generator().manual_seed(seed)
+    return " ".join(f"w{i}" for i in torch.randint(VOCABULARY - 1, (count,), generator=generator).tolist())
+
+
+def write_documents(path: Path, lengths: list[int], seed: int = 0) -> Path:
+    lines = [json.dumps({"text": words(n, seed + i)}) for i, n in enumerate(lengths)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def recipe_tree(base: Path, folder: Path, **train: object) -> dict[str, object]:
+    """A small valid recipe over `base`, with documents written into `folder`."""
+    return {
+        "name": "small",
+        "base": {"model": str(base), "dtype": "float32"},
+        "rope": {"window": 256},
+        "data": {
+            "train": [str(write_documents(folder / "train.jsonl", [700, 300, 90, 40]))],
+            "heldout": [str(write_documents(folder / "heldout.jsonl", [600, 300], seed=50))],
+        },
+        "train": {"steps": 4, "batch_rows": 2, "checkpoint_every": 2, **train},
+        "eval": {"documents": 2},
+    }
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YARN_TUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(autouse=True)
+def _rope_warnings_fail(request: pytest.FixtureRequest):
+    """transformers warns where it should raise; a rope warning nobody expects fails the test.
+
+    Mark a test `rope_warnings` where the warning is the point.
+    """
+    seen: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = record.getMessage()
+            deliberate = any(key in text for key in ("{'attn_factor'}", "'short_mscale'", "'long_mscale'"))
+            if "rope" in text.lower() and not deliberate:
+                seen.append(text)
+
+    logger, collector = logging.getLogger("transformers"), Collector(level=logging.WARNING)
+    logger.addHandler(collector)
+    yield
+    logger.removeHandler(collector)
+    if not request.node.get_closest_marker("rope_warnings"):
+        assert not seen

@@ -1,0 +1,234 @@
+"""The trainable rotary module: identity, gradients and frozen weights, for every family."""
+
+import math
+
+import pytest
+import torch
+from conftest import FAMILY_SIZES, NATIVE, VOCABULARY, tiny_config, tiny_model
+from transformers import AutoModelForCausalLM
+
+from yarn_tune.errors import UserError
+from yarn_tune.families import FAMILIES, rope_facts, rotary_site
+from yarn_tune.objectives import NextToken
+from yarn_tune.recipe import Rope
+from yarn_tune.rope import yarn_attention_factor
+from yarn_tune.tunable import Start, attach, attach_fixed, detach
+from yarn_tune.train import checkpoint_layers
+
+WINDOW = 4 * NATIVE
+IDS = torch.randint(VOCABULARY, (2, 200), generator=torch.Generator().manual_seed(1))
+SHORT = torch.randint(VOCABULARY, (8, 32), generator=torch.Generator().manual_seed(2))
+LEARN = ("scale", "ramp", "frequency")
+
+
+def start_of(model, window: int = WINDOW, **rope: object) -> Start:
+    return Start.of(rope_facts(model.config), Rope(window=window, **rope))
+
+
+def loss_of(model, ids: torch.Tensor = IDS) -> torch.Tensor:
+    positions = torch.arange(ids.shape[1]).expand_as(ids)
+    labels = torch.cat([ids[:, 1:], torch.full((len(ids), 1), -100)], 1)
+    return NextToken(model)(ids, positions, labels) / (labels != -100).sum()
+
+
+def test_every_supported_family_is_tested():
+    assert set(FAMILY_SIZES) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("learn", LEARN)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_start_is_stock_yarn(family, learn):
+    """Untrained, the tuned model computes what the stock model does under a plain YaRN config, to the bit."""
+    model = tiny_model(family)
+    begin = start_of(model)
+    stock = AutoModelForCausalLM.from_config(model.config)
+    stock.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        plain = model(IDS, use_cache=False).logits
+        attach(model, begin, learn)
+        tuned = model(IDS, use_cache=False).logits
+    config = tiny_config(family)
+    facts = begin.facts
+    config.head_dim = facts.head_dim
+    config.max_position_embeddings = WINDOW
+    config.rope_parameters = {
+        "rope_type": "yarn",
+        "rope_theta": facts.theta,
+        "factor": 4.0,
+        "original_max_position_embeddings": NATIVE,
+        "partial_rotary_factor": facts.partial_rotary_factor,
+    }
+    yarn = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    yarn.load_state_dict(stock.state_dict())
+    with torch.no_grad():
+        expected = yarn(IDS, use_cache=False).logits
+    assert not torch.allclose(plain, expected, atol=1e-3), "positions must matter for this test to mean anything"
+    # `ramp` goes through unrounded betas that reproduce the rounded ramp to an ulp or two.
+    torch.testing.assert_close(tuned, expected, rtol=0, atol=0 if learn == "frequency" else 2e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attach_at_factor_one_is_the_base_and_detach_restores_it(family):
+    model = tiny_model(family)
+    parent, name = rotary_site(model)
+    stock = getattr(parent, name)
+    with torch.no_grad():
+        before = model(IDS[:, :NATIVE], use_cache=False).logits
+        attach(model, start_of(model, NATIVE), "frequency")
+        during = model(IDS[:, :NATIVE], use_cache=False).logits
+        detach(model)
+        after = model(IDS[:, :NATIVE], use_cache=False).logits
+    torch.testing.assert_close(during, before, rtol=0, atol=1e-5)
+    assert torch.equal(after, before)
+    assert getattr(parent, name) is stock
+
+
+@pytest.mark.parametrize("learn", LEARN)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_match_finite_differences(family, learn):
+    """Along the gradient itself, where the signal is largest; in float32 the noise is about 1e-3."""
+    model = tiny_model(family)
+    rotary = attach(model, start_of(model), learn)
+    with torch.no_grad():  # off the start, where the ramp of `ramp` has its kinks exactly on pairs
+        origin = [p.add_(0.07).clone() for p in rotary.parameters()]
+    loss_of(model, SHORT).backward()
+    gradients = [p.grad.clone() for p in rotary.parameters()]
+    norm = math.sqrt(sum(g.square().sum().item() for g in gradients))
+    assert norm > 1e-5
+    errors = []
+    for step in (5e-2, 1e-2, 2e-3, 5e-4, 1e-4):  # curvature spoils the large ones, rounding the small ones
+        values = []
+        with torch.no_grad():
+            for sign in (1, -1):
+                for parameter, gradient, at in zip(rotary.parameters(), gradients, origin, strict=True):
+                    parameter.copy_(at + sign * step * gradient / norm)
+                values.append(loss_of(model, SHORT).double().item())
+        errors.append(abs((values[0] - values[1]) / (2 * step) / norm - 1))
+    assert min(errors) < 0.02
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_the_learned_numbers_move(family):
+    model = tiny_model(family)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    rotary = attach(model, start_of(model), "ramp")
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    for _ in range(3):
+        loss_of(model).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(bool((p != 0).all()) for p in rotary.parameters())
+    detach(model)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize(("learn", "count"), [("scale", 2), ("ramp", 4), ("frequency", 9)])
+def test_shapes_and_counts(learn, count):
+    model = tiny_model()
+    rotary = attach(model, start_of(model), learn)
+    assert sum(p.numel() for p in rotary.parameters()) == count
+    assert {p.numel() for p in model.parameters() if p.requires_grad} <= {1, 8}
+    assert all(p.ndim == 1 and p.dtype == torch.float32 for p in rotary.parameters())
+
+
+def test_learned_numbers_stay_float32():
+    model = tiny_model()
+    rotary = attach(model, start_of(model), "frequency")
+    model.to(torch.bfloat16)
+    assert all(p.dtype == torch.float32 for p in rotary.parameters())
+    assert rotary.table()[0].dtype == torch.float32
+    model.to("meta")
+    assert all(p.device.type == "meta" for p in rotary.parameters())
+
+
+def test_checkpointing_gives_the_same_gradient_and_reentrant_would_fail():
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_model()
+        rotary = attach(model, start_of(model), "ramp")
+        model.train()
+        if checkpointing:
+            checkpoint_layers(model)
+        loss_of(model).backward()
+        gradients.append([p.grad for p in rotary.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_saving_while_attached_is_refused(tmp_path):
+    model = tiny_model()
+    attach(model, start_of(model), "scale")
+    with pytest.raises(RuntimeError, match="detach"):
+        model.save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="detach"):
+        model.state_dict()
+    with pytest.raises(RuntimeError, match="attached already"):
+        attach(model, start_of(model), "scale")
+    detach(model)
+    model.save_pretrained(tmp_path)
+    assert not [name for name in model.state_dict() if "log_" in name]
+
+
+def test_learned_values_in_natural_units():
+    model = tiny_model()
+    rotary = attach(model, start_of(model, factor=3.5), "ramp")
+    start = rotary.learned()
+    assert start.scale == pytest.approx(3.5)
+    assert start.attention_factor == pytest.approx(yarn_attention_factor(3.5))
+    with torch.no_grad():
+        rotary.offsets["log_scale"].fill_(math.log(10))
+        rotary.log_temperature.fill_(math.log(4))
+    moved = rotary.learned()
+    assert moved.scale == pytest.approx(35), "never clamped to the start"
+    assert moved.temperature == pytest.approx(4 * start.temperature)
+    assert moved.attention_factor == pytest.approx(start.attention_factor / 2)
+    torch.testing.assert_close(moved.inv_freq(), rotary.table()[0].detach(), rtol=2e-7, atol=0)
+
+
+def test_frequency_factors_rebuild_the_table():
+    model = tiny_model()
+    rotary = attach(model, start_of(model), "frequency")
+    with torch.no_grad():
+        rotary.offsets["log_factor"].uniform_(-1, 1)
+    torch.testing.assert_close(rotary.learned().inv_freq(), rotary.table()[0].detach(), rtol=2e-7, atol=0)
+
+
+def test_numbers_that_do_not_fit_are_refused():
+    rotary = attach(model := tiny_model(), start_of(model), "scale")
+    with pytest.raises(UserError, match="do not fit"):
+        rotary.load_numbers({"log_temperature": torch.zeros(1)})
+    bad = rotary.numbers() | {"log_temperature": torch.tensor([float("nan")])}
+    with pytest.raises(UserError, match="NaN"):
+        rotary.load_numbers(bad)
+
+
+def test_a_fixed_table_follows_the_length_read():
+    model = tiny_model()
+    lengths: list[int] = []
+
+    def table_of(length: int):
+        lengths.append(length)
+        return torch.ones(8) / length, 1.0
+
+    attach_fixed(model, table_of)
+    with torch.no_grad():
+        model(IDS[:, :50], use_cache=False)
+    assert lengths == [50]
+
+
+@pytest.mark.parametrize(
+    ("family", "extra", "reason"),
+    [
+        ("gpt2", {}, "no rotary position embeddings"),
+        ("mistral", {"sliding_window": 32}, "sliding window"),
+        ("gemma3_text", {"head_dim": 16}, "not supported"),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_type 'linear'"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_with_the_reason(family, extra, reason):
+    with pytest.raises(UserError, match=reason):
+        rope_facts(tiny_config(family, **extra))
+
+
+def test_a_window_below_the_native_one_is_refused():
+    with pytest.raises(UserError, match="smaller than the base model's native window 64"):
+        start_of(tiny_model(), window=32)
