@@ -1,0 +1,133 @@
+"""Documents of every kind, and every way a file can be bad."""
+
+import gzip
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from conftest import recipe_tree, tiny_tokenizer, words, write_documents
+from yarn_tune.data import build_rows, heldout_excerpts, missing_files
+from yarn_tune.errors import UserError
+from yarn_tune.recipe import parse_recipe
+
+
+def recipe_with(tmp_path, files, *overrides, **keys):
+    tree = recipe_tree(tmp_path, tmp_path)
+    tree["data"] |= {"train": [str(file) for file in files], **keys}
+    return parse_recipe(tree, list(overrides))
+
+
+def all_tokens(rows):
+    return sorted(token for row in rows.rows for token in row.input_ids)
+
+
+def test_every_kind_of_file_gives_the_same_rows(tmp_path):
+    texts = [words(300, 1), words(400, 2)]
+    records = [{"text": text} for text in texts]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "a.jsonl").write_text(lines)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "a.parquet")
+    for number, text in enumerate(texts):
+        (tmp_path / f"t{number}.txt").write_text(text)
+    ids = [tiny_tokenizer()(text)["input_ids"] for text in texts]
+    (tmp_path / "ids.jsonl").write_text("".join(json.dumps({"input_ids": i}) + "\n" for i in ids))
+    expected = None
+    for files in (["a.jsonl"], ["a.jsonl.gz"], ["a.parquet"], ["t*.txt"], ["ids.jsonl"]):
+        recipe = recipe_with(tmp_path, [tmp_path / file for file in files], "data.rows=2")
+        found = build_rows(recipe, tiny_tokenizer()).rows
+        expected = expected or found
+        assert found == expected
+    assert len(expected) == 2
+
+
+def test_the_second_reading_comes_from_the_cache(tmp_path, monkeypatch):
+    recipe = recipe_with(tmp_path, [write_documents(tmp_path / "a.jsonl", [700])])
+    tokenizer = tiny_tokenizer()
+    before = build_rows(recipe, tokenizer).rows
+    monkeypatch.setattr("yarn_tune.data._encode", None)
+    assert build_rows(recipe, tokenizer).rows == before
+    write_documents(tmp_path / "a.jsonl", [700], seed=9)
+    with pytest.raises(TypeError):
+        build_rows(recipe, tokenizer)
+
+
+def test_batches_cover_all_rows_before_any_comes_again(tmp_path):
+    recipe = recipe_with(tmp_path, [write_documents(tmp_path / "a.jsonl", [256 * 7])])
+    rows = build_rows(recipe, tiny_tokenizer())
+    assert len(rows.rows) == 7
+    seen = [row for step in range(7) for row in rows.batch(step, 2, seed=3)]
+    first, second = seen[:7], seen[7:]
+    key = lambda row: tuple(row.input_ids)  # noqa: E731
+    assert sorted(first, key=key) == sorted(second, key=key) == sorted(rows.rows, key=key)
+    assert first != second
+    assert rows.batch(5, 2, seed=3) == seen[10:12]
+    assert rows.batch(0, 2, seed=4) != seen[:2] or rows.batch(1, 2, seed=4) != seen[2:4]
+
+
+def test_single_document_rows_come_first_and_short_ones_are_joined(tmp_path):
+    recipe = recipe_with(tmp_path, [write_documents(tmp_path / "a.jsonl", [50] * 20 + [600])], "data.rows=2")
+    rows = build_rows(recipe, tiny_tokenizer())
+    assert rows.packed.whole_rows == 2
+    assert rows.available > 2
+    assert all(0 not in row.input_ids for row in rows.rows), "no document ends inside a row of one document"
+
+
+def test_heldout_excerpts_take_documents_in_turn(tmp_path):
+    recipe = parse_recipe(recipe_tree(tmp_path, tmp_path), [])
+    excerpts = heldout_excerpts(recipe, tiny_tokenizer(), 256, 3)
+    assert [label for label, _ in excerpts] == ["document 1, part 1", "document 2, part 1", "document 1, part 2"]
+    assert all(ids.shape == (256,) for _, ids in excerpts)
+    with pytest.raises(UserError, match="longest of 2 documents has 601 tokens"):
+        heldout_excerpts(recipe, tiny_tokenizer(), 1000, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.jsonl", b"", "every document is empty"),
+        ("blank.txt", b"  \n ", "every document is empty"),
+        ("short.txt", b"w1 w2 w3", "do not fill one row of 256"),
+        ("latin.txt", b"caf\xe9 w1", "not valid UTF-8 at byte 3"),
+        ("latin.jsonl", b'{"text": "caf\xe9"}\n', "not valid UTF-8"),
+        ("broken.jsonl", b'{"text": "a"}\n{"text": \n', "line 2: not JSON"),
+        ("list.jsonl", b"[1, 2]\n", "line 1: a line must be an object"),
+        ("field.jsonl", b'{"body": "a"}\n', "no text under 'text' (found body); name the field in data.text_key"),
+        ("torn.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 999)[:40], "is the file complete?"),
+        ("torn.parquet", b"PAR1 and then nothing", "is the file complete?"),
+        ("wrong.csv", b"a,b", "unknown kind of file; known: .txt"),
+        ("ids.jsonl", b'{"input_ids": [5, 9999]}\n', "input_ids reach 9999, outside the tokenizer's"),
+    ],
+)
+def test_bad_files_give_one_clear_message(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        build_rows(recipe_with(tmp_path, [path]), tiny_tokenizer())
+    assert message in str(caught.value)
+    assert "data.train" in str(caught.value)
+
+
+def test_a_truncated_parquet_file(tmp_path):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"text": words(500, 1)}]), path)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(UserError, match="is the file complete"):
+        build_rows(recipe_with(tmp_path, [path]), tiny_tokenizer())
+
+
+def test_missing_files_name_the_remedy(tmp_path):
+    recipe = recipe_with(tmp_path, ["nowhere/*.txt"])
+    assert missing_files(recipe) == ["nowhere/*.txt"]
+    with pytest.raises(UserError, match="no file matches 'nowhere/\\*.txt'; check the path"):
+        build_rows(recipe, tiny_tokenizer())
+    recipe = recipe_with(tmp_path, ["nowhere/*.txt"], prepare="make documents")
+    with pytest.raises(UserError, match="run `make documents` first"):
+        build_rows(recipe, tiny_tokenizer())
+
+
+def test_skip_rows_without_long_documents(tmp_path):
+    files = [write_documents(tmp_path / "a.jsonl", [100] * 9)]
+    with pytest.raises(UserError, match="use longer documents or a smaller data.row_tokens"):
+        build_rows(recipe_with(tmp_path, files, "data.positions=skip", "data.row_tokens=128"), tiny_tokenizer())
