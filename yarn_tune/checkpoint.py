@@ -84,7 +84,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
     """The optimizer's moments and step counts, flat."""
     states = optimizer.state_dict()["state"]
     return {
-        f"{index}.{name}": value.detach().cpu()
+        f"{index}.{name}": value.detach().cpu().clone()
         for index, state in states.items()
         for name, value in state.items()
     }

@@ -47,6 +47,7 @@ def slid_nats(model: PreTrainedModel, document: Tensor, native: int, stride: int
     """
     if len(document) <= native:
         return full_nats(model, document)
+    stride = min(stride, native - 1)  # a window's first token is never predicted
     parts = [full_nats(model, document[:native])]
     done = native
     while done < len(document):

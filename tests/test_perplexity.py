@@ -1,0 +1,51 @@
+"""Nats by position: a uniform model, hand-worked windows, weights by tokens."""
+
+import math
+
+import pytest
+import torch
+from conftest import NATIVE, VOCABULARY, tiny_model
+from torch.nn import functional as F
+from yarn_tune.perplexity import Nats, bucket_edges, by_position, full_nats, slid_nats, span_nats
+
+IDS = torch.randint(VOCABULARY, (200,), generator=torch.Generator().manual_seed(3))
+
+
+def test_a_uniform_model_has_the_vocabulary_as_its_perplexity():
+    model = tiny_model()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    for nats in (full_nats(model, IDS), slid_nats(model, IDS, NATIVE, 16)):
+        assert nats.shape == (199,)
+        assert math.exp(nats.mean()) == pytest.approx(VOCABULARY, rel=1e-5)
+
+
+def test_full_nats_equal_transformers():
+    model = tiny_model()
+    with torch.no_grad():
+        logits = model(IDS[None], use_cache=False).logits[0, :-1]
+    torch.testing.assert_close(full_nats(model, IDS), F.cross_entropy(logits, IDS[1:], reduction="none"))
+
+
+@pytest.mark.parametrize("stride", [1, 16, 50, NATIVE])
+def test_the_slid_window_predicts_each_token_from_native_tokens_only(stride):
+    model = tiny_model()
+    found = slid_nats(model, IDS, NATIVE, stride)
+    assert found.shape == (199,)
+    torch.testing.assert_close(found[: NATIVE - 1], full_nats(model, IDS[:NATIVE]))
+    # A late token, by hand: its window ends at the next multiple of the stride past the native window.
+    target = 150
+    stride = min(stride, NATIVE - 1)
+    end = min(NATIVE + math.ceil((target + 1 - NATIVE) / stride) * stride, 200)
+    expected = full_nats(model, IDS[end - NATIVE : end])[target - (end - NATIVE) - 1]
+    torch.testing.assert_close(found[target - 1], expected)
+    assert torch.equal(slid_nats(model, IDS[:40], NATIVE, stride), full_nats(model, IDS[:40]))
+
+
+def test_buckets_are_by_position_and_weighted_by_tokens():
+    nats = torch.arange(1.0, 8.0)  # tokens 1 to 7 cost 1 to 7 nats
+    assert bucket_edges(8, 2) == [0, 4, 8]
+    first, second = by_position(nats, [0, 4, 8])
+    assert (first, second) == (Nats(6.0, 3), Nats(22.0, 4))
+    assert (first + second).mean == 4.0
+    assert span_nats(nats, 1, 3) == Nats(3.0, 2)
+    assert math.isnan(Nats(0.0, 0).mean)

@@ -1,0 +1,192 @@
+"""The loop: it learns, it clips, it resumes bit for bit, and it never spoils what it has."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from conftest import recipe_tree, save_tiny
+from safetensors.torch import load_file
+from yarn_tune.checkpoint import latest_state
+from yarn_tune.errors import CheckFailed, UserError
+from yarn_tune.objectives import NextToken
+from yarn_tune.recipe import parse_recipe
+from yarn_tune.train import Run, rate_share, train
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def make_run(base, tmp_path):
+    def make(name="run", *overrides, **settings):
+        recipe = parse_recipe(recipe_tree(base, tmp_path, **settings), list(overrides))
+        return Run(recipe, tmp_path / name)
+
+    return make
+
+
+def numbers(run):
+    return load_file(run.numbers_path)
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("learn", ["scale", "ramp", "frequency"])
+def test_the_loss_falls_on_its_own_rows(make_run, learn):
+    run = make_run("run", f"rope.learn={learn}", "data.rows=2", steps=30, learning_rate=0.03)
+    train(run)
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == list(range(1, 31))
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.01
+    assert all(line["tokens"] == 2 * 256 for line in lines)
+    assert set(lines[0]["learned"]) >= {"temperature"}
+    assert yaml.safe_load((run.folder / "recipe.yaml").read_text()) == run.recipe.to_dict()
+    assert json.loads((run.folder / "environment.json").read_text())["processes"] == 1
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_micro_batches_equal_one_batch(make_run, checkpointing):
+    settings = {"batch_rows": 4, "gradient_checkpointing": checkpointing, "steps": 3}
+    runs = [make_run(f"m{m}", micro_rows=m, **settings) for m in (1, 4)]
+    for run in runs:
+        train(run)
+    for name, value in numbers(runs[0]).items():
+        torch.testing.assert_close(value, numbers(runs[1])[name], rtol=1e-3, atol=1e-5)
+    for one, other in zip(metrics(runs[0]), metrics(runs[1]), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+
+def test_clipping_clips(make_run, monkeypatch):
+    """The gradient that reaches the optimizer has the norm asked for; the logged one is the true norm."""
+    norms: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def spy(self, *args, **kwargs):
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(torch.stack([g.norm() for g in gradients]).norm().item())
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    train(make_run("free", clip=0.0, steps=1))
+    run = make_run("clipped", clip=1e-3, steps=1)
+    train(run)
+    free, clipped = norms
+    assert free > 0.01
+    assert clipped == pytest.approx(1e-3, rel=1e-3)
+    assert metrics(run)[0]["gradient_norm"] == pytest.approx(free, rel=1e-5)
+
+
+def test_weight_decay_pulls_to_search_free_yarn(make_run):
+    runs = [make_run(f"d{decay}", weight_decay=decay, steps=8) for decay in (0.0, 20.0)]
+    for run in runs:
+        train(run)
+    free, pulled = (sum(v.square().sum().item() for v in numbers(run).values()) for run in runs)
+    assert pulled < 0.7 * free
+
+
+def test_rates_rise_then_fall_to_a_tenth():
+    shares = [rate_share(step, 100, 0.1) for step in range(100)]
+    assert shares.index(max(shares)) == 10
+    assert shares[0] < 0.1
+    assert max(shares) == 1.0
+    assert shares[-1] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_nan_stops_with_the_last_good_values(make_run, monkeypatch):
+    run = make_run(steps=6, checkpoint_every=100)
+    forward, calls = NextToken.forward, []
+
+    def spoiled(self, *args, **kwargs):
+        calls.append(1)
+        nats = forward(self, *args, **kwargs)
+        return nats * float("nan") if len(calls) == 7 else nats
+
+    monkeypatch.setattr(NextToken, "forward", spoiled)
+    with pytest.raises(CheckFailed, match="step 4: loss nan"):
+        train(run)
+    state = latest_state(run.folder / "checkpoints")
+    assert state.step == 3
+    assert all(bool(t.isfinite().all()) for t in state.numbers.values())
+    assert not run.numbers_path.exists()
+
+
+def test_a_folder_of_another_run_is_refused(make_run):
+    train(make_run(steps=1))
+    with pytest.raises(UserError, match="steps"):
+        train(make_run(steps=2))
+    train(make_run("run", "eval.documents=1", steps=1))
+
+
+def test_training_again_changes_nothing(make_run):
+    run = make_run()
+    train(run)
+    before, lines = numbers(run), metrics(run)
+    train(run)
+    assert all(torch.equal(before[name], value) for name, value in numbers(run).items())
+    assert metrics(run) == lines
+
+
+def test_more_rows_than_documents_are_read_again(make_run):
+    run = make_run("run", "data.rows=1", steps=3)
+    train(run)
+    assert len(metrics(run)) == 3
+
+
+def test_trackers(make_run, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    run = make_run("run", "runtime.trackers=[tensorboard]", steps=1)
+    train(run)
+    assert list(run.folder.rglob("events.out.tfevents*"))
+
+
+def test_killed_at_any_moment_it_continues_bit_for_bit(make_run, tmp_path):
+    """SIGKILL at random moments, again and again, until the run is through."""
+    whole = make_run("whole", steps=12, checkpoint_every=2, batch_rows=4)
+    train(whole)
+    broken = make_run("broken", steps=12, checkpoint_every=2, batch_rows=4)
+    recipe = tmp_path / "broken.yaml"
+    recipe.write_text(yaml.safe_dump(broken.recipe.to_dict() | {"name": "broken"}))
+    script = (
+        "import sys; from pathlib import Path; from yarn_tune.recipe import load_recipe; "
+        "from yarn_tune.train import Run, train; "
+        f"train(Run(load_recipe({str(recipe)!r}), Path({str(broken.folder)!r})))"
+    )
+    broken.folder.mkdir()
+    saved = yaml.safe_dump(broken.recipe.to_dict(), sort_keys=False)
+    (broken.folder / "recipe.yaml").write_text(saved)
+    recipe.write_text(saved)
+    rng, kills, log = random.Random(0), 0, broken.folder / "metrics.jsonl"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for _ in range(12):
+        process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL)
+        begun, wait = time.time(), None
+        while process.poll() is None:
+            # The clock starts when the loop opens its metrics, so that kills fall into the loop.
+            if wait is None and log.exists() and log.stat().st_mtime > begun:
+                wait = time.time() + rng.uniform(0, 0.6)
+            if wait is not None and kills < 5 and time.time() > wait:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                kills += 1
+            time.sleep(0.01)
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0
+    assert kills >= 3
+    for name, value in numbers(whole).items():
+        assert torch.equal(value, numbers(broken)[name]), name
+    drop = ("seconds",)
+    assert [{k: v for k, v in line.items() if k not in drop} for line in metrics(broken)] == [
+        {k: v for k, v in line.items() if k not in drop} for line in metrics(whole)
+    ]
