@@ -28,7 +28,7 @@ FAMILY_SIZES: dict[str, dict[str, object]] = {
     "cohere": {},
     "gemma": {"head_dim": 16},
     "gpt_neox": {"rotary_pct": 0.25, "hidden_size": 128},
-    "granite": {},
+    "granite": {"attention_multiplier": 0.25},
     "llama": {},
     "mistral": {"sliding_window": None},
     "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 2},

@@ -91,7 +91,9 @@ def test_skip_rows_see_across_their_jumps():
     found = NextToken(model)(**batch)
     # The same by hand: an explicit causal mask over all tokens.
     causal = torch.full((40, 40), torch.finfo(torch.float32).min).triu(1)[None, None]
-    logits = model(batch["input_ids"], position_ids=batch["position_ids"], attention_mask=causal, use_cache=False).logits
+    logits = model(
+        batch["input_ids"], position_ids=batch["position_ids"], attention_mask=causal, use_cache=False
+    ).logits
     expected = F.cross_entropy(logits[0], batch["labels"][0], ignore_index=IGNORED, reduction="sum")
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 

@@ -84,7 +84,11 @@ def test_all_problems_at_once():
 def test_files_that_are_no_recipes(tmp_path):
     with pytest.raises(RecipeError, match="no such file"):
         load_recipe(tmp_path / "missing.yaml")
-    for content, message in ((b"a: [1", "not readable as YAML"), (b"- 1", "mapping of sections"), (b"\xff\xfe", "not")):
+    for content, message in (
+        (b"a: [1", "not readable as YAML"),
+        (b"- 1", "mapping of sections"),
+        (b"\xff\xfe", "not"),
+    ):
         path = tmp_path / "bad.yaml"
         path.write_bytes(content)
         with pytest.raises(RecipeError, match=message):

@@ -8,7 +8,6 @@ import torch
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
 from yarn_tune import rope
 
 THETAS, HEADS, PARTIALS = (1e4, 5e5, 1e6, 1e7), (32, 64, 128, 256), (1.0, 0.5)

@@ -6,14 +6,13 @@ import pytest
 import torch
 from conftest import FAMILY_SIZES, NATIVE, VOCABULARY, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM
-
 from yarn_tune.errors import UserError
 from yarn_tune.families import FAMILIES, rope_facts, rotary_site
 from yarn_tune.objectives import NextToken
 from yarn_tune.recipe import Rope
 from yarn_tune.rope import yarn_attention_factor
-from yarn_tune.tunable import Start, attach, attach_fixed, detach
 from yarn_tune.train import checkpoint_layers
+from yarn_tune.tunable import Start, attach, attach_fixed, detach
 
 WINDOW = 4 * NATIVE
 IDS = torch.randint(VOCABULARY, (2, 200), generator=torch.Generator().manual_seed(1))
@@ -221,7 +220,11 @@ def test_a_fixed_table_follows_the_length_read():
         ("gpt2", {}, "no rotary position embeddings"),
         ("mistral", {"sliding_window": 32}, "sliding window"),
         ("gemma3_text", {"head_dim": 16}, "not supported"),
-        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_type 'linear'"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+            "rope_type 'linear'",
+        ),
     ],
 )
 def test_what_cannot_be_tuned_is_refused_with_the_reason(family, extra, reason):

@@ -69,7 +69,9 @@ class Comparison:
         slid = self.row("native-window").nll[length]
         best = min((r for r in self.rows if r.method not in ("none", "native-window")), key=lambda r: r.nll[length])
         if best.nll[length] < slid:
-            return f"{best.method} beats the slid native window at {length} tokens by {slid - best.nll[length]:.4f} nats."
+            return (
+                f"{best.method} beats the slid native window at {length} tokens by {slid - best.nll[length]:.4f} nats."
+            )
         return (
             f"No extended method beats the native window slid over the document at {length} tokens "
             f"(best: {best.method}, {best.nll[length] - slid:.4f} nats behind): for text like this, reading "
@@ -108,7 +110,7 @@ def compare(run: Run, learned: Learned | None, only: list[str] | None = None) ->
     excerpts = heldout_excerpts(recipe, tokenizer, longest, recipe.eval.documents)
     model = load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype)
     if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
+        model.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
     edges = bucket_edges(longest, recipe.eval.buckets)
     spent = recipe.train.steps * recipe.train.batch_rows * recipe.row_tokens()
     rows = []

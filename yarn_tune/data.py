@@ -8,6 +8,7 @@ a document) or a dataset on the hub. A field `input_ids` is taken as it is; text
 import glob
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -73,9 +74,7 @@ def build_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RowSet:
     documents = list(_tokenized(recipe, "data.train", recipe.data.train, tokenizer, enough))
     if recipe.data.positions == "skip":
         try:
-            rows = place_skip(
-                documents, recipe.rope.window, row_tokens, recipe.data.spans, wanted, recipe.train.seed
-            )
+            rows = place_skip(documents, recipe.rope.window, row_tokens, recipe.data.spans, wanted, recipe.train.seed)
         except ValueError as error:
             raise UserError(f"data.positions: {error}; use longer documents or a smaller data.row_tokens") from error
         return RowSet(rows, None, wanted)
@@ -159,16 +158,14 @@ def _tokenized(
         raise UserError(f"{place}: no text in {', '.join(names)}; every document is empty")
 
 
-def _tokenized_file(
-    path: Path, place: str, text_key: str, tokenizer: PreTrainedTokenizerBase
-) -> list[Tokens]:
+def _tokenized_file(path: Path, place: str, text_key: str, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
     """A file's documents as token lists, from the cache if they are there."""
     cache = _cache_path(path, text_key, tokenizer)
     if cache.is_file():
         saved = load_file(cache)
         flat = saved["tokens"].tolist()
-        ends = saved["ends"].tolist()
-        return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        bounds = [0, *saved["ends"].tolist()]
+        return [flat[start:end] for start, end in itertools.pairwise(bounds)]
     documents = [
         tokens
         for where, record in _records(path, place, text_key)
@@ -195,14 +192,12 @@ def _cache_path(path: Path, text_key: str, tokenizer: PreTrainedTokenizerBase) -
     return Path(home) / "tokens" / f"{digest.hexdigest()}.safetensors"
 
 
-def _encode(
-    record: dict[str, Any], where: str, text_key: str, tokenizer: PreTrainedTokenizerBase
-) -> Tokens:
+def _encode(record: dict[str, Any], where: str, text_key: str, tokenizer: PreTrainedTokenizerBase) -> Tokens:
     """One document as token ids with the end-of-text token behind it; [] for an empty one."""
     ending = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     if record.get("input_ids") is not None:
         ids = [int(token) for token in record["input_ids"]]
-        if ids and not (0 <= min(ids) and max(ids) < len(tokenizer)):
+        if ids and not (min(ids) >= 0 and max(ids) < len(tokenizer)):
             raise UserError(f"{where}: input_ids reach {max(ids)}, outside the tokenizer's {len(tokenizer)} tokens")
         return ids if not ids or ids[-1:] == ending else [*ids, *ending]
     text = record.get(text_key)
@@ -250,7 +245,7 @@ def _json_lines(path: Path, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
             except json.JSONDecodeError as error:
                 raise UserError(f"{where}, line {number}: not JSON ({error.msg})") from error
             if not isinstance(record, dict):
-                raise UserError(f"{where}, line {number}: a line must be an object such as {{\"text\": ...}}")
+                raise UserError(f'{where}, line {number}: a line must be an object such as {{"text": ...}}')
             yield f"{where}, line {number}", record
 
 

@@ -12,8 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from .errors import UserError
 
@@ -124,9 +130,7 @@ def load_model(model: str, revision: str | None = None, dtype: str = "bfloat16")
 
     Its `inv_freq` stays float32: `from_pretrained(dtype=...)` leaves it alone, a later `.to(dtype)` would not.
     """
-    loaded = _from_hub(
-        AutoModelForCausalLM.from_pretrained, model, revision=revision, dtype=getattr(torch, dtype)
-    )
+    loaded = _from_hub(AutoModelForCausalLM.from_pretrained, model, revision=revision, dtype=getattr(torch, dtype))
     loaded.config.use_cache = False
     return loaded.eval()  # type: ignore[no-any-return]
 

@@ -43,8 +43,8 @@ def fused_nats(hidden: Tensor, labels: Tensor, head: nn.Linear) -> Tensor:
 
     In bfloat16 its reductions round the whole sum to 8 bits, so tokens are reduced here, in float32.
     """
-    options = nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK)  # type: ignore[attr-defined]
-    nats: Tensor = F.linear_cross_entropy(  # type: ignore[attr-defined]
+    options = nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK)
+    nats: Tensor = F.linear_cross_entropy(
         hidden, head.weight, labels, linear_bias=head.bias, reduction="none", options=options
     )
     return nats.float()

@@ -65,9 +65,7 @@ def bucket_edges(length: int, buckets: int) -> list[int]:
 
 def by_position(nats: Tensor, edges: list[int]) -> list[Nats]:
     """Nats of the predicted tokens at positions `edges[b]` to `edges[b + 1] - 1`; position 0 has none."""
-    return [
-        span_nats(nats, max(low, 1), high) for low, high in zip(edges, edges[1:], strict=False)
-    ]
+    return [span_nats(nats, max(low, 1), high) for low, high in zip(edges, edges[1:], strict=False)]
 
 
 def span_nats(nats: Tensor, low: int, high: int) -> Nats:

@@ -16,8 +16,8 @@ from .data import RowSet, build_rows, missing_files
 from .errors import UserError
 from .families import is_hub_id, load_config, load_tokenizer, rope_facts
 from .objectives import CHUNK
-from .positions import Coverage, coverage, place_contiguous
 from .packing import Row
+from .positions import Coverage, coverage, place_contiguous
 from .recipe import Recipe
 from .tunable import Start
 
@@ -142,7 +142,9 @@ def estimate_cost(recipe: Recipe, config: PreTrainedConfig) -> Cost:
     layers, width = config.num_hidden_layers, config.hidden_size
     tokens = recipe.row_tokens()
     micro = recipe.train.micro_rows * tokens
-    heads_width = config.num_attention_heads * (getattr(config, "head_dim", None) or width // config.num_attention_heads)
+    heads_width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or width // config.num_attention_heads
+    )
     forward = 2 * (parameters - embedding) * tokens + 2 * layers * heads_width * tokens**2
     forwards = 3 if recipe.train.gradient_checkpointing else 2
     size = 2 if recipe.base.dtype == "bfloat16" else 4

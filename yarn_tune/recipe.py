@@ -8,16 +8,14 @@ number by about 1% a step).
 """
 
 import dataclasses
-import difflib
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 import yaml
 
 from .errors import UserError
+from .schema import apply_override, build, show
 
 
 class RecipeError(UserError):
@@ -208,7 +206,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         where = " ".join(str(error).split())
         raise RecipeError(source, [f"not readable as YAML: {where}"]) from error
     if not isinstance(tree, dict):
-        raise RecipeError(source, [f"a recipe is a mapping of sections, found {_show(tree)}"])
+        raise RecipeError(source, [f"a recipe is a mapping of sections, found {show(tree)}"])
     tree.setdefault("name", Path(path).stem)
     return parse_recipe(tree, overrides or [], source)
 
@@ -217,8 +215,8 @@ def parse_recipe(tree: dict[str, Any], overrides: list[str], source: str = "reci
     """Build and check a recipe from nested dicts; see `load_recipe`."""
     problems: list[str] = []
     for override in overrides:
-        _apply_override(tree, override, problems)
-    recipe = _build(Recipe, tree, "", problems)
+        apply_override(tree, override, problems)
+    recipe = build(Recipe, tree, "", problems)
     if recipe is not None:
         problems += _impossible(recipe)
     if problems or recipe is None:
@@ -226,167 +224,87 @@ def parse_recipe(tree: dict[str, Any], overrides: list[str], source: str = "reci
     return recipe  # type: ignore[no-any-return]
 
 
-def _apply_override(tree: dict[str, Any], override: str, problems: list[str]) -> None:
-    """Set one dotted key."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        problems.append(f"override {override!r}: write it as section.key=value, as in train.steps=50")
-        return
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        problems.append(f"override {override!r}: the value is not readable as YAML")
-        return
-    *parents, leaf = key.split(".")
-    node = tree
-    for parent in parents:
-        child = node.get(parent)
-        if not isinstance(child, dict):
-            child = node[parent] = {}
-        node = child
-    node[leaf] = value
-
-
-def _build(cls: Any, tree: Any, place: str, problems: list[str]) -> Any:
-    """One dataclass from one mapping, or None with the problems appended."""
-    before = len(problems)
-    if not isinstance(tree, dict):
-        problems.append(f"{place}: expected a mapping, found {_show(tree)}")
-        return None
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for key in tree:
-        if key not in fields:
-            close = difflib.get_close_matches(str(key), fields, n=1)
-            remedy = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(fields)}"
-            problems.append(f"{_join(place, key)}: unknown key; {remedy}")
-    values = {}
-    for name, spec in fields.items():
-        if name in tree:
-            values[name] = _convert(hints[name], tree[name], _join(place, name), problems)
-        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            problems.append(f"{_join(place, name)}: missing; it has no default")
-    return cls(**values) if len(problems) == before else None
-
-
-def _convert(hint: Any, value: Any, place: str, problems: list[str]) -> Any:
-    """`value` as the type `hint` asks for; appends a problem if it is not."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        choices = [a for a in arguments if a is not type(None)]
-        if isinstance(value, dict):
-            choices = [a for a in choices if dataclasses.is_dataclass(a)] or choices
-        else:
-            choices = [a for a in choices if not dataclasses.is_dataclass(a)] or choices
-        return _convert(choices[0], value, place, problems)
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, place, problems)
-    if origin is Literal:
-        if value not in arguments or isinstance(value, bool):
-            problems.append(f"{place}: must be one of {', '.join(map(str, arguments))}; found {_show(value)}")
-        return value
-    if origin is list:
-        if not isinstance(value, list):
-            problems.append(f"{place}: must be a list, as in [{_example(arguments[0])}]; found {_show(value)}")
-            return []
-        return [_convert(arguments[0], item, f"{place}[{i}]", problems) for i, item in enumerate(value)]
-    return _plain(hint, value, place, problems)
-
-
-def _plain(hint: Any, value: Any, place: str, problems: list[str]) -> Any:
-    """A bool, int, float or str. YAML reads 1e-3 as a string, which is taken for the number it means."""
-    if hint is float and isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            pass
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    finite = not isinstance(value, float) or abs(value) < float("inf")
-    if type(value) is not hint or not finite:
-        kind = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}[hint]
-        problems.append(f"{place}: must be {kind}; found {_show(value)}")
-    return value
+Check = tuple[bool, str, Any, str]
+"""(holds, place, value, remedy)"""
 
 
 def _impossible(recipe: Recipe) -> list[str]:
     """Values and combinations that no run can have; what depends on the base model is checked with it."""
-    rope, data, train, evaluation = recipe.rope, recipe.data, recipe.train, recipe.eval
-    rates = train.rates()
-    row_tokens = recipe.row_tokens()
     checks = [
+        *_rope_checks(recipe.rope),
+        *_data_checks(recipe),
+        *_train_checks(recipe.train),
+        *_other_checks(recipe),
+    ]
+    return [f"{place}: {remedy}; found {show(value)}" for holds, place, value, remedy in checks if not holds]
+
+
+def _rope_checks(rope: Rope) -> list[Check]:
+    inside = rope.native is None or 2 <= rope.native <= rope.window
+    native = f"the native window must be between 2 and rope.window ({rope.window}); this tool only extends"
+    swapped = f"must exceed rope.beta_slow ({rope.beta_slow}); are the betas swapped?"
+    return [
         (rope.window >= 2, "rope.window", rope.window, "a window is at least 2 tokens"),
-        (
-            rope.native is None or 2 <= rope.native <= rope.window,
-            "rope.native",
-            rope.native,
-            f"the native window must be between 2 and rope.window ({rope.window}); this tool only extends",
-        ),
+        (inside, "rope.native", rope.native, native),
         (rope.factor is None or rope.factor >= 1, "rope.factor", rope.factor, "a factor below 1 shrinks"),
         (rope.beta_slow > 0, "rope.beta_slow", rope.beta_slow, "must be positive"),
-        (
-            rope.beta_fast > rope.beta_slow,
-            "rope.beta_fast",
-            rope.beta_fast,
-            f"must exceed rope.beta_slow ({rope.beta_slow}); are the betas swapped?",
-        ),
+        (rope.beta_fast > rope.beta_slow, "rope.beta_fast", rope.beta_fast, swapped),
+    ]
+
+
+def _data_checks(recipe: Recipe) -> list[Check]:
+    data, row_tokens = recipe.data, recipe.row_tokens()
+    both = sorted(set(data.train) & set(data.heldout))
+    skip = data.positions == "skip"
+    spans = f"a skip row holds between 2 and row_tokens / 2 ({row_tokens // 2}) spans"
+    return [
         (bool(data.train), "data.train", data.train, "no documents; name at least one file"),
-        (bool(data.heldout), "data.heldout", data.heldout, "no documents to measure on; name at least one file"),
-        (
-            not set(data.train) & set(data.heldout),
-            "data.heldout",
-            sorted(set(data.train) & set(data.heldout)),
-            "stands in data.train too; measuring on training documents says nothing",
-        ),
+        (bool(data.heldout), "data.heldout", data.heldout, "no documents to measure on; name at least one"),
+        (not both, "data.heldout", both, "stands in data.train too; measuring on training documents says nothing"),
         (data.rows is None or data.rows >= 1, "data.rows", data.rows, "at least 1, or null"),
         (row_tokens >= 2, "data.row_tokens", data.row_tokens, "at least 2"),
         (
-            row_tokens <= rope.window,
+            row_tokens <= recipe.rope.window,
             "data.row_tokens",
             data.row_tokens,
-            f"a row cannot be longer than rope.window ({rope.window})",
+            f"a row cannot be longer than rope.window ({recipe.rope.window})",
         ),
         (
-            data.positions != "skip" or data.packing == "long",
+            not skip or data.packing == "long",
             "data.positions",
             data.positions,
             "skip rows are cut from single documents: set data.packing to long",
         ),
-        (
-            data.positions != "skip" or 2 <= data.spans <= row_tokens // 2,
-            "data.spans",
-            data.spans,
-            f"a skip row holds between 2 and row_tokens / 2 ({row_tokens // 2}) spans",
-        ),
+        (not skip or 2 <= data.spans <= row_tokens // 2, "data.spans", data.spans, spans),
+    ]
+
+
+def _train_checks(train: Train) -> list[Check]:
+    rates = train.rates()
+    micro = train.micro_rows >= 1 and train.batch_rows % max(train.micro_rows, 1) == 0
+    reentrant = "reentrant checkpointing fails when layers share cos and sin; remove the key or set it to false"
+    return [
         (train.steps >= 1, "train.steps", train.steps, "at least 1"),
         (train.batch_rows >= 1, "train.batch_rows", train.batch_rows, "at least 1"),
-        (
-            train.micro_rows >= 1 and train.batch_rows % max(train.micro_rows, 1) == 0,
-            "train.micro_rows",
-            train.micro_rows,
-            f"must divide train.batch_rows ({train.batch_rows})",
-        ),
+        (micro, "train.micro_rows", train.micro_rows, f"must divide train.batch_rows ({train.batch_rows})"),
         (rates.frequency > 0, "train.learning_rate.frequency", rates.frequency, "must be positive"),
         (rates.temperature > 0, "train.learning_rate.temperature", rates.temperature, "must be positive"),
         (0 <= train.warmup < 1, "train.warmup", train.warmup, "a share of the steps, from 0 to below 1"),
         (train.clip >= 0, "train.clip", train.clip, "a gradient norm, or 0 for none"),
         (train.weight_decay >= 0, "train.weight_decay", train.weight_decay, "must not be negative"),
-        (
-            not train.use_reentrant,
-            "train.use_reentrant",
-            train.use_reentrant,
-            "reentrant checkpointing fails when layers share cos and sin; remove the key or set it to false",
-        ),
+        (not train.use_reentrant, "train.use_reentrant", train.use_reentrant, reentrant),
         (train.checkpoint_every >= 1, "train.checkpoint_every", train.checkpoint_every, "at least 1"),
         (train.keep_checkpoints >= 2, "train.keep_checkpoints", train.keep_checkpoints, "at least 2"),
-        (
-            all(2 <= length <= rope.window for length in evaluation.lengths or []),
-            "eval.lengths",
-            evaluation.lengths,
-            f"lengths from 2 to rope.window ({rope.window})",
-        ),
+    ]
+
+
+def _other_checks(recipe: Recipe) -> list[Check]:
+    evaluation, runtime, name = recipe.eval, recipe.runtime, recipe.name
+    window = recipe.rope.window
+    fits = all(2 <= length <= window for length in evaluation.lengths or [])
+    folder = bool(name) and "/" not in name and name not in (".", "..")
+    return [
+        (fits, "eval.lengths", evaluation.lengths, f"lengths from 2 to rope.window ({window})"),
         (evaluation.lengths != [], "eval.lengths", evaluation.lengths, "name a length, or null"),
         (evaluation.documents >= 1, "eval.documents", evaluation.documents, "at least 1"),
         (evaluation.buckets >= 1, "eval.buckets", evaluation.buckets, "at least 1"),
@@ -394,36 +312,11 @@ def _impossible(recipe: Recipe) -> list[str]:
         (bool(recipe.export.stacks), "export.stacks", recipe.export.stacks, "name at least one stack"),
         (recipe.export.tolerance > 0, "export.tolerance", recipe.export.tolerance, "must be positive"),
         (
-            recipe.runtime.processes is None or recipe.runtime.processes >= 1,
+            runtime.processes is None or runtime.processes >= 1,
             "runtime.processes",
-            recipe.runtime.processes,
-            "at least 1, or null",
+            runtime.processes,
+            "at least 1",
         ),
-        (
-            recipe.runtime.threads is None or recipe.runtime.threads >= 1,
-            "runtime.threads",
-            recipe.runtime.threads,
-            "at least 1, or null",
-        ),
-        (
-            bool(recipe.name) and "/" not in recipe.name and recipe.name not in (".", ".."),
-            "name",
-            recipe.name,
-            "a plain folder name",
-        ),
+        (runtime.threads is None or runtime.threads >= 1, "runtime.threads", runtime.threads, "at least 1"),
+        (folder, "name", name, "a plain folder name"),
     ]
-    return [f"{place}: {remedy}; found {_show(value)}" for ok, place, value, remedy in checks if not ok]
-
-
-def _join(place: str, key: object) -> str:
-    return f"{place}.{key}" if place else str(key)
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _example(hint: Any) -> str:
-    options = get_args(hint)
-    return str(options[0]) if options else {int: "1024", str: "a.txt"}.get(hint, "...")

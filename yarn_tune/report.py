@@ -87,7 +87,12 @@ def plot_factors(learned: Learned, start: Start, path: Path) -> None:
     pairs = range(len(base))
     axes.plot(pairs, (base / start.inv_freq()).tolist(), label="YaRN (start)", color=COLOURS["yarn"])
     axes.plot(
-        pairs, (base / learned.inv_freq()).tolist(), label="learned", color=COLOURS["tuned"], marker="o", markersize=3
+        pairs,
+        (base / learned.inv_freq()).tolist(),
+        label="learned",
+        color=COLOURS["tuned"],
+        marker="o",
+        markersize=3,
     )
     axes.axhline(start.factor, label="linear (PI)", color=COLOURS["linear"], linestyle="--")
     axes.set_xlabel("rotary pair (0 turns fastest)")

@@ -126,9 +126,7 @@ def yarn_inv_freq(
     return 1.0 / (as_scalar(factor) * wavelengths) * (1 - kept) + 1.0 / wavelengths * kept
 
 
-def yarn_attention_factor(
-    factor: float, mscale: float | None = None, mscale_all_dim: float | None = None
-) -> float:
+def yarn_attention_factor(factor: float, mscale: float | None = None, mscale_all_dim: float | None = None) -> float:
     """What multiplies cos and sin when no attention factor is given: 0.1 ln s + 1 (YaRN, eq. 22).
 
     With both `mscale` values (DeepSeek's form) it is the ratio of the two, each scaling the logarithm.

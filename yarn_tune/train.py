@@ -37,6 +37,7 @@ from .objectives import NextToken
 from .positions import Placed
 from .recipe import Recipe
 from .runtime import environment, start
+from .serving.profiles import lengths_for
 from .tunable import Learned, Start, TunableRotary, attach
 
 RERUN_FREELY = ("eval", "export", "runtime")
@@ -77,17 +78,18 @@ def train(run: Run) -> Learned:
         checkpoint_layers(model)
     model.train()
 
-    learned = fit(run, accelerator, model, rotary, rows)
+    fit(run, accelerator, model, rotary, rows)
+    snap_to_servable(rotary)
+    learned = rotary.learned()
     if accelerator.is_main_process:
         write_atomically(run.numbers_path, save(rotary.numbers()))
         write_json(run.folder / "learned.json", {"learn": learned.learn, **learned.summary()})
     accelerator.wait_for_everyone()
+    accelerator.end_training()
     return learned
 
 
-def fit(
-    run: Run, accelerator: Accelerator, model: PreTrainedModel, rotary: TunableRotary, rows: RowSet
-) -> Learned:
+def fit(run: Run, accelerator: Accelerator, model: PreTrainedModel, rotary: TunableRotary, rows: RowSet) -> None:
     """The steps themselves."""
     recipe, settings = run.recipe, run.recipe.train
     optimizer = make_optimizer(rotary, recipe)
@@ -135,8 +137,14 @@ def fit(
             checkpoint_now(run, accelerator, rotary, optimizer, step + 1)
 
     bar.close()
-    accelerator.end_training()
-    return rotary.learned()
+
+
+def snap_to_servable(rotary: TunableRotary) -> None:
+    """Move a learned scale to the nearest ratio of lengths that a config can carry; see `serving.profiles`."""
+    learned = rotary.learned()
+    if learned.scale is not None:
+        original, length = lengths_for(learned.scale, learned.native, learned.window)
+        rotary.set_scale(length / original)
 
 
 def make_optimizer(rotary: TunableRotary, recipe: Recipe) -> torch.optim.Optimizer:
@@ -246,9 +254,7 @@ class MetricsLog:
         write_json(run.folder / "environment.json", environment(accelerator))
         accelerator.init_trackers("yarn_tune", config=_flat(run.recipe.to_dict()))
 
-    def write(
-        self, step: int, loss: float, norm: float, tokens: int, seconds: float, learned: Learned
-    ) -> None:
+    def write(self, step: int, loss: float, norm: float, tokens: int, seconds: float, learned: Learned) -> None:
         """Log one step."""
         values = {"loss": loss, "gradient_norm": norm, "tokens": tokens, "seconds": round(seconds, 3)}
         if self.accelerator.is_main_process:

@@ -56,17 +56,17 @@ class Learned:
     @property
     def attention_factor(self) -> float:
         """What multiplies cos and sin."""
-        return self.temperature**-0.5
+        return 1.0 / math.sqrt(self.temperature)
 
     def inv_freq(self) -> Tensor:
         """The table as a stock model computes it from these numbers, float32 `[d/2]`."""
         theta, dim = self.facts.theta, self.facts.dim
         if self.factors is not None:
             return longrope_inv_freq(theta, dim, self.factors)
-        assert self.scale is not None and self.beta_fast is not None and self.beta_slow is not None
-        return yarn_inv_freq(
-            theta, dim, self.scale, self.native, self.beta_fast, self.beta_slow, truncate=False
-        )
+        assert self.scale is not None
+        assert self.beta_fast is not None
+        assert self.beta_slow is not None
+        return yarn_inv_freq(theta, dim, self.scale, self.native, self.beta_fast, self.beta_slow, truncate=False)
 
     def summary(self) -> dict[str, float]:
         """A few numbers for a progress line."""
@@ -115,9 +115,7 @@ class Start:
 
     def inv_freq(self) -> Tensor:
         """Search-free YaRN's table, float32 `[d/2]`."""
-        return yarn_inv_freq(
-            self.facts.theta, self.facts.dim, self.factor, self.native, self.beta_fast, self.beta_slow
-        )
+        return yarn_inv_freq(self.facts.theta, self.facts.dim, self.factor, self.native, self.beta_fast, self.beta_slow)
 
 
 class _Rotary(nn.Module):
@@ -192,9 +190,7 @@ class TunableRotary(_Rotary):
         # A few scalars: computed on the CPU, where the formula keeps float64, and moved by autograd.
         scale, beta_fast, beta_slow = self._yarn_numbers()
         facts = self.start.facts
-        inv_freq = yarn_inv_freq(
-            facts.theta, facts.dim, scale, self.start.native, beta_fast, beta_slow, truncate=False
-        )
+        inv_freq = yarn_inv_freq(facts.theta, facts.dim, scale, self.start.native, beta_fast, beta_slow, truncate=False)
         return inv_freq.to(self.log_temperature.device), multiplier
 
     def _yarn_numbers(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -248,6 +244,11 @@ class TunableRotary(_Rotary):
         for name, parameter in own.items():
             parameter.copy_(numbers[name])
 
+    @torch.no_grad()
+    def set_scale(self, scale: float) -> None:
+        """Move s to `scale`, for `scale` and `ramp`."""
+        self.offsets["log_scale"].fill_(math.log(scale / self.start.factor))
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TunableRotary":
         """Follow a move to another device; ignore a change of dtype."""
 
@@ -255,7 +256,7 @@ class TunableRotary(_Rotary):
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        return super()._apply(move_only, recurse)  # type: ignore[no-any-return]
+        return super()._apply(move_only, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
 
 RotaryT = TypeVar("RotaryT", bound=_Rotary)

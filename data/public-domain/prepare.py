@@ -52,9 +52,15 @@ NOVELS = {
     "prideprejudice": "Pride and Prejudice",
     "sensesensibility": "Sense and Sensibility",
 }
-DEBIAN = (
-    "r-cran-janeaustenr sword-comm-tdavid sword-comm-mhcc sword-text-web bible-kjv bible-kjv-text abs-guide"
-).split()
+DEBIAN = [
+    "r-cran-janeaustenr",
+    "sword-comm-tdavid",
+    "sword-comm-mhcc",
+    "sword-text-web",
+    "bible-kjv",
+    "bible-kjv-text",
+    "abs-guide",
+]
 PART = 900_000
 """Commentaries are cut into documents of about this many characters, between chapters."""
 

@@ -30,7 +30,22 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 WINDOW = 256
 VOCABULARY = 2048
 END = "<|endoftext|>"
-THINGS = "garden river tower castle market letter ship bridge church forest kitchen window horse table".split()
+THINGS = [
+    "garden",
+    "river",
+    "tower",
+    "castle",
+    "market",
+    "letter",
+    "ship",
+    "bridge",
+    "church",
+    "forest",
+    "kitchen",
+    "window",
+    "horse",
+    "table",
+]
 
 
 def read_documents(path: Path, split: str) -> list[str]:
@@ -54,9 +69,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator((text[:400_000] for text in texts), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, bos_token=END, model_max_length=WINDOW
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, bos_token=END, model_max_length=WINDOW)
 
 
 def number_sentences(rng: random.Random) -> tuple[str, str]:
@@ -188,8 +201,7 @@ def measure(model: LlamaForCausalLM, rows: Rows) -> dict[str, object]:
     )
     edges = [0, 16, 32, 64, 128, 192, 256]
     by_position = {
-        f"{low}-{high}": round(nats[:, low:high].mean().item(), 4)
-        for low, high in zip(edges, edges[1:], strict=False)
+        f"{low}-{high}": round(nats[:, low:high].mean().item(), 4) for low, high in zip(edges, edges[1:], strict=False)
     }
     # The last six targets of a number row are the five digits and the full stop.
     numbers = torch.tensor([rows.number() for _ in range(256)])

@@ -8,6 +8,9 @@ Two carriers, chosen by what was learned:
     unless max_position_embeddings / original_max_position_embeddings is the factor. YaRN's table depends on the
     original length and the betas only through their ratio, so the original length is *chosen* to satisfy all
     three at the learned factor, and the betas are multiplied by the same ratio: the frequencies stay as learned.
+    The factor must then be a ratio of whole numbers near the window: training ends by moving the learned scale to
+    the nearest one (`lengths_for`; a change below 1e-5 for windows of 8192 and more), so that what is measured
+    and compared afterwards is what is served.
 
 `frequency` -> `rope_type: longrope` with equal lists, the one list of factors stock readers take. Which list is
     used (by length, differently in each stack) then does not matter.
@@ -81,7 +84,9 @@ def serve(learned: Learned) -> Served:
 
 
 def _yarn(learned: Learned) -> Served:
-    assert learned.scale is not None and learned.beta_fast is not None and learned.beta_slow is not None
+    assert learned.scale is not None
+    assert learned.beta_fast is not None
+    assert learned.beta_slow is not None
     original, length = lengths_for(learned.scale, learned.native, learned.window)
     factor = length / original
     section = {
@@ -133,7 +138,7 @@ def lengths_for(scale: float, native: int, window: int) -> tuple[int, int]:
         return abs(served(original) / original / scale - 1)
 
     least = math.ceil(window / scale)
-    most = max(least + 64, math.ceil(least * (1 + SLACK)))
+    most = math.ceil(least * (1 + SLACK)) + 8
     if least <= native <= most and error(native) < 1e-7:
         return native, served(native)
     best = min(range(least, most + 1), key=lambda original: (max(error(original), 1e-7), original))

@@ -1,0 +1,88 @@
+"""The comparison: same tokens for every method, each the method it says it is."""
+
+import json
+
+import pytest
+import torch
+from conftest import NATIVE, recipe_tree, save_tiny, tiny_config
+from transformers import AutoModelForCausalLM
+from yarn_tune.compare import Comparison, Row, compare, table
+from yarn_tune.data import heldout_excerpts
+from yarn_tune.export import learned_of
+from yarn_tune.families import load_tokenizer
+from yarn_tune.perplexity import full_nats
+from yarn_tune.recipe import parse_recipe
+from yarn_tune.train import Run, train
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    base = save_tiny(folder / "base")
+    run = Run(parse_recipe(recipe_tree(base, folder), []), folder / "run")
+    train(run)
+    return run, compare(run, learned_of(run))
+
+
+def test_methods_and_figures(finished):
+    run, comparison = finished
+    names = [row.method for row in comparison.rows]
+    assert names == ["none", "native-window", "linear", "ntk", "dynamic", "yarn", "tuned"]
+    assert comparison.edges == [32 * i for i in range(9)]
+    for row in comparison.rows:
+        assert set(row.nll) == {NATIVE, 2 * NATIVE, 256}
+        # Buckets hold 32 tokens each but the first, which lacks the token nothing predicts.
+        weights = [31, *[32] * 7]
+        mean = sum(w * v for w, v in zip(weights, row.by_position, strict=True)) / 255
+        assert mean == pytest.approx(row.nll[256], rel=1e-9)
+        assert row.tokens_spent == (4 * 2 * 256 if row.method == "tuned" else 0)
+    saved = json.loads((run.folder / "compare.json").read_text())
+    assert [row["method"] for row in saved] == names
+    assert {"method", "nll", "by_position", "short_nll", "tokens_spent", "seconds"} <= set(saved[0])
+
+
+@pytest.mark.rope_warnings
+@pytest.mark.parametrize("method", ["none", "linear", "dynamic", "yarn"])
+def test_each_method_equals_transformers_own(finished, method):
+    """The same documents through a stock model whose config names the method."""
+    run, comparison = finished
+    section = {"rope_theta": 10000.0}
+    length = 256
+    if method == "none":
+        section |= {"rope_type": "default"}
+    elif method == "yarn":
+        section |= {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": NATIVE}
+        length = 256
+    else:
+        section |= {"rope_type": method, "factor": 4.0}
+    config = tiny_config("llama", rope_parameters=section)
+    config.max_position_embeddings = NATIVE
+    model = AutoModelForCausalLM.from_pretrained(run.recipe.base.model, config=config).eval()
+    excerpts = heldout_excerpts(run.recipe, load_tokenizer(run.recipe.base.model), length, 2)
+    if method == "dynamic":  # transformers grows its table and never shrinks it within a call: one call a length
+        nats = [full_nats(model, ids) for _, ids in excerpts]
+    else:
+        nats = [full_nats(model, ids) for _, ids in excerpts]
+    expected = torch.cat(nats).double().mean().item()
+    # `dynamic` reads length - 1 tokens (the last is only predicted), as the harness does.
+    assert comparison.row(method).nll[256] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_slid_window_inside_the_native_one_is_the_base(finished):
+    _, comparison = finished
+    assert comparison.row("native-window").short_nll == pytest.approx(comparison.row("none").short_nll, rel=1e-6)
+    assert comparison.row("dynamic").short_nll == pytest.approx(comparison.row("none").short_nll, rel=1e-6)
+
+
+def rows_with(**nll: float) -> Comparison:
+    rows = [Row(name.replace("_", "-"), {256: value}, [value], value, 0, 0.0) for name, value in nll.items()]
+    return Comparison(64, 256, [0, 256], ["document 1, part 1"], rows)
+
+
+def test_the_verdict_is_honest():
+    lost = rows_with(none=5.0, native_window=3.0, yarn=3.4, tuned=3.2)
+    assert lost.verdict().startswith("No extended method beats the native window slid over the document")
+    assert "tuned, 0.2000 nats behind" in lost.verdict()
+    won = rows_with(none=5.0, native_window=3.3, yarn=3.4, tuned=3.2)
+    assert won.verdict() == "tuned beats the slid native window at 256 tokens by 0.1000 nats."
+    assert table(won).splitlines()[-1] == "| tuned | 3.200 | 3.200 | 3.200 |"
