@@ -1,6 +1,6 @@
 """The command line: parse, call one function, print.
 
-Exit codes: 0 fine, 2 the user's mistake, 3 a check that failed, 1 our fault. With `--json` one JSON object goes
+Exit codes: 0 fine, 2 the user's mistake, 3 a check that failed, 130 interrupted, 1 our fault. With `--json` one JSON object goes
 to stdout; progress and logs always go to stderr.
 """
 
@@ -30,6 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"yarn-tune: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("yarn-tune: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
     except CheckFailed as error:
         print(f"yarn-tune: check failed: {error}", file=sys.stderr)
         return 3
@@ -176,7 +179,7 @@ def _run(options: argparse.Namespace) -> Result:
 
 def _eval(options: argparse.Namespace) -> Result:
     from .data import heldout_excerpts
-    from .families import load_model, load_tokenizer
+    from .families import load_model, load_tokenizer, to_device
     from .perplexity import Nats, bucket_edges, by_position, full_nats
     from .recipe import parse_recipe
 
@@ -188,7 +191,7 @@ def _eval(options: argparse.Namespace) -> Result:
         "eval": {"documents": options.count},
     }
     recipe = parse_recipe(tree, [], "eval")
-    model = load_model(options.checkpoint, dtype=options.dtype)
+    model = to_device(load_model(options.checkpoint, dtype=options.dtype))
     excerpts = heldout_excerpts(recipe, load_tokenizer(options.checkpoint), options.length, options.count)
     edges = bucket_edges(options.length, recipe.eval.buckets)
     sums = [Nats(0.0, 0)] * recipe.eval.buckets

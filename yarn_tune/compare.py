@@ -9,13 +9,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from .checkpoint import write_json
 from .data import heldout_excerpts
-from .families import load_config, load_model, load_tokenizer, rope_facts
+from .families import load_config, load_model, load_tokenizer, rope_facts, to_device
 from .perplexity import Nats, bucket_edges, by_position, full_nats, slid_nats, span_nats
 from .recipe import Recipe
 from .rope import (
@@ -108,9 +107,7 @@ def compare(run: Run, learned: Learned | None, only: list[str] | None = None) ->
     longest = max(lengths)
     tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
     excerpts = heldout_excerpts(recipe, tokenizer, longest, recipe.eval.documents)
-    model = load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype)
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
+    model = to_device(load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype))
     edges = bucket_edges(longest, recipe.eval.buckets)
     spent = recipe.train.steps * recipe.train.batch_rows * recipe.row_tokens()
     rows = []

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .checkpoint import write_json
 from .errors import CheckFailed, UserError
-from .families import is_hub_id, load_config, load_model, load_tokenizer, logit_transform, rope_facts
+from .families import is_hub_id, load_config, load_model, load_tokenizer, logit_transform, rope_facts, to_device
 from .objectives import CHUNK, hidden_states
 from .recipe import Recipe
 from .serving.profiles import EXTRA_KEYS, Served, serve
@@ -95,7 +95,8 @@ def write_checkpoint(recipe: Recipe, served: Served, folder: Path) -> None:
     base = base_folder(recipe)
     for pattern in COPIED:
         for source in sorted(base.glob(pattern)):
-            shutil.copyfile(source, folder / source.name)
+            if not source.name.startswith("consolidated"):  # Mistral's second copy of the weights
+                shutil.copyfile(source, folder / source.name)
     if not list(folder.glob("*.safetensors")):
         # A base with pickled weights only: its tensors are saved anew, in its own dtype.
         load_model(recipe.base.model, recipe.base.revision, "auto").save_pretrained(folder)
@@ -117,7 +118,8 @@ def write_checkpoint(recipe: Recipe, served: Served, folder: Path) -> None:
 def base_folder(recipe: Recipe) -> Path:
     """The base checkpoint's files on disk."""
     if is_hub_id(recipe.base.model):
-        return Path(snapshot_download(recipe.base.model, revision=recipe.base.revision))
+        wanted = ["config.json", *COPIED]
+        return Path(snapshot_download(recipe.base.model, revision=recipe.base.revision, allow_patterns=wanted))
     return Path(recipe.base.model)
 
 
@@ -144,16 +146,16 @@ def compare_with_memory(run: Run, learned: Learned, served: Served, folder: Path
         CheckFailed: on a difference above `export.tolerance`, or if transformers warns about the rope section.
     """
     recipe = run.recipe
-    tuned = load_model(recipe.base.model, recipe.base.revision, "float32")
+    tuned = to_device(load_model(recipe.base.model, recipe.base.revision, "float32"))
     prompts = _prompts(learned, tuned.config.vocab_size)
     begin = Start.of(learned.facts, recipe.rope)
     attach(tuned, begin, recipe.rope.learn).load_numbers(load_file(run.numbers_path))
-    expected = {length: hidden_states(tuned, ids[None])[0] for length, ids in prompts.items()}
+    expected = {length: hidden_states(tuned, ids[None].to(tuned.device))[0] for length, ids in prompts.items()}
     detach(tuned)
     del tuned
     with rope_warnings() as warnings:
-        stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        found = {length: hidden_states(stock, ids[None])[0] for length, ids in prompts.items()}
+        stock = to_device(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
+        found = {length: hidden_states(stock, ids[None].to(stock.device))[0] for length, ids in prompts.items()}
         load_tokenizer(str(folder))
     allowed = EXTRA_KEYS[served.rope_parameters["rope_type"]]
     bad = [text for text in warnings if not ("nrecognized keys" in text and _names(text) <= allowed)]

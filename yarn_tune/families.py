@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -110,8 +111,9 @@ def logit_transform(config: PreTrainedConfig) -> Callable[[Tensor], Tensor] | No
 
 
 def is_hub_id(model: str) -> bool:
-    """`org/name` that is not a folder here."""
-    return not Path(model).exists() and model.count("/") == 1 and not model.startswith((".", "/", "~"))
+    """`org/name`, unless `org` is a folder here: then it is a path, and perhaps a mistyped one."""
+    path = Path(model)
+    return model.count("/") == 1 and not model.startswith((".", "/", "~")) and not path.parent.is_dir()
 
 
 def load_config(model: str, revision: str | None = None, local_only: bool = False) -> PreTrainedConfig:
@@ -135,6 +137,13 @@ def load_model(model: str, revision: str | None = None, dtype: str = "bfloat16")
     return loaded.eval()  # type: ignore[no-any-return]
 
 
+def to_device(model: PreTrainedModel) -> PreTrainedModel:
+    """The model on the accelerator, if there is one."""
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
+    return model
+
+
 def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer beside the model."""
     return _from_hub(AutoTokenizer.from_pretrained, model, revision=revision)  # type: ignore[no-any-return]
@@ -144,7 +153,7 @@ def _from_hub(load: Callable[..., Any], model: str, **options: Any) -> Any:
     """Call a `from_pretrained`; a model that cannot be had is the user's error, not a traceback."""
     try:
         return load(model, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"base.model: {model!r} could not be loaded: {reason}") from error
 

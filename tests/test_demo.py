@@ -1,0 +1,78 @@
+"""The demo as a user starts it, shortened: launch.sh, the embedded model, the sample documents."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """launch.sh run with this very environment, on a copy of what it needs."""
+    work = tmp_path_factory.mktemp("work")
+    for name in ("launch.sh", "pyproject.toml", "constraints.txt", "recipes", "data/tiny-base", "data/sample"):
+        source, target = ROOT / name, work / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    venv = work / "venv"
+    venv.mkdir()
+    (venv / "bin").symlink_to(Path(sys.executable).parent)
+    stamp = "touch venv/.ready-$(cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)"
+    subprocess.run(stamp, shell=True, cwd=work, check=True)
+    done = subprocess.run(
+        ["./launch.sh", "recipes/tiny-demo.yaml", "name=short", "train.steps=24", "eval.documents=3"],
+        cwd=work,
+        env=os.environ | {"VENV": "venv"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return work, done.stdout
+
+
+def test_it_prints_the_table_and_the_serve_line(launched):
+    _, out = launched
+    for method in ("none", "native-window", "yarn", "tuned"):
+        assert f"| {method} |" in out
+    assert "vllm serve runs/short/export --max-model-len 2048" in out
+
+
+def test_tuning_beats_search_free_yarn(launched):
+    """At the far end, without a tax inside the native window: even after a few steps."""
+    work, _ = launched
+    rows = {row["method"]: row for row in json.loads((work / "runs/short/compare.json").read_text())}
+    assert rows["tuned"]["nll"]["2048"] < rows["yarn"]["nll"]["2048"]
+    assert rows["tuned"]["short_nll"] <= rows["yarn"]["short_nll"]
+    assert rows["yarn"]["nll"]["2048"] < rows["none"]["nll"]["2048"]
+
+
+def test_the_export_is_a_stock_checkpoint(launched):
+    work, _ = launched
+    export = work / "runs/short/export"
+    model = AutoModelForCausalLM.from_pretrained(export)
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    assert model.config.rope_parameters["rope_type"] == "longrope"
+    ids = tokenizer("It is a truth universally acknowledged", return_tensors="pt")
+    with torch.no_grad():
+        assert model.generate(**ids, max_new_tokens=5, do_sample=False).shape[1] > ids["input_ids"].shape[1]
+    fidelity = json.loads((export / "fidelity.json").read_text())
+    assert max(fidelity["max_abs_logit_difference"].values()) <= 1e-4
+
+
+def test_the_demo_model_uses_its_window():
+    """Its loss falls with context, and it retrieves numbers: extension has something to extend."""
+    measured = json.loads((ROOT / "data/tiny-base/measured.json").read_text())
+    positions = list(measured["nll_by_position"].values())
+    assert positions[-1] < positions[0] - 0.5
+    assert measured["numbers_retrieved"] > 0.5
+    size = sum(path.stat().st_size for path in (ROOT / "data/tiny-base").iterdir())
+    assert size < 6e6
