@@ -1,7 +1,7 @@
 """The command line: parse, call one function, print.
 
-Exit codes: 0 fine, 2 the user's mistake, 3 a check that failed, 130 interrupted, 1 our fault. With `--json` one JSON object goes
-to stdout; progress and logs always go to stderr.
+Exit codes: 0 fine, 2 the user's mistake, 3 a check that failed, 130 interrupted, 1 our fault. With `--json` one JSON
+object goes to stdout; progress and logs always go to stderr.
 """
 
 import argparse

@@ -68,8 +68,8 @@ def train(run: Run) -> Learned:
     config = load_config(recipe.base.model, recipe.base.revision)
     begin = Start.of(rope_facts(config), recipe.rope)
     rows = build_rows(recipe, load_tokenizer(recipe.base.model, recipe.base.revision))
-    claim_folder(run)
     accelerator = start(recipe, run.folder)
+    claim_folder(run)
 
     model = load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype).to(accelerator.device)
     switch_off_dropout(model)
