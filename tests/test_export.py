@@ -13,7 +13,8 @@ from yarn_tune.export import export, learned_of
 from yarn_tune.families import load_config, rope_facts
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.serving import profiles
-from yarn_tune.train import Run, claim_folder, snap_to_servable
+from yarn_tune.serving.profiles import settle
+from yarn_tune.train import Run, claim_folder
 from yarn_tune.tunable import Start, TunableRotary
 
 
@@ -29,7 +30,8 @@ def finished_run(folder, learn: str = "frequency", family: str = "llama", window
     numbers = {n: 0.2 * torch.randn(t.shape, generator=generator) for n, t in rotary.numbers().items()}
     numbers |= {name: torch.full_like(numbers[name], value) for name, value in offsets.items()}
     rotary.load_numbers(numbers)
-    snap_to_servable(rotary)
+    if learn != "frequency":
+        rotary.set_scale(settle(rotary.learned()).scale)
     save_file(rotary.numbers(), run.numbers_path)
     return run
 

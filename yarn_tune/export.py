@@ -26,9 +26,9 @@ from .errors import CheckFailed, UserError
 from .families import is_hub_id, load_config, load_model, load_tokenizer, logit_transform, rope_facts, to_device
 from .objectives import CHUNK, hidden_states
 from .recipe import Recipe
-from .serving.profiles import EXTRA_KEYS, Served, serve
+from .serving.profiles import EXTRA_KEYS, Served, serve, settle
 from .train import Run
-from .tunable import Learned, Start, TunableRotary, attach, detach
+from .tunable import Learned, Start, TunableRotary, attach_fixed, detach
 
 COPIED = (
     "*.safetensors",
@@ -46,11 +46,14 @@ COPIED = (
     "NOTICE*",
     "USE_POLICY*",
 )
+TABLE_TOLERANCE = 1e-6
+"""Between the table as trained and as served, relative: a few roundings to float32."""
+
 OLD_ROPE_KEYS = ("rope_scaling", "rope_parameters", "rope_theta")
 
 
 def learned_of(run: Run) -> Learned:
-    """What a finished run learned.
+    """What a finished run learned, settled into numbers a config can carry.
 
     Raises:
         UserError: if the run is not finished.
@@ -61,7 +64,12 @@ def learned_of(run: Run) -> Learned:
     begin = Start.of(rope_facts(load_config(recipe.base.model, recipe.base.revision)), recipe.rope)
     rotary = TunableRotary(torch.nn.Identity(), begin, recipe.rope.learn)
     rotary.load_numbers(load_file(run.numbers_path))
-    return rotary.learned()
+    learned = settle(rotary.learned())
+    trained = rotary.table()[0].detach()
+    error = (learned.inv_freq() / trained - 1).abs().max().item()
+    if not error <= TABLE_TOLERANCE:
+        raise CheckFailed(f"the frequencies to be served differ from the trained ones by {error:.1e} (relative)")
+    return learned
 
 
 def export(run: Run, overrides_only: bool = False) -> Path:
@@ -148,8 +156,7 @@ def compare_with_memory(run: Run, learned: Learned, served: Served, folder: Path
     recipe = run.recipe
     tuned = to_device(load_model(recipe.base.model, recipe.base.revision, "float32"))
     prompts = _prompts(learned, tuned.config.vocab_size)
-    begin = Start.of(learned.facts, recipe.rope)
-    attach(tuned, begin, recipe.rope.learn).load_numbers(load_file(run.numbers_path))
+    attach_fixed(tuned, lambda length: (learned.inv_freq(), learned.attention_factor))
     expected = {length: hidden_states(tuned, ids[None].to(tuned.device))[0] for length, ids in prompts.items()}
     detach(tuned)
     del tuned

@@ -37,7 +37,7 @@ from .objectives import NextToken
 from .positions import Placed
 from .recipe import Recipe
 from .runtime import environment, start
-from .serving.profiles import lengths_for
+from .serving.profiles import settle
 from .tunable import Learned, Start, TunableRotary, attach
 
 RERUN_FREELY = ("eval", "export", "runtime")
@@ -79,8 +79,9 @@ def train(run: Run) -> Learned:
     model.train()
 
     fit(run, accelerator, model, rotary, rows)
-    snap_to_servable(rotary)
-    learned = rotary.learned()
+    learned = settle(rotary.learned())
+    if learned.scale is not None:
+        rotary.set_scale(learned.scale)
     if accelerator.is_main_process:
         write_atomically(run.numbers_path, save(rotary.numbers()))
         write_json(run.folder / "learned.json", {"learn": learned.learn, **learned.summary()})
@@ -137,14 +138,6 @@ def fit(run: Run, accelerator: Accelerator, model: PreTrainedModel, rotary: Tuna
             checkpoint_now(run, accelerator, rotary, optimizer, step + 1)
 
     bar.close()
-
-
-def snap_to_servable(rotary: TunableRotary) -> None:
-    """Move a learned scale to the nearest ratio of lengths that a config can carry; see `serving.profiles`."""
-    learned = rotary.learned()
-    if learned.scale is not None:
-        original, length = lengths_for(learned.scale, learned.native, learned.window)
-        rotary.set_scale(length / original)
 
 
 def make_optimizer(rotary: TunableRotary, recipe: Recipe) -> torch.optim.Optimizer:

@@ -40,7 +40,8 @@ from .rope import default_inv_freq, longrope_inv_freq, snapped_betas, yarn_atten
 class Learned:
     """Learned numbers in natural units, enough to rebuild the table: what the export serves.
 
-    For `scale` and `ramp` the table is YaRN with unrounded ramp ends; for `frequency` it is `factors`.
+    For `scale` and `ramp` the table is YaRN with unrounded ramp ends over a window of `original` tokens (only its
+    ratio to the betas matters); for `frequency` it is `factors`.
     """
 
     learn: str
@@ -49,6 +50,7 @@ class Learned:
     window: int
     temperature: float
     scale: float | None = None
+    original: int | None = None
     beta_fast: float | None = None
     beta_slow: float | None = None
     factors: list[float] | None = None
@@ -64,9 +66,10 @@ class Learned:
         if self.factors is not None:
             return longrope_inv_freq(theta, dim, self.factors)
         assert self.scale is not None
+        assert self.original is not None
         assert self.beta_fast is not None
         assert self.beta_slow is not None
-        return yarn_inv_freq(theta, dim, self.scale, self.native, self.beta_fast, self.beta_slow, truncate=False)
+        return yarn_inv_freq(theta, dim, self.scale, self.original, self.beta_fast, self.beta_slow, truncate=False)
 
     def summary(self) -> dict[str, float]:
         """A few numbers for a progress line."""
@@ -218,7 +221,7 @@ class TunableRotary(_Rotary):
             base = default_inv_freq(self.start.facts.theta, self.start.facts.dim, torch.float64)
             return Learned(**common, factors=(base / self.table()[0].cpu().double()).tolist())
         scale, beta_fast, beta_slow = (number.item() for number in self._yarn_numbers())
-        return Learned(**common, scale=scale, beta_fast=beta_fast, beta_slow=beta_slow)
+        return Learned(**common, scale=scale, original=self.start.native, beta_fast=beta_fast, beta_slow=beta_slow)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by kind, for their learning rates."""

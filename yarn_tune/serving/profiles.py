@@ -8,9 +8,9 @@ Two carriers, chosen by what was learned:
     unless max_position_embeddings / original_max_position_embeddings is the factor. YaRN's table depends on the
     original length and the betas only through their ratio, so the original length is *chosen* to satisfy all
     three at the learned factor, and the betas are multiplied by the same ratio: the frequencies stay as learned.
-    The factor must then be a ratio of whole numbers near the window: training ends by moving the learned scale to
-    the nearest one (`lengths_for`; a change below 1e-5 for windows of 8192 and more), so that what is measured
-    and compared afterwards is what is served.
+    The factor must then be a ratio of whole numbers near the window: `settle` moves the learned scale to the
+    nearest one (a change below 1e-5 for windows of 8192 and more), and everything after training (comparison,
+    export, report) uses settled numbers, so that what is measured is what is served.
 
 `frequency` -> `rope_type: longrope` with equal lists, the one list of factors stock readers take. Which list is
     used (by length, differently in each stack) then does not matter.
@@ -24,7 +24,7 @@ it for the window.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -36,7 +36,7 @@ EXTRA_KEYS = {"yarn": {"attn_factor"}, "longrope": {"short_mscale", "long_mscale
 """Keys transformers does not know and says so: they are for vLLM."""
 
 SLACK = 0.03
-"""The window served may exceed the one asked for by this share, to carry the learned factor exactly."""
+"""Share by which the window served may exceed the one asked for, to carry the learned factor more nearly."""
 
 
 @dataclass(frozen=True)
@@ -78,29 +78,52 @@ class Served:
         )
 
 
+def settle(learned: Learned) -> Learned:
+    """The learned numbers as a config can carry them: what is compared, exported and served from here on.
+
+    Moves s to the nearest ratio of whole lengths near the window and expresses the betas over the original length
+    of that ratio; see the module docstring. `frequency` needs nothing. Settling twice changes nothing.
+    """
+    if learned.factors is not None:
+        return learned
+    assert learned.scale is not None
+    assert learned.original is not None
+    assert learned.beta_fast is not None
+    assert learned.beta_slow is not None
+    length = round(learned.scale * learned.original)
+    if length / learned.original == learned.scale and learned.window <= length <= longest(learned.window):
+        return learned
+    original, length = lengths_for(learned.scale, learned.native, learned.window)
+    share = original / learned.original
+    return replace(
+        learned,
+        scale=length / original,
+        original=original,
+        beta_fast=learned.beta_fast * share,
+        beta_slow=learned.beta_slow * share,
+    )
+
+
 def serve(learned: Learned) -> Served:
-    """The config section for what was learned."""
+    """The config section for settled numbers."""
     return _longrope(learned) if learned.factors is not None else _yarn(learned)
 
 
 def _yarn(learned: Learned) -> Served:
     assert learned.scale is not None
-    assert learned.beta_fast is not None
-    assert learned.beta_slow is not None
-    original, length = lengths_for(learned.scale, learned.native, learned.window)
-    factor = length / original
+    assert learned.original is not None
     section = {
         "rope_type": "yarn",
         "rope_theta": learned.facts.theta,
-        "factor": factor,
-        "original_max_position_embeddings": original,
-        "beta_fast": learned.beta_fast * original / learned.native,
-        "beta_slow": learned.beta_slow * original / learned.native,
+        "factor": learned.scale,
+        "original_max_position_embeddings": learned.original,
+        "beta_fast": learned.beta_fast,
+        "beta_slow": learned.beta_slow,
         "truncate": False,
         "attention_factor": learned.attention_factor,
-        "attn_factor": learned.attention_factor / yarn_attention_factor(factor),
+        "attn_factor": learned.attention_factor / yarn_attention_factor(learned.scale),
     }
-    return Served(section | _partial(learned), length)
+    return Served(section | _partial(learned), round(learned.scale * learned.original))
 
 
 def _longrope(learned: Learned) -> Served:
@@ -123,11 +146,16 @@ def _partial(learned: Learned) -> dict[str, float]:
     return {} if share == 1.0 else {"partial_rotary_factor": share}
 
 
+def longest(window: int) -> int:
+    """The longest window served where `window` was asked for."""
+    return math.ceil(window * (1 + SLACK)) + 64
+
+
 def lengths_for(scale: float, native: int, window: int) -> tuple[int, int]:
     """(original, served) lengths whose ratio is `scale` as nearly as whole numbers allow.
 
     The served length is at least `window`, also as the float product original x (served / original), and at
-    most `SLACK` longer. The native window itself is taken if it gives the ratio to float32 precision.
+    most a little longer (`longest`). The native window itself is taken if it gives the ratio to float32 precision.
     """
 
     def served(original: int) -> int:
@@ -138,7 +166,7 @@ def lengths_for(scale: float, native: int, window: int) -> tuple[int, int]:
         return abs(served(original) / original / scale - 1)
 
     least = math.ceil(window / scale)
-    most = math.ceil(least * (1 + SLACK)) + 8
+    most = max(least, math.floor(longest(window) / scale))
     if least <= native <= most and error(native) < 1e-7:
         return native, served(native)
     best = min(range(least, most + 1), key=lambda original: (max(error(original), 1e-7), original))
