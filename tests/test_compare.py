@@ -74,6 +74,15 @@ def test_the_slid_window_inside_the_native_one_is_the_base(finished):
     assert comparison.row("dynamic").short_nll == pytest.approx(comparison.row("none").short_nll, rel=1e-6)
 
 
+def test_what_was_measured_is_not_measured_again(finished, monkeypatch):
+    run, comparison = finished
+    monkeypatch.setattr("yarn_tune.compare._row", None)
+    assert compare(run, learned_of(run)) == comparison
+    longer = Run(parse_recipe(run.recipe.to_dict(), ["eval.documents=1"]), run.folder)
+    with pytest.raises(TypeError):
+        compare(longer, learned_of(run))
+
+
 def rows_with(**nll: float) -> Comparison:
     rows = [Row(name.replace("_", "-"), {256: value}, [value], value, 0, 0.0) for name, value in nll.items()]
     return Comparison(64, 256, [0, 256], ["document 1, part 1"], rows)

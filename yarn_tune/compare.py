@@ -4,12 +4,17 @@ Methods: `none` (the base as it is), `native-window` (the base with its native w
 the honest baseline), `linear`, `ntk`, `dynamic`, `yarn` (all search-free, at the recipe's factor) and `tuned`.
 """
 
+import hashlib
+import json
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from .checkpoint import write_json
@@ -46,6 +51,8 @@ class Row:
     """Training tokens it took to obtain the method's numbers."""
     seconds: float
     """Measuring time."""
+    key: str = ""
+    """What was measured, hashed: a row with the same key is not measured again."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,10 @@ def methods(start: Start, learned: Learned | None) -> dict[str, TableOf | None]:
 
 
 def compare(run: Run, learned: Learned | None, only: list[str] | None = None) -> Comparison:
-    """Measure every method (or `only` those) and write compare.json into the run folder."""
+    """Measure every method (or `only` those), writing compare.json into the run folder after each.
+
+    Rows that are there already, of the same method on the same tokens of the same base, are kept.
+    """
     recipe = run.recipe
     start = Start.of(rope_facts(load_config(recipe.base.model, recipe.base.revision)), recipe.rope)
     lengths = eval_lengths(recipe, start)
@@ -110,15 +120,39 @@ def compare(run: Run, learned: Learned | None, only: list[str] | None = None) ->
     model = to_device(load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype))
     edges = bucket_edges(longest, recipe.eval.buckets)
     spent = recipe.train.steps * recipe.train.batch_rows * recipe.row_tokens()
-    rows = []
-    for method, table_of in methods(start, learned).items():
-        if only is None or method in only:
+    documents = [ids for _, ids in excerpts]
+    path = run.folder / "compare.json"
+    known = _known_rows(path)
+    comparison = Comparison(start.native, start.window, edges, [label for label, _ in excerpts], [])
+    for method, table_of in tqdm(methods(start, learned).items(), unit="method", file=sys.stderr):
+        if only is not None and method not in only:
+            continue
+        key = _key(recipe, method, table_of, lengths, documents)
+        if key not in known:
             measure = _measurer(model, method, table_of, start.native, recipe.eval.stride)
             tokens = spent if method == "tuned" else 0
-            rows.append(_row(method, measure, [ids for _, ids in excerpts], lengths, edges, start.native, tokens))
-    comparison = Comparison(start.native, start.window, edges, [label for label, _ in excerpts], rows)
-    write_json(run.folder / "compare.json", as_json(comparison))
+            row = _row(method, measure, documents, lengths, edges, start.native, tokens)
+            known[key] = replace(row, key=key)
+        comparison.rows.append(known[key])
+        write_json(path, as_json(comparison))
     return comparison
+
+
+def _known_rows(path: Path) -> dict[str, Row]:
+    """Rows of an earlier comparison by key."""
+    if not path.is_file():
+        return {}
+    names = [f.name for f in fields(Row)]
+    rows = [Row(**{name: row[name] for name in names}) for row in json.loads(path.read_text(encoding="utf-8"))]
+    return {row.key: replace(row, nll={int(n): v for n, v in row.nll.items()}) for row in rows}
+
+
+def _key(recipe: Recipe, method: str, table_of: TableOf | None, lengths: list[int], documents: list[Tensor]) -> str:
+    """A hash of everything a row's figures depend on."""
+    tables = [] if table_of is None else [(t.tolist(), a) for t, a in map(table_of, lengths)]
+    facts = [method, asdict(recipe.base), asdict(recipe.eval), recipe.rope.native, lengths, tables]
+    texts = [document.tolist() for document in documents]
+    return hashlib.sha256(json.dumps([facts, texts]).encode()).hexdigest()[:16]
 
 
 def eval_lengths(recipe: Recipe, start: Start) -> list[int]:

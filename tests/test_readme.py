@@ -1,0 +1,72 @@
+"""The README promises only what is there: files, commands, families, numbers."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from yarn_tune.cli import _parser
+from yarn_tune.families import FAMILIES
+from yarn_tune.recipe import parse_recipe
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_file_and_link_exists():
+    tree = re.search(r"## The code.*?```\n(.*?)```", README, re.S)[1]
+    named = [line.split()[0] for line in tree.splitlines()]
+    named += re.findall(r"\]\(([\w./-]+)\)", README)
+    named += re.findall(r"\((\w+\.py)[ ,)]|, (\w+\.py)\)", tree) and ["yarn_tune/packing.py", "yarn_tune/positions.py"]
+    for name in named:
+        assert (ROOT / name).exists(), name
+    modules = {path.name for path in (ROOT / "yarn_tune").glob("*.py")} - {"__init__.py", "__main__.py"}
+    unlisted = {name for name in modules if name not in tree} - {"errors.py", "cli.py"}
+    assert not unlisted
+
+
+def commands() -> list[str]:
+    found = re.findall(r"^ {4,8}(yarn-tune .+)$", README, re.M)
+    found += re.findall(r"^\| `(yarn-tune [^`]+)`", README, re.M)
+    return found
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_parses(command):
+    words = re.sub(r"\[.*?\]", "", command).split()[1:]
+    words = ["5" if word == "N" else word for word in words if word != "..."]
+    _parser().parse_args(words)
+
+
+def test_there_are_commands():
+    assert len(commands()) >= 7
+    assert "./launch.sh test" in README
+
+
+@pytest.mark.parametrize("path", re.findall(r"\./launch\.sh (recipes/[\w.-]+)", README))
+def test_launched_recipes_exist(path):
+    assert (ROOT / path).is_file()
+
+
+def test_the_recipe_in_the_readme_is_valid():
+    text = re.search(r"```yaml\n(.*?)```", README, re.S)[1]
+    parse_recipe({"name": "readme"} | yaml.safe_load(text), [])
+
+
+def test_families_are_all_named():
+    listed = re.search(r"reload\): (.*?)\.\n", README, re.S)[1]
+    assert [name.strip() for name in listed.replace("\n", " ").split(",")] == sorted(FAMILIES)
+
+
+def test_the_demo_table_is_the_measured_one():
+    """The README's rows are those of the published run's compare.json."""
+    rows = json.loads((ROOT / "benchmarks/results/tiny-demo-compare.json").read_text())
+    for row in rows:
+        cells = [f"{value:.3f}" for value in (*row["by_position"], row["nll"]["2048"], row["short_nll"])]
+        assert f"| {row['method']} | " + " | ".join(cells) + " |" in README
+
+
+def test_license_and_changelog():
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    assert "0.1.0" in (ROOT / "CHANGELOG.md").read_text()
