@@ -140,10 +140,12 @@ def compare(run: Run, learned: Learned | None, only: list[str] | None = None) ->
 
 def _known_rows(path: Path) -> dict[str, Row]:
     """Rows of an earlier comparison by key."""
-    if not path.is_file():
-        return {}
     names = [f.name for f in fields(Row)]
-    rows = [Row(**{name: row[name] for name in names}) for row in json.loads(path.read_text(encoding="utf-8"))]
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        rows = [Row(**{name: row[name] for name in names}) for row in saved]
+    except (OSError, ValueError, KeyError):
+        return {}  # none yet, or written by another version: measure again
     return {row.key: replace(row, nll={int(n): v for n, v in row.nll.items()}) for row in rows}
 
 
@@ -152,7 +154,10 @@ def _key(recipe: Recipe, method: str, table_of: TableOf | None, lengths: list[in
     tables = [] if table_of is None else [(t.tolist(), a) for t, a in map(table_of, lengths)]
     facts = [method, asdict(recipe.base), asdict(recipe.eval), recipe.rope.native, lengths, tables]
     texts = [document.tolist() for document in documents]
-    return hashlib.sha256(json.dumps([facts, texts]).encode()).hexdigest()[:16]
+    weights = [
+        (f.name, f.stat().st_size, f.stat().st_mtime) for f in sorted(Path(recipe.base.model).glob("*.safetensors"))
+    ]
+    return hashlib.sha256(json.dumps([facts, texts, weights]).encode()).hexdigest()[:16]
 
 
 def eval_lengths(recipe: Recipe, start: Start) -> list[int]:

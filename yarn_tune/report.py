@@ -57,21 +57,24 @@ def plot_by_position(comparison: Comparison, path: Path) -> None:
     edges = comparison.edges
     centres = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
     figure, axes = plt.subplots(figsize=(8, 4.5))
+    # Methods that fall apart would flatten the rest, so the axis ends a little above the calm ones' worst bucket.
+    calm = [r.by_position for r in comparison.rows if r.method in ("native-window", "yarn", "tuned")]
+    low, high = min(map(min, calm)), max(map(max, calm))
+    margin = 0.6 * (high - low) + 0.05
+    axes.set_ylim(low - margin / 2, high + margin)
     for row in comparison.rows:
+        above = min(row.by_position) > high + margin
         axes.plot(
-            centres, row.by_position, marker="o", markersize=4, label=row.method, color=COLOURS[row.method],
+            centres, row.by_position, marker="o", markersize=4, color=COLOURS[row.method],
+            label=f"{row.method} (above)" if above else row.method,
             linestyle="--" if row.method == "native-window" else "-",
             linewidth=2.4 if row.method == "tuned" else 1.5,
         )  # fmt: skip
     axes.axvline(comparison.native, color="#999999", linestyle=":", linewidth=1)
     axes.annotate(
-        "native window", (comparison.native, 0.98), xycoords=("data", "axes fraction"), fontsize=8,
-        xytext=(4, 0), textcoords="offset points", va="top", color="#555555",
+        "native window", (comparison.native, 0.02), xycoords=("data", "axes fraction"), fontsize=8,
+        xytext=(4, 0), textcoords="offset points", va="bottom", color="#555555",
     )  # fmt: skip
-    # Methods that fall apart would flatten the rest, so the axis ends a little above YaRN's worst bucket.
-    calm = [v for row in comparison.rows if row.method in ("native-window", "yarn", "tuned") for v in row.by_position]
-    margin = 0.6 * (max(calm) - min(calm)) + 0.05
-    axes.set_ylim(min(calm) - margin / 2, max(calm) + margin)
     axes.set_xlim(0, edges[-1])
     axes.set_xlabel("position in the document (tokens)")
     axes.set_ylabel("NLL (nats per token)")

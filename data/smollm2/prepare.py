@@ -83,11 +83,11 @@ def convert(gguf: Path, loaded: Any, target: Path) -> None:
 def check(loaded: Any, target: Path) -> None:
     """Compare the checkpoint, as stock classes load it, with the GGUF model; print a greedy continuation.
 
-    Both sides compute in float32. The checkpoint's weights were rounded to BF16, so the GGUF model's are rounded
-    likewise, after which every logit of the prompt must be the same to the last bit. What that rounding itself
-    changes is printed, not judged.
+    Both sides compute in float32. The checkpoint's weights were rounded to BF16, so the GGUF model's are
+    rounded likewise, after which every logit of the prompt must be the same to the last bit. What the rounding
+    itself changes is printed, not judged.
     """
-    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(target)
     prompt = tokenizer(PROMPT, return_tensors="pt")
     with torch.no_grad():
@@ -101,9 +101,7 @@ def check(loaded: Any, target: Path) -> None:
         raise SystemExit(f"logits differ from the GGUF model's by {difference:.2e}; nothing was written")
     if tokenizer.bos_token_id in prompt["input_ids"] or tokenizer.tokenize("\n\n12") != ["ĊĊ", "1", "2"]:
         raise SystemExit("the tokenizer adds a BOS, or does not split digits; nothing was written")
-    print(
-        f"float32 logits: {difference} from the GGUF model in BF16, {rounding:.2g} from the GGUF model itself"
-    )
+    print(f"float32 logits: {difference} off the GGUF's in BF16, {rounding:.2g} off the unrounded")
     print(repr(tokenizer.decode(words[0])))
 
 
