@@ -84,8 +84,8 @@ def check(loaded: Any, target: Path) -> None:
     """Compare the checkpoint, as stock classes load it, with the GGUF model; print a greedy continuation.
 
     Both sides compute in float32. The checkpoint's weights were rounded to BF16, so the GGUF model's are
-    rounded likewise, after which every logit of the prompt must be the same to the last bit. What the rounding
-    itself changes is printed, not judged.
+    rounded likewise, after which every logit of the prompt must be the same to the last bit. What the
+    rounding itself changes is printed, not judged.
     """
     model: Any = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(target)
