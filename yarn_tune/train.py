@@ -107,7 +107,7 @@ def fit(run: Run, accelerator: Accelerator, model: PreTrainedModel, rotary: Tuna
 
         # Forward and backward, micro-batch by micro-batch; every process knows the whole batch's targets.
         batch = rows.batch(step, settings.batch_rows, settings.seed)
-        targets = sum(row.targets for row in batch)
+        targets = max(1, sum(row.targets for row in batch))
         mine = batch[accelerator.process_index :: accelerator.num_processes]
         total = torch.zeros((), device=accelerator.device)
         for at in range(0, len(mine), settings.micro_rows):
