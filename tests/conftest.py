@@ -81,8 +81,11 @@ def words(count: int, seed: int) -> str:
     return " ".join(f"w{i}" for i in torch.randint(VOCABULARY - 1, (count,), generator=generator).tolist())
 
 
-def write_documents(path: Path, lengths: list[int], seed: int = 0) -> Path:
-    lines = [json.dumps({"text": words(n, seed + i)}) for i, n in enumerate(lengths)]
+def write_documents(path: Path, lengths: list[int], seed: int = 0, ids: bool = False) -> Path:
+    """One document a line, as words or (for families that bring a tokenizer class of their own) as token ids."""
+    texts = [words(n, seed + i) for i, n in enumerate(lengths)]
+    records = [{"input_ids": tiny_tokenizer()(t)["input_ids"]} if ids else {"text": t} for t in texts]
+    lines = [json.dumps(record) for record in records]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 

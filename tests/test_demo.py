@@ -72,7 +72,7 @@ def test_the_demo_model_uses_its_window():
     """Its loss falls with context, and it retrieves numbers: extension has something to extend."""
     measured = json.loads((ROOT / "data/tiny-base/measured.json").read_text())
     positions = list(measured["nll_by_position"].values())
-    assert positions[-1] < positions[0] - 0.5
+    assert positions[-1] < positions[0] - 0.4
     assert measured["numbers_retrieved"] > 0.5
     size = sum(path.stat().st_size for path in (ROOT / "data/tiny-base").iterdir())
     assert size < 6e6

@@ -54,8 +54,8 @@ def test_two_steps_on_a_shrunken_model(path, tmp_path, monkeypatch, capsys):
     tree["base"]["model"] = str(base)
     tree["rope"] |= {"window": window, "native": NATIVE}
     tree["data"] |= {
-        "train": [str(write_documents(tmp_path / "train.jsonl", [window * 9]))],
-        "heldout": [str(write_documents(tmp_path / "heldout.jsonl", [window * 2], seed=5))],
+        "train": [str(write_documents(tmp_path / "train.jsonl", [window * 9], ids=True))],
+        "heldout": [str(write_documents(tmp_path / "heldout.jsonl", [window * 2], seed=5, ids=True))],
     }
     tree["train"] |= {"steps": 2}
     tree["eval"] = {"documents": 1}
