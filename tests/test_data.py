@@ -7,6 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from conftest import recipe_tree, tiny_tokenizer, words, write_documents
+from yarn_tune import data
 from yarn_tune.data import build_rows, heldout_excerpts, missing_files
 from yarn_tune.errors import UserError
 from yarn_tune.recipe import parse_recipe
@@ -81,6 +82,23 @@ def test_heldout_excerpts_take_documents_in_turn(tmp_path):
     assert all(ids.shape == (256,) for _, ids in excerpts)
     with pytest.raises(UserError, match="longest of 2 documents has 601 tokens"):
         heldout_excerpts(recipe, tiny_tokenizer(), 1000, 3)
+
+
+def test_a_dataset_is_streamed_until_enough(tmp_path, monkeypatch):
+    """The hub's path through `datasets`, on a dataset folder, so that it needs no network."""
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    write_documents(folder / "train.jsonl", [300] * 50)
+    read: list[str] = []
+    encode = data._encode
+    monkeypatch.setattr(data, "_encode", lambda *a: read.append("x") or encode(*a))
+    recipe = recipe_with(tmp_path, [], "data.rows=3", f"data.train=[hub:{folder}:train]")
+    rows = build_rows(recipe, tiny_tokenizer())
+    assert len(rows.rows) == 3
+    assert len(read) < 50
+    missing = recipe_with(tmp_path, [], "data.train=[hub:org/not-here]")
+    with pytest.raises(UserError, match="could not be read from the hub"):
+        build_rows(missing, tiny_tokenizer())
 
 
 @pytest.mark.parametrize(

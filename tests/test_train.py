@@ -143,11 +143,15 @@ def test_more_rows_than_documents_are_read_again(make_run):
     assert len(metrics(run)) == 3
 
 
-def test_trackers(make_run, monkeypatch):
+def test_trackers(make_run, monkeypatch, tmp_path):
+    """TensorBoard in the run folder; Weights & Biases offline where there is no key."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    run = make_run("run", "runtime.trackers=[tensorboard]", steps=1)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    run = make_run("run", "runtime.trackers=[tensorboard, wandb]", steps=1)
     train(run)
     assert list(run.folder.rglob("events.out.tfevents*"))
+    assert list(tmp_path.rglob("offline-run-*/*.wandb"))
 
 
 def test_killed_at_any_moment_it_continues_bit_for_bit(make_run, tmp_path):
