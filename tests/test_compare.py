@@ -52,17 +52,13 @@ def test_each_method_equals_transformers_own(finished, method):
         section |= {"rope_type": "default"}
     elif method == "yarn":
         section |= {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": NATIVE}
-        length = 256
     else:
         section |= {"rope_type": method, "factor": 4.0}
     config = tiny_config("llama", rope_parameters=section)
     config.max_position_embeddings = NATIVE
     model = AutoModelForCausalLM.from_pretrained(run.recipe.base.model, config=config).eval()
     excerpts = heldout_excerpts(run.recipe, load_tokenizer(run.recipe.base.model), length, 2)
-    if method == "dynamic":  # transformers grows its table and never shrinks it within a call: one call a length
-        nats = [full_nats(model, ids) for _, ids in excerpts]
-    else:
-        nats = [full_nats(model, ids) for _, ids in excerpts]
+    nats = [full_nats(model, ids) for _, ids in excerpts]
     expected = torch.cat(nats).double().mean().item()
     # `dynamic` reads length - 1 tokens (the last is only predicted), as the harness does.
     assert comparison.row(method).nll[256] == pytest.approx(expected, rel=1e-5)

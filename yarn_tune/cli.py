@@ -146,7 +146,6 @@ def _serve_line(path: Path) -> str:
 def _run(options: argparse.Namespace) -> Result:
     from .compare import as_json, compare, table
     from .export import export, learned_of
-    from .families import load_config, rope_facts
     from .plan import plan
     from .report import write_report
     from .train import train
@@ -161,9 +160,7 @@ def _run(options: argparse.Namespace) -> Result:
     learned = learned_of(run)
     comparison = compare(run, learned)
     path = export(run)
-    base = run.recipe.base
-    start = Start.of(rope_facts(load_config(base.model, base.revision)), run.recipe.rope)
-    report = write_report(run, comparison, learned, start)
+    report = write_report(run, comparison, learned, Start.of_recipe(run.recipe))
     text = (
         f"{comparison.verdict()}\n\n{table(comparison)}\n\nreport   {report}\npicture  "
         f"{run.folder / 'nll_by_position.png'}\nexport   {path}\nserve    {_serve_line(path)}"

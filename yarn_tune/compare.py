@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from .checkpoint import write_json
 from .data import heldout_excerpts
-from .families import load_config, load_model, load_tokenizer, rope_facts, to_device
+from .families import load_model, load_tokenizer, to_device
 from .perplexity import Nats, bucket_edges, by_position, full_nats, slid_nats, span_nats
 from .recipe import Recipe
 from .rope import (
@@ -112,7 +112,7 @@ def compare(run: Run, learned: Learned | None, only: list[str] | None = None) ->
     Rows that are there already, of the same method on the same tokens of the same base, are kept.
     """
     recipe = run.recipe
-    start = Start.of(rope_facts(load_config(recipe.base.model, recipe.base.revision)), recipe.rope)
+    start = Start.of_recipe(recipe)
     lengths = eval_lengths(recipe, start)
     longest = max(lengths)
     tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .checkpoint import write_json
 from .errors import CheckFailed, UserError
-from .families import is_hub_id, load_config, load_model, load_tokenizer, logit_transform, rope_facts, to_device
+from .families import is_hub_id, load_model, load_tokenizer, logit_transform, to_device
 from .objectives import CHUNK, hidden_states
 from .recipe import Recipe
 from .serving.profiles import EXTRA_KEYS, Served, serve, settle
@@ -61,7 +61,7 @@ def learned_of(run: Run) -> Learned:
     recipe = run.recipe
     if not run.numbers_path.is_file():
         raise UserError(f"{run.folder}: nothing learned here yet; run `yarn-tune train` to the end first")
-    begin = Start.of(rope_facts(load_config(recipe.base.model, recipe.base.revision)), recipe.rope)
+    begin = Start.of_recipe(recipe)
     rotary = TunableRotary(torch.nn.Identity(), begin, recipe.rope.learn)
     rotary.load_numbers(load_file(run.numbers_path))
     learned = settle(rotary.learned())

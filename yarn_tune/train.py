@@ -32,7 +32,7 @@ from .checkpoint import (
 )
 from .data import RowSet, build_rows
 from .errors import CheckFailed, UserError
-from .families import load_config, load_model, load_tokenizer, rope_facts, switch_off_dropout
+from .families import load_model, load_tokenizer, switch_off_dropout
 from .objectives import NextToken
 from .positions import Placed
 from .recipe import Recipe
@@ -65,8 +65,7 @@ def train(run: Run) -> Learned:
         CheckFailed: if the loss became NaN or infinite; the last good state is kept.
     """
     recipe = run.recipe
-    config = load_config(recipe.base.model, recipe.base.revision)
-    begin = Start.of(rope_facts(config), recipe.rope)
+    begin = Start.of_recipe(recipe)
     rows = build_rows(recipe, load_tokenizer(recipe.base.model, recipe.base.revision))
     accelerator = start(recipe, run.folder)
     claim_folder(run)
@@ -130,9 +129,9 @@ def fit(run: Run, accelerator: Accelerator, model: PreTrainedModel, rotary: Tuna
         optimizer.zero_grad()
 
         # Tell, and save.
-        seconds = time.monotonic() - begun
-        log.write(step + 1, loss, norm, len(batch) * recipe.row_tokens(), seconds, rotary.learned())
-        bar.set_postfix_str(progress_text(loss, rotary.learned(), len(batch) * recipe.row_tokens() / seconds))
+        seconds, tokens, learned = time.monotonic() - begun, len(batch) * recipe.row_tokens(), rotary.learned()
+        log.write(step + 1, loss, norm, tokens, seconds, learned)
+        bar.set_postfix_str(progress_text(loss, learned, tokens / seconds))
         bar.update()
         if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
             checkpoint_now(run, accelerator, rotary, optimizer, step + 1)

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .errors import UserError
-from .families import RopeFacts, rotary_site
-from .recipe import Rope
+from .families import RopeFacts, load_config, rope_facts, rotary_site
+from .recipe import Recipe, Rope
 from .rope import default_inv_freq, longrope_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
 
 
@@ -115,6 +115,11 @@ class Start:
             beta_fast=rope.beta_fast,
             beta_slow=rope.beta_slow,
         )
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe) -> "Start":
+        """`of` for the base a recipe names; reads its config, no weights."""
+        return cls.of(rope_facts(load_config(recipe.base.model, recipe.base.revision)), recipe.rope)
 
     def inv_freq(self) -> Tensor:
         """Search-free YaRN's table, float32 `[d/2]`."""
