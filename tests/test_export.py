@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from yarn_tune.export import export, learned_of
 from yarn_tune.families import load_config, rope_facts
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.serving import profiles
-from yarn_tune.serving.profiles import settle
+from yarn_tune.serving.profiles import Target, settle
 from yarn_tune.train import Run, claim_folder
 from yarn_tune.tunable import Start, TunableRotary
 
@@ -31,7 +32,9 @@ def finished_run(folder, learn: str = "frequency", family: str = "llama", window
     numbers |= {name: torch.full_like(numbers[name], value) for name, value in offsets.items()}
     rotary.load_numbers(numbers)
     if learn != "frequency":
-        rotary.set_scale(settle(rotary.learned()).scale)
+        settled = settle(rotary.learned(), Target.of_recipe(recipe))
+        if settled.scale is not None:
+            rotary.set_scale(settled.scale)
     save_file(rotary.numbers(), run.numbers_path)
     return run
 
@@ -40,7 +43,13 @@ def finished_run(folder, learn: str = "frequency", family: str = "llama", window
 @pytest.mark.parametrize("family", FAMILY_SIZES)
 def test_every_family_reloads_as_it_was_tuned(tmp_path, family, learn):
     """export() itself reloads and compares in float32; here the verdict is read back."""
-    target = export(finished_run(tmp_path, learn, family))
+    run = finished_run(tmp_path, learn, family)
+    if family == "cohere" and learn == "frequency":
+        # vLLM and SGLang take lists of factors only for pairs that are halves of the head.
+        with pytest.raises(UserError, match="vllm: does not load it: it takes longrope only where pairs are halves"):
+            export(run)
+        run = replace(run, recipe=parse_recipe(run.recipe.to_dict(), ["export.stacks=[transformers, lmdeploy]"]))
+    target = export(run)
     fidelity = json.loads((target / "fidelity.json").read_text())
     differences = fidelity["max_abs_logit_difference"]
     window = AutoConfig.from_pretrained(target).max_position_embeddings
@@ -62,14 +71,15 @@ def test_factors_below_and_above_the_nominal_one(tmp_path, log_scale):
 
 
 def test_weights_are_the_bases_byte_for_byte(tmp_path):
-    run = finished_run(tmp_path)
+    run = finished_run(tmp_path, "scale")
     target = export(run)
 
     def digest(folder):
         return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
     assert digest(target) == digest(tmp_path / "base")
-    assert AutoTokenizer.from_pretrained(target).model_max_length == 256
+    window = AutoConfig.from_pretrained(target).max_position_embeddings
+    assert AutoTokenizer.from_pretrained(target).model_max_length == window >= 256
     assert (target / "generation_config.json").is_file()
     assert "vllm serve" in (target / "SERVING.md").read_text()
     assert not list(run.folder.glob(".export*"))
@@ -82,8 +92,8 @@ def test_an_export_without_the_learned_values_is_caught(tmp_path, monkeypatch):
     original = profiles.serve
     for key in ("attention_factor", "beta_fast", "factor"):
 
-        def lossy(learned, key=key):
-            served = original(learned)
+        def lossy(learned, target, key=key):
+            served = original(learned, target)
             if key == "attention_factor":
                 del served.rope_parameters[key]
             else:
@@ -101,8 +111,8 @@ def test_a_rope_warning_of_transformers_is_fatal(tmp_path, monkeypatch):
     run = finished_run(tmp_path, "scale")
     original = profiles.serve
 
-    def odd(learned):
-        served = original(learned)
+    def odd(learned, target):
+        served = original(learned, target)
         served.rope_parameters["speed"] = 3
         return served
 

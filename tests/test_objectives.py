@@ -9,7 +9,7 @@ from yarn_tune.families import logit_transform, rope_facts
 from yarn_tune.objectives import NextToken, exact_nats, fused_nats
 from yarn_tune.packing import Row
 from yarn_tune.positions import IGNORED, place_contiguous, place_skip
-from yarn_tune.recipe import Rope
+from yarn_tune.sections import Rope
 from yarn_tune.train import collate
 from yarn_tune.tunable import Start, attach
 

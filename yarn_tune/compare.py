@@ -21,7 +21,6 @@ from .checkpoint import write_json
 from .data import heldout_excerpts
 from .families import load_model, load_tokenizer, to_device
 from .perplexity import Nats, bucket_edges, by_position, full_nats, slid_nats, span_nats
-from .recipe import Recipe
 from .rope import (
     default_inv_freq,
     dynamic_ntk_inv_freq,
@@ -29,6 +28,7 @@ from .rope import (
     ntk_inv_freq,
     yarn_attention_factor,
 )
+from .sections import Recipe
 from .train import Run
 from .tunable import Learned, Start, attach_fixed, detach
 

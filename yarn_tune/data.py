@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from .errors import UserError
 from .packing import Packed, Tokens, pack_concat, pack_long
 from .positions import Coverage, Placed, coverage, place_contiguous, place_skip
-from .recipe import Recipe
+from .sections import Recipe
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 HUB = "hub:"

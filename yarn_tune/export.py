@@ -1,8 +1,9 @@
 """From a finished run to an ordinary Hugging Face checkpoint, reloaded and compared before it gets its name.
 
-The base's weight files are copied byte for byte; only config.json and the tokenizer's window change. The
-checkpoint is written under another name, reloaded with stock classes, compared with the tuned model in memory
-below, at and above the native window, and only then renamed: a mismatch leaves nothing behind.
+The base's weight files are copied byte for byte, unless a stack asked for needs the temperature folded into the
+queries; otherwise only config.json and the tokenizer's window change. The checkpoint is written under another name,
+reloaded with stock classes, compared with the tuned model in memory below, at and above the native window, and only
+then renamed: a mismatch leaves nothing behind.
 """
 
 import json
@@ -25,8 +26,11 @@ from .checkpoint import write_json
 from .errors import CheckFailed, UserError
 from .families import is_hub_id, load_model, load_tokenizer, logit_transform, to_device
 from .objectives import CHUNK, hidden_states
-from .recipe import Recipe
-from .serving.profiles import EXTRA_KEYS, Served, serve, settle
+from .sections import Recipe
+from .serving.carriers import EXTRA_KEYS, Served
+from .serving.folding import Folded, fold_checkpoint, fold_named, gains_of, site_of
+from .serving.page import serving_page
+from .serving.profiles import Target, serve, settle
 from .train import Run
 from .tunable import Learned, Start, TunableRotary, attach_fixed, detach
 
@@ -49,8 +53,6 @@ COPIED = (
 TABLE_TOLERANCE = 1e-6
 """Between the table as trained and as served, relative: a few roundings to float32."""
 
-OLD_ROPE_KEYS = ("rope_scaling", "rope_parameters", "rope_theta")
-
 
 def learned_of(run: Run) -> Learned:
     """What a finished run learned, settled into numbers a config can carry.
@@ -64,7 +66,7 @@ def learned_of(run: Run) -> Learned:
     begin = Start.of_recipe(recipe)
     rotary = TunableRotary(torch.nn.Identity(), begin, recipe.rope.learn)
     rotary.load_numbers(load_file(run.numbers_path))
-    learned = settle(rotary.learned())
+    learned = settle(rotary.learned(), Target.of_recipe(recipe))
     trained = rotary.table()[0].detach()
     error = (learned.inv_freq() / trained - 1).abs().max().item()
     if not error <= TABLE_TOLERANCE:
@@ -76,30 +78,35 @@ def export(run: Run, overrides_only: bool = False) -> Path:
     """Write the checkpoint (or only its overrides) of a finished run; returns what was written.
 
     Raises:
+        UserError: if no config serves what was learned on all stacks asked for.
         CheckFailed: if the reloaded checkpoint does not compute what was learned.
     """
     learned = learned_of(run)
-    served = serve(learned)
+    aim = Target.of_recipe(run.recipe)
+    served = serve(learned, aim)
     if overrides_only:
         path = run.folder / "overrides.json"
-        write_json(path, served.overrides())
+        write_json(path, served.overrides(aim.base))
         return path
     target = run.folder / "export"
     partial = run.folder / ".export.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        write_checkpoint(run.recipe, served, partial)
+        folded = write_checkpoint(run.recipe, served, aim, partial)
         fidelity = compare_with_memory(run, learned, served, partial)
+        fidelity |= {"fold": asdict(folded)} if folded else {}
         write_json(partial / "fidelity.json", fidelity)
+        page = serving_page(run.recipe.base.model, learned, served, aim, folded, fidelity["max_abs_logit_difference"])
+        (partial / "SERVING.md").write_text(page, encoding="utf-8")
         _into_place(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
-def write_checkpoint(recipe: Recipe, served: Served, folder: Path) -> None:
-    """Copy the base and put the learned rope section into its config."""
+def write_checkpoint(recipe: Recipe, served: Served, aim: Target, folder: Path) -> Folded | None:
+    """Copy the base, put the learned rope section into its config, and fold what the config does not carry."""
     base = base_folder(recipe)
     for pattern in COPIED:
         for source in sorted(base.glob(pattern)):
@@ -108,19 +115,14 @@ def write_checkpoint(recipe: Recipe, served: Served, folder: Path) -> None:
     if not list(folder.glob("*.safetensors")):
         # A base with pickled weights only: its tensors are saved anew, in its own dtype.
         load_model(recipe.base.model, recipe.base.revision, "auto").save_pretrained(folder)
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    for key in OLD_ROPE_KEYS:
-        config.pop(key, None)
-    if "head_dim" in config and config["head_dim"] is None:
-        # Readers that ask for the key and find null do not fall back to hidden_size / heads.
-        config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
-    write_json(folder / "config.json", config | served.config_keys())
-    write_json(folder / "overrides.json", served.overrides())
+    write_json(folder / "config.json", served.config(aim.base))
+    if served.fold == 1.0:
+        write_json(folder / "overrides.json", served.overrides(aim.base))
     settings = folder / "tokenizer_config.json"
     if settings.is_file():
         tokenizer = json.loads(settings.read_text(encoding="utf-8"))
         write_json(settings, tokenizer | {"model_max_length": served.max_position_embeddings})
-    (folder / "SERVING.md").write_text(serving_page(served), encoding="utf-8")
+    return None if served.fold == 1.0 else fold_checkpoint(folder, aim.base, served.fold)
 
 
 def base_folder(recipe: Recipe) -> Path:
@@ -129,21 +131,6 @@ def base_folder(recipe: Recipe) -> Path:
         wanted = ["config.json", *COPIED]
         return Path(snapshot_download(recipe.base.model, revision=recipe.base.revision, allow_patterns=wanted))
     return Path(recipe.base.model)
-
-
-def serving_page(served: Served) -> str:
-    """How to serve the checkpoint, in a few lines."""
-    window = served.max_position_embeddings
-    overrides = json.dumps(served.overrides())
-    return (
-        f"# Serving\n\nThis is a stock checkpoint with a window of {window} tokens; no custom code is needed.\n\n"
-        f"    vllm serve EXPORT --max-model-len {window}\n\n"
-        "or, without a copy of the weights,\n\n"
-        f"    vllm serve BASE --max-model-len {window} --hf-overrides '{overrides}'\n\n"
-        f"What was learned is carried by `rope_type: {served.rope_parameters['rope_type']}` in config.json, under "
-        "the keys of transformers and of vLLM before and after 0.30. fidelity.json says what was compared.\n\n"
-        "Saving this checkpoint again with transformers 5 drops the keys that transformers 4 and old vLLM read.\n"
-    )
 
 
 @torch.no_grad()
@@ -157,18 +144,27 @@ def compare_with_memory(run: Run, learned: Learned, served: Served, folder: Path
     tuned = to_device(load_model(recipe.base.model, recipe.base.revision, "float32"))
     prompts = _prompts(learned, tuned.config.vocab_size)
     attach_fixed(tuned, lambda length: (learned.inv_freq(), learned.attention_factor))
-    expected = {length: hidden_states(tuned, ids[None].to(tuned.device))[0] for length, ids in prompts.items()}
+    expected = _hidden(tuned, prompts)
     detach(tuned)
+    queries = _exact_queries(tuned, served)
     del tuned
     with rope_warnings() as warnings:
         stock = to_device(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
-        found = {length: hidden_states(stock, ids[None].to(stock.device))[0] for length, ids in prompts.items()}
+        found = _hidden(stock, prompts)
         load_tokenizer(str(folder))
-    allowed = EXTRA_KEYS[served.rope_parameters["rope_type"]]
-    bad = [text for text in warnings if not ("nrecognized keys" in text and _names(text) <= allowed)]
+    bad = [text for text in warnings if not ("nrecognized keys" in text and _names(text) <= EXTRA_KEYS)]
     if bad:
         raise CheckFailed(f"export: transformers warns about the exported rope section: {bad[0]}")
     differences = {n: _logit_difference(stock, expected[n], found[n]) for n in prompts}
+    rounded = {}
+    if queries and max(differences.values()) > recipe.export.tolerance:
+        # A bfloat16 base rounds what is folded into it. That is reported; the fold itself must be exact.
+        rounded = {"max_abs_logit_difference_after_rounding": differences}
+        for name, parameter in stock.named_parameters():
+            if name in queries:
+                parameter.copy_(queries[name])
+        found = _hidden(stock, prompts)
+        differences = {n: _logit_difference(stock, expected[n], found[n]) for n in prompts}
     worst = max(differences.values())
     if not worst <= recipe.export.tolerance:
         raise CheckFailed(
@@ -177,12 +173,30 @@ def compare_with_memory(run: Run, learned: Learned, served: Served, folder: Path
         )
     return {
         "max_abs_logit_difference": differences,
+        **rounded,
         "dtype": "float32",
         "learned": {k: v for k, v in asdict(learned).items() if k != "facts"},
-        "served": served.config_keys() | {"rope_scaling": "the same as rope_parameters"},
-        "inv_freq": served.inv_freq(learned.facts.dim).tolist(),
+        "carrier": served.carrier,
+        "rope_parameters": served.rope_parameters,
+        "window": learned.window,
+        "inv_freq": learned.inv_freq().tolist(),
         "attention_factor": learned.attention_factor,
     }
+
+
+def _hidden(model: PreTrainedModel, prompts: dict[int, Tensor]) -> dict[int, Tensor]:
+    """Final hidden states of every prompt."""
+    return {length: hidden_states(model, ids[None].to(model.device))[0] for length, ids in prompts.items()}
+
+
+def _exact_queries(model: PreTrainedModel, served: Served) -> dict[str, Tensor]:
+    """The float32 model's query tensors as folding should leave them; none where nothing is folded."""
+    if served.fold == 1.0:
+        return {}
+    site = site_of(model.config.to_dict())
+    gains = gains_of(site, served.fold)
+    named = model.named_parameters()
+    return {name: fold_named(name, tensor.cpu(), site, gains)[0] for name, tensor in named if site.holds(name)}
 
 
 def _prompts(learned: Learned, vocabulary: int) -> dict[int, Tensor]:

@@ -1,8 +1,9 @@
 """What we know about Hugging Face model classes, in one table; what is not in it is refused with the reason.
 
-All families here share one layout: a single `*RotaryEmbedding` module below the base model computes cos and sin
-for every layer from one `inv_freq` buffer. Families whose layers have tables of their own, or whose layers look
-back only through a sliding window, need more than that and are refused for now.
+In all families here a single `*RotaryEmbedding` module below the base model computes cos and sin for every layer.
+Most compute them from one `inv_freq` buffer. Where layers differ by kind (Gemma 3, OLMo 3), the module holds one
+table a kind, and only that of the full-attention layers is tuned: the others look back through a sliding window,
+which no change of RoPE extends. Models whose every layer does so are refused.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -27,13 +29,16 @@ from .errors import UserError
 FAMILIES: dict[str, str] = {
     "cohere": "pairs are interleaved",
     "gemma": "",
+    "gemma3_text": "only full-attention layers are tuned",
     "gpt_neox": "a quarter of each head is rotated",
     "granite": "",
     "llama": "",
     "mistral": "releases without a sliding window (v0.2 and later)",
     "mixtral": "",
     "olmo2": "",
+    "olmo3": "only full-attention layers are tuned",
     "phi": "half of each head is rotated",
+    "phi3": "releases without a sliding window; served as longrope, as its config class wants",
     "qwen2": "",
     "qwen3": "",
     "smollm3": "every fourth layer has no positions",
@@ -41,6 +46,75 @@ FAMILIES: dict[str, str] = {
     "starcoder2": "releases without a sliding window",
 }
 """Model type -> a note. Every entry is tested: attach, identity, gradient, export, reload."""
+
+
+FULL = "full_attention"
+"""The kind of layer that is tuned where a model has several."""
+
+INTERLEAVED = frozenset({"cohere", "cohere2", "glm", "glm4", "deepseek_v2", "deepseek_v3", "llama4"})
+"""Families whose pairs are neighbours (2i, 2i + 1); elsewhere pair i is (i, i + d/2)."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a config says about the shape of its rotary embeddings, with every rope key taken away."""
+
+    model_type: str
+    head_dim: int
+    kinds: tuple[str, ...]
+    """Kinds of layers with tables of their own; `("",)` where all layers share one."""
+    thetas: dict[str, float]
+    """The family's own theta by kind, which readers fall back to."""
+    partial_rotary_factor: float
+    """The family's own default."""
+    original: int | None = None
+    """`original_max_position_embeddings` at the top level of the config (Phi-3 has it there)."""
+
+    @property
+    def nested(self) -> bool:
+        """Whether the rope section has one part a kind of layer."""
+        return self.kinds != ("",)
+
+
+ROPE_KEYS = ("rope_scaling", "rope_parameters", "rope_theta", "rope_local_base_freq", "partial_rotary_factor",
+             "rotary_pct", "rotary_emb_base")  # fmt: skip
+
+
+def layout_of(config: dict[str, Any]) -> Layout:
+    """The layout behind a config.json, from the family's own config class.
+
+    Raises:
+        UserError: if the installed transformers does not know the model type, or it has no RoPE.
+    """
+    kind = config.get("model_type", "")
+    if kind not in CONFIG_MAPPING:
+        raise UserError(f"config.json: model_type {kind!r} is not one that the installed transformers knows")
+    bare = CONFIG_MAPPING[kind].from_dict({k: v for k, v in config.items() if k not in ROPE_KEYS})
+    sections = getattr(bare, "rope_parameters", None)
+    if not sections:
+        raise UserError(f"config.json: {kind} has no rotary position embeddings (RoPE)")
+    by_kind = {"": sections} if "rope_theta" in sections else {k: v for k, v in sections.items() if v}
+    head_dim = getattr(bare, "head_dim", None) or bare.hidden_size // bare.num_attention_heads
+    first = next(iter(by_kind.values()))
+    return Layout(
+        model_type=kind,
+        head_dim=getattr(bare, "qk_rope_head_dim", None) or head_dim,
+        kinds=tuple(by_kind),
+        thetas={k: float(v["rope_theta"]) for k, v in by_kind.items()},
+        partial_rotary_factor=float(first.get("partial_rotary_factor", 1.0)),
+        original=getattr(bare, "original_max_position_embeddings", None),
+    )
+
+
+def config_json(model: str, revision: str | None = None) -> dict[str, Any]:
+    """A checkpoint's config.json as written, from a folder or hub id.
+
+    Raises:
+        UserError: if there is no such model.
+    """
+    load_config(model, revision)
+    written = _from_hub(PreTrainedConfig.get_config_dict, model, revision=revision)[0]
+    return {key: value for key, value in written.items() if key != "_commit_hash"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +129,8 @@ class RopeFacts:
     native: int
     """`max_position_embeddings`, in tokens."""
     partial_rotary_factor: float
+    layer_kind: str = ""
+    """The kind of layers these facts are about; empty where all layers share one table."""
 
 
 def rope_facts(config: PreTrainedConfig) -> RopeFacts:
@@ -69,14 +145,17 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
         raise UserError(f"base.model: {kind} has no rotary position embeddings (RoPE), so there is nothing to tune")
     if kind not in FAMILIES:
         raise UserError(f"base.model: model type {kind!r} is not supported; supported: {', '.join(FAMILIES)}")
-    if "rope_theta" not in rope:
-        raise UserError(f"base.model: this {kind} has one rotary table per layer type, which is not supported yet")
+    layer_kind = "" if "rope_theta" in rope else FULL
+    if layer_kind:
+        if layer_kind not in config.layer_types:
+            raise UserError(f"base.model: this {kind} has no full-attention layer, and only those can be extended")
+        rope = rope[layer_kind]
     if rope["rope_type"] != "default":
         raise UserError(
             f"base.model: its config already carries rope_type {rope['rope_type']!r}; "
             "continuing from an extended model is not supported yet, use the model it was made from"
         )
-    if _sliding_window(config):
+    if not layer_kind and _sliding_window(config):
         raise UserError(
             f"base.model: layers of this {kind} look back only {config.sliding_window} tokens (sliding window), "
             "which no change of RoPE extends"
@@ -90,6 +169,7 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
         head_dim=head_dim,
         native=config.max_position_embeddings,
         partial_rotary_factor=partial,
+        layer_kind=layer_kind,
     )
 
 
@@ -159,12 +239,13 @@ def _from_hub(load: Callable[..., Any], model: str, **options: Any) -> Any:
 
 
 def rotary_site(model: PreTrainedModel) -> tuple[nn.Module, str]:
-    """The parent module and the attribute name of the one rotary module all layers share."""
+    """The parent module and the attribute name of the one rotary module below the base model."""
     sites = [
         (parent, name)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if type(child).__name__.endswith("RotaryEmbedding") and hasattr(child, "inv_freq")
+        if type(child).__name__.endswith("RotaryEmbedding")
+        and (hasattr(child, "inv_freq") or hasattr(child, f"{FULL}_inv_freq"))
     ]
     if len(sites) != 1:
         raise UserError(f"base.model: expected one shared rotary module in the model, found {len(sites)}")

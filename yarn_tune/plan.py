@@ -18,7 +18,7 @@ from .families import is_hub_id, load_config, load_tokenizer, rope_facts
 from .objectives import CHUNK
 from .packing import Row
 from .positions import Coverage, coverage, place_contiguous
-from .recipe import Recipe
+from .sections import Recipe
 from .tunable import Start
 
 

@@ -1,21 +1,17 @@
-"""A run, written down: frozen dataclasses read from YAML plus dotted overrides.
+"""A run, written down: YAML plus dotted overrides into the dataclasses of `sections.py`.
 
 Every problem of a recipe is reported at once, each with its place (file and key), the value found and what to
-write instead. Precedence: defaults < YAML < overrides (`train.steps=50`). Defaults live here and nowhere else.
-
-Units: lengths and positions are in tokens; learning rates are per step, in log space (a rate of 0.01 moves a
-number by about 1% a step).
+write instead. Precedence: defaults < YAML < overrides (`train.steps=50`).
 """
 
-import dataclasses
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from .errors import UserError
 from .schema import apply_override, build, show
+from .sections import Recipe, Rope, Train
 
 
 class RecipeError(UserError):
@@ -25,166 +21,6 @@ class RecipeError(UserError):
         self.problems = problems
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__("\n".join([f"{source}: {count}", *(f"  - {problem}" for problem in problems)]))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Base:
-    """The model to extend."""
-
-    model: str
-    """A local checkpoint folder, or a hub id (`org/name`)."""
-    revision: str | None = None
-    """Hub revision; pin a commit for results to be repeatable."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the frozen weights and of activations. What is learned is float32 whatever stands here."""
-    prepare: str | None = None
-    """The command that makes a local `model` folder, shown when the folder is not there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rope:
-    """What is learned, and for which window."""
-
-    window: int
-    """Window to be served after tuning."""
-    native: int | None = None
-    """Window the base was trained with; null: its config's `max_position_embeddings`."""
-    factor: float | None = None
-    """YaRN's scale at the start; null: window / native."""
-    learn: Literal["scale", "ramp", "frequency"] = "frequency"
-    """scale: s and t. ramp: also beta_fast and beta_slow. frequency: one factor per rotary pair, and t."""
-    temperature: Literal["global"] = "global"
-    """One attention temperature for the whole model."""
-    init: Literal["yarn"] = "yarn"
-    """Every parameterisation starts as search-free YaRN, exactly."""
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """Documents, and how they become rows."""
-
-    train: list[str]
-    """Files or globs (.txt .jsonl .jsonl.gz .parquet), or `hub:org/name[:split]` for a dataset on the hub."""
-    heldout: list[str]
-    """Documents for measuring; never trained on."""
-    prepare: str | None = None
-    """The command that makes the files, shown when they are not there."""
-    text_key: str = "text"
-    """Field with the text; a field `input_ids` holding token ids is taken as it is."""
-    rows: int | None = None
-    """Rows to prepare; null: as many as the run will read, so that no row is read twice if documents suffice."""
-    row_tokens: int | None = None
-    """Tokens a row; null: the window."""
-    packing: Literal["long", "concat"] = "long"
-    """long: a row is a span of one document where documents are long enough, and joined ones otherwise.
-    concat: documents share rows, each isolated from the others, with positions from zero."""
-    positions: Literal["contiguous", "skip"] = "contiguous"
-    """contiguous: 0, 1, 2, ... skip: a row holds spans of one document at their true positions across the
-    window (an experiment: with frozen weights it is biased towards local text)."""
-    spans: int = 2
-    """Spans a row, for `positions: skip`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rates:
-    """Peak learning rates, one per kind of learned number."""
-
-    frequency: float = 0.02
-    temperature: float = 0.01
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    """The loop."""
-
-    steps: int = 100
-    batch_rows: int = 4
-    """Rows a step, over all processes."""
-    micro_rows: int = 1
-    """Rows a forward pass, in each process."""
-    learning_rate: Rates | float = field(default_factory=Rates)
-    warmup: float = 0.1
-    """Share of the steps during which the rate rises; then a cosine down to a tenth of the peak."""
-    clip: float = 1.0
-    """Largest gradient norm; 0 switches clipping off."""
-    weight_decay: float = 0.0
-    """Pull of every learned number towards search-free YaRN."""
-    objective: Literal["next-token"] = "next-token"
-    seed: int = 0
-    gradient_checkpointing: bool = True
-    use_reentrant: bool = False
-    """Must stay false; named here because reentrant checkpointing fails with shared cos/sin."""
-    checkpoint_every: int = 10
-    """Steps between saved states; an interrupted run loses at most this many."""
-    keep_checkpoints: int = 3
-
-    def rates(self) -> Rates:
-        """Both rates, also when the recipe gives one number."""
-        if isinstance(self.learning_rate, Rates):
-            return self.learning_rate
-        return Rates(frequency=self.learning_rate, temperature=self.learning_rate)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Eval:
-    """What `compare` measures on the held-out documents."""
-
-    lengths: list[int] | None = None
-    """Lengths of the excerpts; null: native window and window."""
-    documents: int = 4
-    """Excerpts a length; they are taken from the documents in turn."""
-    buckets: int = 8
-    """Position buckets a window."""
-    stride: int | None = None
-    """Step of the native window slid over the document; null: a quarter of it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Export:
-    """The checkpoint to be served."""
-
-    stacks: list[Literal["transformers", "vllm"]] = field(default_factory=lambda: ["transformers", "vllm"])
-    tolerance: float = 1e-4
-    """Largest difference of a float32 logit between the tuned model and the reloaded export."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Runtime:
-    """Processes and logs."""
-
-    processes: int | None = None
-    """Processes the run is meant for; another world size is refused. null: any."""
-    trackers: list[Literal["wandb", "tensorboard"]] = field(default_factory=list)
-    threads: int | None = None
-    """CPU threads a process; null: torch's default."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """One run. `name` is the run folder's name under `runs/`."""
-
-    name: str
-    base: Base
-    rope: Rope
-    data: Data
-    train: Train = field(default_factory=Train)
-    eval: Eval = field(default_factory=Eval)
-    export: Export = field(default_factory=Export)
-    runtime: Runtime = field(default_factory=Runtime)
-
-    def row_tokens(self) -> int:
-        """Tokens a row, the default filled in."""
-        return self.data.row_tokens or self.rope.window
-
-    def rows(self) -> int:
-        """Rows to prepare, the default filled in."""
-        return self.data.rows or self.train.steps * self.train.batch_rows
-
-    def to_dict(self) -> dict[str, Any]:
-        """All values, defaults written out, ready for YAML."""
-        return dataclasses.asdict(self)
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -309,7 +145,7 @@ def _other_checks(recipe: Recipe) -> list[Check]:
         (evaluation.documents >= 1, "eval.documents", evaluation.documents, "at least 1"),
         (evaluation.buckets >= 1, "eval.buckets", evaluation.buckets, "at least 1"),
         (evaluation.stride is None or evaluation.stride >= 1, "eval.stride", evaluation.stride, "at least 1"),
-        (bool(recipe.export.stacks), "export.stacks", recipe.export.stacks, "name at least one stack"),
+        (recipe.export.stacks != [], "export.stacks", recipe.export.stacks, "name at least one stack, or null"),
         (recipe.export.tolerance > 0, "export.tolerance", recipe.export.tolerance, "must be positive"),
         (
             runtime.processes is None or runtime.processes >= 1,

@@ -138,6 +138,21 @@ def yarn_attention_factor(factor: float, mscale: float | None = None, mscale_all
     return gain(mscale) / gain(mscale_all_dim) if mscale and mscale_all_dim else gain(1.0)
 
 
+def llama3_inv_freq(
+    theta: float, dim: int, factor: float, low_freq_factor: float, high_freq_factor: float, native: int
+) -> Tensor:
+    """Llama 3.1's table, float32 `[d/2]`: slow pairs divided by `factor`, fast ones kept, a blend in between.
+
+    Source: transformers v5.23 `modeling_rope_utils.py`, `_compute_llama3_parameters`.
+    """
+    inv_freq = default_inv_freq(theta, dim)
+    wavelength = 2 * math.pi / inv_freq
+    kept = (native / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor)
+    blend = (1 - kept) * inv_freq / factor + kept * inv_freq
+    slow = torch.where(wavelength > native / low_freq_factor, inv_freq / factor, blend)
+    return torch.where(wavelength < native / high_freq_factor, inv_freq, slow)
+
+
 def longrope_inv_freq(
     theta: float, dim: int, factors: Tensor | list[float], dtype: torch.dtype = torch.float32
 ) -> Tensor:

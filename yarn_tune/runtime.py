@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from .errors import UserError
-from .recipe import Recipe
+from .sections import Recipe
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "yarn_tune")
 

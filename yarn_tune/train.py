@@ -35,9 +35,9 @@ from .errors import CheckFailed, UserError
 from .families import load_model, load_tokenizer, switch_off_dropout
 from .objectives import NextToken
 from .positions import Placed
-from .recipe import Recipe
 from .runtime import environment, start
-from .serving.profiles import settle
+from .sections import Recipe
+from .serving.profiles import Target, settle
 from .tunable import Learned, Start, TunableRotary, attach
 
 RERUN_FREELY = ("eval", "export", "runtime")
@@ -66,6 +66,9 @@ def train(run: Run) -> Learned:
     """
     recipe = run.recipe
     begin = Start.of_recipe(recipe)
+    # What cannot be served is refused before anything is learned.
+    target = Target.of_recipe(recipe)
+    settle(TunableRotary(torch.nn.Identity(), begin, recipe.rope.learn).learned(), target)
     rows = build_rows(recipe, load_tokenizer(recipe.base.model, recipe.base.revision))
     accelerator = start(recipe, run.folder)
     claim_folder(run)
@@ -78,7 +81,7 @@ def train(run: Run) -> Learned:
     model.train()
 
     fit(run, accelerator, model, rotary, rows)
-    learned = settle(rotary.learned())
+    learned = settle(rotary.learned(), target)
     if learned.scale is not None:
         rotary.set_scale(learned.scale)
     if accelerator.is_main_process:

@@ -31,17 +31,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .errors import UserError
-from .families import RopeFacts, load_config, rope_facts, rotary_site
-from .recipe import Recipe, Rope
+from .families import FULL, RopeFacts, load_config, rope_facts, rotary_site
 from .rope import default_inv_freq, longrope_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
+from .sections import Recipe, Rope
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
     """Learned numbers in natural units, enough to rebuild the table: what the export serves.
 
-    For `scale` and `ramp` the table is YaRN with unrounded ramp ends over a window of `original` tokens (only its
-    ratio to the betas matters); for `frequency` it is `factors`.
+    The table is `factors`, where given; else YaRN's over a window of `original` tokens, of which only the ratio to
+    the betas matters.
     """
 
     learn: str
@@ -53,6 +53,8 @@ class Learned:
     original: int | None = None
     beta_fast: float | None = None
     beta_slow: float | None = None
+    truncate: bool = False
+    """Whether the ramp's ends are rounded outwards, as published."""
     factors: list[float] | None = None
 
     @property
@@ -69,7 +71,8 @@ class Learned:
         assert self.original is not None
         assert self.beta_fast is not None
         assert self.beta_slow is not None
-        return yarn_inv_freq(theta, dim, self.scale, self.original, self.beta_fast, self.beta_slow, truncate=False)
+        betas = self.beta_fast, self.beta_slow
+        return yarn_inv_freq(theta, dim, self.scale, self.original, *betas, truncate=self.truncate)
 
     def summary(self) -> dict[str, float]:
         """A few numbers for a progress line."""
@@ -144,12 +147,17 @@ class _Rotary(nn.Module):
         """Inverse frequencies `[d/2]` and the multiplier of cos and sin for these positions."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, position_ids: Tensor) -> Any:
-        """Cos and sin in the family's own layout and in `x`'s dtype; see the family's rotary class."""
+    def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Any:
+        """Cos and sin in the family's own layout and in `x`'s dtype; see the family's rotary class.
+
+        Where the family has a table a kind of layer, only that of full attention is replaced.
+        """
+        if layer_type not in (None, FULL):
+            return self.stock(x, position_ids, layer_type)
         inv_freq, multiplier = self.table(position_ids)
-        return self._layout(
-            SimpleNamespace(inv_freq=inv_freq.to(x.device), attention_scaling=multiplier), x, position_ids
-        )
+        prefix, kind = ("", ()) if layer_type is None else (f"{layer_type}_", (layer_type,))
+        values = {f"{prefix}inv_freq": inv_freq.to(x.device), f"{prefix}attention_scaling": multiplier}
+        return self._layout(SimpleNamespace(**values), x, position_ids, *kind)
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         raise RuntimeError(

@@ -1,173 +1,188 @@
-"""Learned numbers -> the rope section of a stock config that every reader asked for computes alike.
+"""Which carrier serves the learned numbers on every stack asked for, or a refusal that says what would be lost.
 
-Two carriers, chosen by what was learned:
-
-`scale`, `ramp` -> `rope_type: yarn` with `truncate: false`, so that betas are not rounded to whole pairs.
-    vLLM sizes its cos/sin table as original_max_position_embeddings x factor rows (0.32,
-    yarn_scaling_rope.py:78), up to 0.29 it also takes that product for the window, and transformers warns
-    unless max_position_embeddings / original_max_position_embeddings is the factor. YaRN's table depends on the
-    original length and the betas only through their ratio, so the original length is *chosen* to satisfy all
-    three at the learned factor, and the betas are multiplied by the same ratio: the frequencies stay as learned.
-    The factor must then be a ratio of whole numbers near the window: `settle` moves the learned scale to the
-    nearest one (a change below 1e-5 for windows of 8192 and more), and everything after training (comparison,
-    export, report) uses settled numbers, so that what is measured is what is served.
-
-`frequency` -> `rope_type: longrope` with equal lists, the one list of factors stock readers take. Which list is
-    used (by length, differently in each stack) then does not matter.
-
-The attention factor is written under the key of every reader: `attention_factor` (transformers; vLLM >= 0.30
-for yarn), `attn_factor` = attention_factor / (0.1 ln s + 1) (vLLM <= 0.29), `short_mscale` and `long_mscale`
-(vLLM, longrope). The section is written three times, as `rope_parameters` (transformers 5, vLLM >= 0.12), as
-`rope_scaling`, and with `rope_theta` beside it (transformers 4, vLLM < 0.12): readers of one key must not fall
-back to theta 10000. `original_max_position_embeddings` stands only inside the section: at top level vLLM takes
-it for the window.
+The readers of all those stacks (`stacks.py`) are run on every carrier (`carriers.py`) in turn, and the first that
+all of them read as what was learned is taken.
 """
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from ..rope import longrope_inv_freq, yarn_attention_factor, yarn_inv_freq
+from ..errors import UserError
+from ..families import FULL, config_json, layout_of
+from ..rope import default_inv_freq
+from ..sections import Recipe
 from ..tunable import Learned
+from .carriers import Served, default_section, forms, longrope_carriers, yarn_carriers
+from .folding import site_of
+from .readers import Reading
+from .stacks import DEFAULT, STACKS, reading
 
-EXTRA_KEYS = {"yarn": {"attn_factor"}, "longrope": {"short_mscale", "long_mscale"}}
-"""Keys transformers does not know and says so: they are for vLLM."""
-
-SLACK = 0.03
-"""Share by which the window served may exceed the one asked for, to carry the learned factor more nearly."""
+FREQUENCY_TOLERANCE, MULTIPLIER_TOLERANCE = 1e-5, 1e-6
+"""How nearly a stack must compute what was learned, relative."""
 
 
 @dataclass(frozen=True)
-class Served:
-    """A rope section and the window it serves."""
+class Target:
+    """What the numbers are to be served on."""
 
-    rope_parameters: dict[str, Any]
-    max_position_embeddings: int
+    base: dict[str, Any]
+    """config.json of the base."""
+    stacks: tuple[str, ...]
+    fold: str = "auto"
+    """auto: leave the weights as they are if the stacks allow it. never. always."""
+    left_out: dict[str, str] | None = None
+    """Default stacks that cannot serve this family, with the reason."""
 
-    def config_keys(self) -> dict[str, Any]:
-        """What goes into config.json; see the module docstring for why it stands there three times."""
-        return {
-            "max_position_embeddings": self.max_position_embeddings,
-            "rope_parameters": self.rope_parameters,
-            "rope_scaling": self.rope_parameters,
-            "rope_theta": self.rope_parameters["rope_theta"],
-        }
+    @classmethod
+    def of(cls, base: dict[str, Any], stacks: list[str] | None = None, fold: str = "auto") -> "Target":
+        """The stacks asked for, or the default ones that run this family's scaling at all."""
+        if stacks is not None:
+            return cls(base, tuple(stacks), fold)
+        layout, left_out = layout_of(base), {}
+        for name in DEFAULT:
+            stack = STACKS[name]
+            if layout.model_type in stack.unscaled:
+                left_out[name] = f"runs {layout.model_type} without any RoPE scaling"
+            elif layout.nested and not stack.nested:
+                left_out[name] = "may not read one rope section a kind of layer"
+        return cls(base, tuple(n for n in DEFAULT if n not in left_out), fold, left_out)
 
-    def overrides(self) -> dict[str, Any]:
-        """What `vllm serve BASE --hf-overrides` needs; the section replaces the base's, so theta is in it."""
-        return {
-            "max_position_embeddings": self.max_position_embeddings,
-            "rope_parameters": self.rope_parameters,
-        }
-
-    def inv_freq(self, dim: int) -> Tensor:
-        """The table these keys mean, float32 `[dim / 2]`."""
-        section = self.rope_parameters
-        if section["rope_type"] == "longrope":
-            return longrope_inv_freq(section["rope_theta"], dim, section["long_factor"])
-        return yarn_inv_freq(
-            section["rope_theta"],
-            dim,
-            section["factor"],
-            section["original_max_position_embeddings"],
-            section["beta_fast"],
-            section["beta_slow"],
-            truncate=section["truncate"],
-        )
+    @classmethod
+    def of_recipe(cls, recipe: Recipe) -> "Target":
+        """`of` for the base and the stacks a recipe names; reads the base's config, no weights."""
+        base = config_json(recipe.base.model, recipe.base.revision)
+        return cls.of(base, recipe.export.stacks, recipe.export.fold)  # type: ignore[arg-type]
 
 
-def settle(learned: Learned) -> Learned:
+def settle(learned: Learned, target: Target) -> Learned:
     """The learned numbers as a config can carry them: what is compared, exported and served from here on.
 
-    Moves s to the nearest ratio of whole lengths near the window and expresses the betas over the original length
-    of that ratio; see the module docstring. `frequency` needs nothing. Settling twice changes nothing.
+    Settling twice changes nothing.
+
+    Raises:
+        UserError: if no carrier serves all stacks of the target, naming each and what it would lose.
     """
-    if learned.factors is not None:
-        return learned
-    assert learned.scale is not None
-    assert learned.original is not None
-    assert learned.beta_fast is not None
-    assert learned.beta_slow is not None
-    length = round(learned.scale * learned.original)
-    if length / learned.original == learned.scale and learned.window <= length <= longest(learned.window):
-        return learned
-    original, length = lengths_for(learned.scale, learned.native, learned.window)
-    share = original / learned.original
-    return replace(
-        learned,
-        scale=length / original,
-        original=original,
-        beta_fast=learned.beta_fast * share,
-        beta_slow=learned.beta_slow * share,
+    for folded in (False, True):
+        for numbers in forms(learned):
+            if _first(numbers, target, folded) is not None:
+                return numbers
+    raise UserError(_refusal(learned, target))
+
+
+def serve(learned: Learned, target: Target) -> Served:
+    """The carrier of settled numbers; raises as `settle` does."""
+    served = _first(learned, target, False) or _first(learned, target, True)
+    if served is None:
+        raise UserError(_refusal(learned, target))
+    return served
+
+
+def faults(
+    found: Reading, learned_tables: dict[str, tuple[Tensor, float]], window: int, fold: float = 1.0
+) -> list[str]:
+    """How a reading differs from what was learned; empty if it serves exactly that.
+
+    Args:
+        found: what the stack computes.
+        learned_tables: kind of layer -> frequencies and multiplier of cos and sin, fold included.
+        window: to be served.
+        fold: what the weights multiply the logits by, on top of the stack's own multiplier.
+    """
+    if found.refusal is not None:
+        return [f"does not load it: {found.refusal}"]
+    problems = []
+    for kind, (inv_freq, multiplier) in learned_tables.items():
+        own_fold = fold if kind in ("", FULL) else 1.0
+        for table in found.tables[kind]:
+            where = f" in {kind} layers" if kind else ""
+            where += f" beyond {table.above} tokens" if table.above else ""
+            error = frequency_error(table.inv_freq, inv_freq)
+            if error > FREQUENCY_TOLERANCE:
+                problems.append(f"frequencies off by {error:.1e} (relative){where}")
+            total = table.multiplier * math.sqrt(own_fold)
+            if abs(total / multiplier - 1) > MULTIPLIER_TOLERANCE:
+                problems.append(f"multiplies cos and sin by {total:.6g} instead of {multiplier:.6g}{where}")
+    if found.window < window:
+        problems.append(f"takes prompts of at most {found.window} tokens instead of {window}")
+    if found.rows is not None and found.rows < found.window:
+        problems.append(
+            f"holds cos and sin for {found.rows} positions but takes prompts of {found.window}: NaN beyond them"
+        )
+    return problems
+
+
+def frequency_error(found: Tensor, wanted: Tensor) -> float:
+    """Largest relative difference; infinite where the numbers of pairs differ."""
+    if found.shape != wanted.shape:
+        return math.inf
+    return (found.double() / wanted.double() - 1).abs().max().item()
+
+
+def wanted_tables(learned: Learned, base: dict[str, Any]) -> dict[str, tuple[Tensor, float]]:
+    """What every stack must compute, by kind of layer."""
+    layout = layout_of(base)
+    tuned = (learned.inv_freq(), learned.attention_factor)
+    if not layout.nested:
+        return {"": tuned}
+    sections = {k: default_section(base, layout.thetas[k], k) for k in layout.kinds if k != FULL}
+    others = {k: (default_inv_freq(s["rope_theta"], learned.facts.dim), 1.0) for k, s in sections.items()}
+    return {FULL: tuned} | others
+
+
+def _first(numbers: Learned, target: Target, folded: bool) -> Served | None:
+    wanted = wanted_tables(numbers, target.base)
+    carriers = _carriers(numbers, target, folded)
+    return next((s for s in carriers if not _unserved(s, numbers, target, wanted)), None)
+
+
+def _unserved(
+    served: Served, numbers: Learned, target: Target, wanted: dict[str, tuple[Tensor, float]]
+) -> dict[str, list[str]]:
+    """Stack -> what it would lose under this carrier."""
+    config = served.config(target.base)
+    found = {name: faults(reading(name, config), wanted, numbers.window, served.fold) for name in target.stacks}
+    return {name: problems for name, problems in found.items() if problems}
+
+
+def _refusal(learned: Learned, target: Target) -> str:
+    """Which stack loses what, under the carrier that serves most of them, and what to do."""
+    tried = []
+    for numbers in forms(learned):
+        wanted = wanted_tables(numbers, target.base)
+        for folded in (False, True):
+            carriers = _carriers(numbers, target, folded)
+            tried += [(s.carrier, _unserved(s, numbers, target, wanted)) for s in carriers]
+    if not tried:
+        return "export.fold: always, but this family cannot be folded: " + (_unfoldable(target) or "")
+    carrier, lost = min(tried, key=lambda item: len(item[1]))
+    lines = [f"  {name}: {'; '.join(problems)}" for name, problems in lost.items()]
+    allow = "" if target.fold != "never" else ", allow folding into the weights (export.fold: auto)"
+    return "\n".join(
+        [
+            f"export.stacks: no config serves what is learned on all of {', '.join(target.stacks)}. "
+            f"With the best one ({carrier}):",
+            *lines,
+            f"Leave these stacks out of export.stacks{allow}, or learn something they can carry "
+            "(rope.learn: scale needs least).",
+        ]
     )
 
 
-def serve(learned: Learned) -> Served:
-    """The config section for settled numbers."""
-    return _longrope(learned) if learned.factors is not None else _yarn(learned)
+def _unfoldable(target: Target) -> str | None:
+    """Why this family cannot be folded, if so."""
+    try:
+        site_of(target.base)
+    except UserError as error:
+        return str(error)
+    return None
 
 
-def _yarn(learned: Learned) -> Served:
-    assert learned.scale is not None
-    assert learned.original is not None
-    section = {
-        "rope_type": "yarn",
-        "rope_theta": learned.facts.theta,
-        "factor": learned.scale,
-        "original_max_position_embeddings": learned.original,
-        "beta_fast": learned.beta_fast,
-        "beta_slow": learned.beta_slow,
-        "truncate": False,
-        "attention_factor": learned.attention_factor,
-        "attn_factor": learned.attention_factor / yarn_attention_factor(learned.scale),
-    }
-    return Served(section | _partial(learned), round(learned.scale * learned.original))
-
-
-def _longrope(learned: Learned) -> Served:
-    section = {
-        "rope_type": "longrope",
-        "rope_theta": learned.facts.theta,
-        "factor": 1.0,
-        "original_max_position_embeddings": learned.window,
-        "short_factor": learned.factors,
-        "long_factor": learned.factors,
-        "attention_factor": learned.attention_factor,
-        "short_mscale": learned.attention_factor,
-        "long_mscale": learned.attention_factor,
-    }
-    return Served(section | _partial(learned), learned.window)
-
-
-def _partial(learned: Learned) -> dict[str, float]:
-    share = learned.facts.partial_rotary_factor
-    return {} if share == 1.0 else {"partial_rotary_factor": share}
-
-
-def longest(window: int) -> int:
-    """The longest window served where `window` was asked for."""
-    return math.ceil(window * (1 + SLACK)) + 64
-
-
-def lengths_for(scale: float, native: int, window: int) -> tuple[int, int]:
-    """(original, served) lengths whose ratio is `scale` as nearly as whole numbers allow.
-
-    The served length is at least `window`, also as the float product original x (served / original), and at
-    most a little longer (`longest`). The native window itself is taken if it gives the ratio to float32 precision.
-    """
-
-    def served(original: int) -> int:
-        length = max(window, round(original * scale))
-        return length if original * (length / original) >= window else length + 1
-
-    def error(original: int) -> float:
-        return abs(served(original) / original / scale - 1)
-
-    least = math.ceil(window / scale)
-    most = max(least, math.floor(longest(window) / scale))
-    if least <= native <= most and error(native) < 1e-7:
-        return native, served(native)
-    best = min(range(least, most + 1), key=lambda original: (max(error(original), 1e-7), original))
-    return best, served(best)
+def _carriers(numbers: Learned, target: Target, folded: bool) -> Iterator[Served]:
+    """Ways to write settled numbers down, with the temperature in the config or in the weights."""
+    make = yarn_carriers if numbers.factors is None else longrope_carriers
+    allowed = _unfoldable(target) is None and target.fold != "never" if folded else target.fold != "always"
+    return make(numbers, folded) if allowed else iter(())

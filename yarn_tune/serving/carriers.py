@@ -1,0 +1,283 @@
+"""The ways to write learned numbers into a stock config.
+
+In the order in which `profiles.py` tries them:
+
+`yarn`  the factor, betas and original length, `truncate: false`; the attention factor a under two keys,
+        `attention_factor` = a (transformers; vLLM >= 0.30) and `attn_factor` = a / (0.1 ln s + 1) (vLLM <= 0.29,
+        SGLang). Where the ramp ends at whole pairs (`scale`), `truncate` is left out and the betas are moved a hair
+        inwards, so that readers that round and readers that do not get the same ramp.
+`yarn, mscale`  a as a ratio of DeepSeek's `mscale` keys, for readers of those.
+`yarn, folded`  no key for a: every reader applies 0.1 ln s + 1, and the rest is folded into the queries.
+`longrope`  one factor a pair in two equal lists, so that it does not matter when a stack switches between them; a
+        under `attention_factor`, `short_mscale` and `long_mscale`.
+`longrope, formula`  the same with an original length at which a is what the formula of longrope gives anyway,
+        sqrt(1 + ln(M/O) / ln O): right also in stacks that read no key (LMDeploy). Needs a > 1; a is moved to the
+        nearest such value if that is within 1e-5 of it.
+`longrope, folded`  the same with a folded into the queries.
+
+Under yarn, lengths are a trap: vLLM holds cos and sin for O x s positions, up to 0.29 it also takes that product for
+the window, and transformers warns unless M / O is s. The ramp depends on O only through its ratio to the betas, so O
+is *chosen* such that O x s is just above the window, and the betas follow. Then s must be a ratio of whole numbers
+near the window: `settle` moves the learned scale to the nearest one (by less than 1e-5 for windows of 8192 and more),
+and everything after training uses settled numbers, so that what is measured is what is served.
+
+The section is written as `rope_parameters` (transformers 5, vLLM >= 0.12), as `rope_scaling`, and with `rope_theta`
+beside it (transformers 4, vLLM < 0.12): readers of one key must not fall back to theta 10000. O stands only inside
+the section (at top level vLLM takes it for the window), except for Phi-3, whose config class insists on it.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import UserError
+from ..families import FULL, layout_of
+from ..rope import (
+    correction_range,
+    default_inv_freq,
+    longrope_attention_factor,
+    longrope_inv_freq,
+    yarn_attention_factor,
+    yarn_inv_freq,
+)
+from ..tunable import Learned
+
+EXTRA_KEYS = {"attn_factor", "short_mscale", "long_mscale"}
+"""Keys transformers does not know and says so: they are for other stacks."""
+
+SETTLED_A = 1e-5
+"""Relative amount by which the attention factor may be moved to what the formula of longrope gives."""
+
+SLACK = 0.03
+"""Share by which the window served may exceed the one asked for, to carry the learned factor more nearly."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A rope section, the window it serves, and what of the temperature is in the weights."""
+
+    carrier: str
+    rope_parameters: dict[str, Any]
+    """Of the tuned layers."""
+    max_position_embeddings: int
+    fold: float = 1.0
+    """What the queries' rotated rows are multiplied by."""
+
+    def config(self, base: dict[str, Any]) -> dict[str, Any]:
+        """The base's config.json with these numbers; see the module docstring for why they stand there three times."""
+        layout, section = layout_of(base), self.rope_parameters
+        config = {k: v for k, v in base.items() if k not in ("rope_scaling", "rope_parameters")}
+        if config.get("head_dim", 0) is None:
+            # Readers that ask for the key and find null do not fall back to hidden_size / heads.
+            config["head_dim"] = layout.head_dim
+        config["max_position_embeddings"] = self.max_position_embeddings
+        nested = {FULL: section} | {k: default_section(base, layout.thetas[k], k) for k in layout.kinds if k != FULL}
+        config["rope_parameters"] = nested if layout.nested else section
+        config["rope_scaling"] = section
+        config["rope_theta"] = section["rope_theta"]
+        if layout.model_type == "gemma3_text":
+            config["rope_local_base_freq"] = nested["sliding_attention"]["rope_theta"]
+        share = section.get("partial_rotary_factor")
+        if share is not None:
+            config["partial_rotary_factor"] = share
+        if layout.model_type == "gpt_neox":
+            config |= {"rotary_pct": share or 1.0, "rotary_emb_base": section["rope_theta"]}
+        if layout.original is not None:
+            config["original_max_position_embeddings"] = section["original_max_position_embeddings"]
+        return config
+
+    def overrides(self, base: dict[str, Any]) -> dict[str, Any]:
+        """What `vllm serve BASE --hf-overrides` needs; each key replaces the base's, so theta is in it.
+
+        Raises:
+            UserError: if part of the temperature is in the weights, which the base does not have.
+        """
+        if self.fold != 1.0:
+            raise UserError("export.fold: part of the temperature is folded into the weights, so overrides of the "
+                            "base's config cannot carry it; use --fold never, or export a checkpoint")  # fmt: skip
+        config = self.config(base)
+        keys = ["max_position_embeddings", "rope_parameters"]
+        return {k: config[k] for k in (*keys, "original_max_position_embeddings") if k in config}
+
+    def inv_freq(self, dim: int) -> Tensor:
+        """The table these keys mean, float32 `[dim / 2]`."""
+        section = self.rope_parameters
+        if section["rope_type"] == "longrope":
+            return longrope_inv_freq(section["rope_theta"], dim, section["long_factor"])
+        return yarn_inv_freq(
+            section["rope_theta"],
+            dim,
+            section["factor"],
+            section["original_max_position_embeddings"],
+            section["beta_fast"],
+            section["beta_slow"],
+            truncate=section.get("truncate", True),
+        )
+
+
+def default_section(base: dict[str, Any], theta: float, kind: str) -> dict[str, Any]:
+    """The section of layers that are not tuned, as the base has it."""
+    written = (base.get("rope_parameters") or {}).get(kind)
+    local = base.get("rope_local_base_freq") or (base.get("rope_theta") if base["model_type"] == "olmo3" else None)
+    return dict(written or {"rope_type": "default", "rope_theta": local or theta})
+
+
+def forms(learned: Learned) -> Iterator[Learned]:
+    """The same numbers as a config can carry them, in order of preference."""
+    if learned.factors is None:
+        assert learned.scale is not None
+        assert learned.original is not None
+        length = round(learned.scale * learned.original)
+        settled = length / learned.original == learned.scale
+        if settled and learned.window <= length <= longest(learned.window):
+            yield _whole_pairs(learned)
+        else:
+            yield _whole_pairs(_over(learned, *lengths_for(learned.scale, learned.native, learned.window)))
+        length = round(learned.scale * learned.native)
+        if length >= learned.window:
+            # Served longer than asked for, over the native length: for readers of fixed betas (TGI, llama.cpp).
+            yield _whole_pairs(_over(learned, learned.native, length))
+    base = default_inv_freq(learned.facts.theta, learned.facts.dim)
+    factors = learned.factors or (base.double() / learned.inv_freq().double()).tolist()
+    listed = replace(learned, scale=None, original=None, beta_fast=None, beta_slow=None, factors=factors)
+    yield listed
+    if learned.attention_factor > 1:
+        original, length = _lengths_of_formula(learned.attention_factor, learned.window)
+        settled_a = longrope_attention_factor(length / original, original)
+        if abs(settled_a / learned.attention_factor - 1) < SETTLED_A:
+            yield replace(listed, temperature=1 / settled_a**2)
+
+
+def _over(learned: Learned, original: int, length: int) -> Learned:
+    """The same ramp over another original length."""
+    assert learned.original is not None
+    assert learned.beta_fast is not None
+    assert learned.beta_slow is not None
+    share = original / learned.original
+    return replace(
+        learned,
+        scale=length / original,
+        original=original,
+        beta_fast=learned.beta_fast * share,
+        beta_slow=learned.beta_slow * share,
+        truncate=False,
+    )
+
+
+def _whole_pairs(learned: Learned) -> Learned:
+    """If the ramp ends at whole pairs, betas from which rounding and not rounding give (nearly) the same ramp."""
+    assert learned.original is not None
+    assert learned.beta_fast is not None
+    assert learned.beta_slow is not None
+    theta, dim, original = learned.facts.theta, learned.facts.dim, learned.original
+    ends = correction_range(theta, dim, original, learned.beta_fast, learned.beta_slow, truncate=False)
+    low, high = (end.item() for end in ends)
+    whole = abs(low - round(low)) < 1e-5 and abs(high - round(high)) < 1e-5
+    if learned.truncate or not whole or not 0 < round(low) < round(high) < dim - 1:
+        return learned
+    inwards = (round(low) + 1e-6, round(high) - 1e-6)
+    fast, slow = (original / (2 * math.pi * theta ** (2 * end / dim)) for end in inwards)
+    return replace(learned, beta_fast=fast, beta_slow=slow, truncate=True)
+
+
+def yarn_carriers(numbers: Learned, folded: bool) -> Iterator[Served]:
+    """With the attention factor in the config, or folded."""
+    scale, a = numbers.scale, numbers.attention_factor
+    assert scale is not None
+    assert numbers.original is not None
+    own, longest = yarn_attention_factor(scale), round(scale * numbers.original)
+    section = {
+        "rope_type": "yarn",
+        "rope_theta": numbers.facts.theta,
+        "factor": scale,
+        "original_max_position_embeddings": numbers.original,
+        "beta_fast": numbers.beta_fast,
+        "beta_slow": numbers.beta_slow,
+        **({} if numbers.truncate else {"truncate": False}),
+        **_partial(numbers),
+    }
+    if folded:
+        yield Served("yarn, folded", section, longest, (a / own) ** 2)
+        return
+    yield Served("yarn", section | {"attention_factor": a, "attn_factor": a / own}, longest)
+    weight = (a * own - 1) / (own - 1) if own > 1 else 0.0
+    if weight > 0:
+        keys = {"attention_factor": a, "mscale": weight, "mscale_all_dim": 1.0}
+        yield Served("yarn, mscale", section | keys, longest)
+
+
+def longrope_carriers(numbers: Learned, folded: bool) -> Iterator[Served]:
+    """With the attention factor in the config, or folded."""
+    a, window = numbers.attention_factor, numbers.window
+
+    def section(original: int, length: int, multiplier: float) -> dict[str, Any]:
+        return {
+            "rope_type": "longrope",
+            "rope_theta": numbers.facts.theta,
+            "factor": length / original,
+            "original_max_position_embeddings": original,
+            "short_factor": numbers.factors,
+            "long_factor": numbers.factors,
+            "attention_factor": multiplier,
+            "short_mscale": multiplier,
+            "long_mscale": multiplier,
+            **_partial(numbers),
+        }
+
+    if folded:
+        yield Served("longrope, folded", section(window, window, 1.0), window, a * a)
+        return
+    yield Served("longrope", section(window, window, a), window)
+    if a > 1:
+        original, length = _lengths_of_formula(a, window)
+        yield Served("longrope, formula", section(original, length, a), length)
+
+
+def _partial(numbers: Learned) -> dict[str, float]:
+    share = numbers.facts.partial_rotary_factor
+    return {} if share == 1.0 else {"partial_rotary_factor": share}
+
+
+@lru_cache
+def _lengths_of_formula(a: float, window: int) -> tuple[int, int]:
+    """(O, M) at which sqrt(1 + ln(M/O) / ln O) is `a` as nearly as whole numbers allow; M is at least `window`."""
+
+    def original(length: int) -> int:
+        return max(2, round(math.exp(math.log(length) / a**2)))
+
+    def error(length: int) -> float:
+        return abs(longrope_attention_factor(length / original(length), original(length)) / a - 1)
+
+    best = min(range(window, longest(window) + 1), key=error)
+    return original(best), best
+
+
+def longest(window: int) -> int:
+    """The longest window served where `window` was asked for."""
+    return math.ceil(window * (1 + SLACK)) + 64
+
+
+def lengths_for(scale: float, native: int, window: int) -> tuple[int, int]:
+    """(original, served) lengths whose ratio is `scale` as nearly as whole numbers allow.
+
+    The served length is at least `window`, also as the float product original x (served / original), and at
+    most a little longer (`longest`). The native window itself is taken if it gives the ratio to float32 precision.
+    """
+
+    def served(original: int) -> int:
+        length = max(window, round(original * scale))
+        return length if original * (length / original) >= window else length + 1
+
+    def error(original: int) -> float:
+        return abs(served(original) / original / scale - 1)
+
+    least = math.ceil(window / scale)
+    most = max(least, math.floor(longest(window) / scale))
+    if least <= native <= most and error(native) < 1e-7:
+        return native, served(native)
+    best = min(range(least, most + 1), key=lambda original: (max(error(original), 1e-7), original))
+    return best, served(best)

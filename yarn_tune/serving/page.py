@@ -1,0 +1,117 @@
+"""SERVING.md: how to serve an export on each stack asked for, what is carried where, and what was folded."""
+
+import json
+
+from ..families import FULL, layout_of
+from ..tunable import Learned
+from .carriers import Served
+from .folding import Folded
+from .profiles import Target, faults, wanted_tables
+from .stacks import STACKS, reading
+
+COMMANDS = {
+    "transformers": "python -c \"from transformers import pipeline; pipeline('text-generation', 'EXPORT')\"",
+    "vllm": "vllm serve EXPORT --max-model-len WINDOW",
+    "sglang": "python -m sglang.launch_server --model-path EXPORT --context-length WINDOW",
+    "lmdeploy": "lmdeploy serve api_server EXPORT --backend pytorch --session-len WINDOW",
+    "turbomind": "lmdeploy serve api_server EXPORT --backend turbomind --session-len WINDOW",
+    "tgi": "text-generation-launcher --model-id EXPORT --max-total-tokens WINDOW --max-input-tokens $((WINDOW - 1))",
+    "llama.cpp": "yarn-tune export RUN --gguf model.gguf && llama-server -m model.gguf -c WINDOW",
+    "mlx-lm": "mlx_lm.server --model EXPORT",
+    "tensorrt-llm": "trtllm-serve EXPORT --max_seq_len WINDOW",
+    "exllamav2": "python test_inference.py -m EXPORT -l WINDOW",
+    "exllamav3": "python examples/chat.py -m EXPORT -cs WINDOW",
+    "onnx-genai": "python -m onnxruntime_genai.models.builder -i EXPORT -o onnx -p int4 -e cpu",
+    "ctranslate2": "ct2-transformers-converter --model EXPORT --output_dir ct2",
+    "openvino": "optimum-cli export openvino --model EXPORT openvino",
+}
+"""By stack, without its version."""
+
+
+def command(stack: str, window: int) -> str:
+    """The command line that serves the checkpoint in the folder EXPORT on a stack."""
+    own = stack if stack in COMMANDS else stack.rsplit("-", 1)[0]
+    return COMMANDS[own].replace("WINDOW", str(window))
+
+
+def serving_page(
+    base: str,
+    learned: Learned,
+    served: Served,
+    aim: Target,
+    folded: Folded | None,
+    differences: dict[int, float],
+) -> str:
+    """The page, in Markdown."""
+    window = served.max_position_embeddings
+    config = served.config(aim.base)
+    wanted = wanted_tables(learned, aim.base)
+    verdicts = {n: faults(reading(n, config), wanted, learned.window, served.fold) for n in STACKS}
+    asked = [f"| {n} ({STACKS[n].versions}) | `{command(n, window)}` |" for n in aim.stacks]
+    others = [
+        f"| {n} ({STACKS[n].versions}) | {'; '.join(problems) or 'the same'} |"
+        for n, problems in verdicts.items()
+        if n not in aim.stacks
+    ]
+    return "\n".join(
+        [
+            "# Serving",
+            "",
+            f"A stock checkpoint of {base} with a window of {window} tokens; no custom code is needed.",
+            f"Reloaded by transformers, its logits differ by at most {max(differences.values()):.1e} from the tuned "
+            "model's (fidelity.json). EXPORT is this folder.",
+            "",
+            "| stack | command |",
+            "|---|---|",
+            *asked,
+            "",
+            *_carried(base, learned, served, aim, folded),
+            "## Other stacks",
+            "",
+            "Not asked for at export. What each would compute from this config, by its source "
+            "(`yarn-tune verify EXPORT --for all` says the same):",
+            "",
+            "| stack | |",
+            "|---|---|",
+            *others,
+            "",
+            "## Afterwards",
+            "",
+            "- Quantise after exporting, never before: what is folded must be in the weights first. A quantised KV "
+            "cache is quantised after rotation and needs nothing.",
+            "- Saving this checkpoint again with transformers 5 (quantisers and merges do) drops `rope_scaling` and "
+            "`rope_theta`, which transformers 4 and old servers read; run `yarn-tune verify` on the result.",
+            "",
+        ]
+    )
+
+
+def _carried(base: str, learned: Learned, served: Served, aim: Target, folded: Folded | None) -> list[str]:
+    """What stands where."""
+    section = served.rope_parameters
+    window = served.max_position_embeddings
+    layers = f", of {FULL} layers only" if layout_of(aim.base).nested else ""
+    place = "config.json, under the key of each reader" if folded is None else "folded into the queries"
+    lines = [
+        "## What is carried where",
+        "",
+        f"- Frequencies: config.json, `rope_type: {section['rope_type']}`{layers}.",
+        f"- Attention factor {learned.attention_factor:.6g} (of cos and sin; logits: its square): {place}.",
+        f"- Window: max_position_embeddings = {window}; the tokenizer's model_max_length is the same.",
+    ]
+    if folded is not None:
+        lines += [
+            f"- Folded: {folded.numbers} numbers in {folded.tensors} tensors multiplied by {folded.gain:.8g}; rounding "
+            f"to the checkpoint's dtype changed them by {folded.rounding:.1e} (root mean square, relative).",
+            "- The base cannot be served with overrides instead of this checkpoint: its weights lack the fold.",
+        ]
+    else:
+        overrides = json.dumps(served.overrides(aim.base))
+        lines += [
+            "- Nothing is folded: the weight files are the base's, byte for byte. Without this checkpoint:",
+            "",
+            f"      vllm serve {base} --max-model-len {window} --hf-overrides '{overrides}'",
+        ]
+    for name, reason in (aim.left_out or {}).items():
+        lines.append(f"- Left out: {name} {reason}.")
+    return [*lines, ""]

@@ -1,0 +1,285 @@
+"""What a serving stack computes from a config.json: frequencies, multiplier of cos and sin, and window.
+
+Stacks read the same keys differently, and what they do not read they drop without a word. A `Stack` writes the
+differences down as data (`stacks.py` holds all of them, each with its source); `read` applies it to a config.
+No weights are read and no engine is run; tests hold the readers against the real code wherever it installs.
+
+Terms: a *section* is the rope dictionary a stack ends up with for one kind of layer; O is its
+original_max_position_embeddings, M the config's max_position_embeddings, s its factor. A *table* is inverse
+frequencies, float32 `[d/2]`, and the multiplier; a stack with two regimes (longrope) has two tables.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ..errors import UserError
+from ..families import INTERLEAVED, Layout, layout_of
+from ..rope import (
+    BETA_FAST,
+    BETA_SLOW,
+    default_inv_freq,
+    linear_inv_freq,
+    llama3_inv_freq,
+    longrope_attention_factor,
+    longrope_inv_freq,
+    yarn_inv_freq,
+)
+
+Section = dict[str, Any]
+
+ORIGINAL = "original_max_position_embeddings"
+
+
+@dataclass(frozen=True)
+class Table:
+    """What cos and sin are computed from, for prompts of more than `above` tokens."""
+
+    inv_freq: Tensor
+    multiplier: float
+    above: int = 0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one stack makes of one config. With a `refusal` it does not load it, and there are no tables."""
+
+    window: int
+    """Longest prompt taken by default."""
+    rows: int | None = None
+    """Positions cos and sin are held for; None where they are computed as needed."""
+    tables: dict[str, tuple[Table, ...]] = field(default_factory=dict)
+    """By kind of layer (`""` where all share one), in order of `above`."""
+    refusal: str | None = None
+
+
+class Refused(Exception):
+    """The stack raises an error on this config."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A config as one stack sees it, for one kind of layer."""
+
+    config: dict[str, Any]
+    layout: Layout
+    section: Section
+    partial_rotary_factor: float
+
+    @property
+    def rope_type(self) -> str:
+        """Under its present name."""
+        name = self.section.get("rope_type") or self.section.get("type") or "default"
+        return "longrope" if name == "su" else str(name)
+
+    @property
+    def theta(self) -> float:
+        """Base of the frequencies."""
+        return float(self.section["rope_theta"])
+
+    @property
+    def dim(self) -> int:
+        """Rotary dimensions."""
+        return int(self.layout.head_dim * self.partial_rotary_factor)
+
+    @property
+    def longest(self) -> int:
+        """M."""
+        return int(self.config["max_position_embeddings"])
+
+    @property
+    def original(self) -> int | None:
+        """O inside the section."""
+        return self.section.get("original_max_position_embeddings")
+
+
+def gain(factor: float, weight: float = 1.0) -> float:
+    """YaRN's multiplier for a factor: 0.1 x weight x ln s + 1, and 1 up to s = 1."""
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """How a stack reads `rope_type: yarn`."""
+
+    multiplier: Callable[[Section, float], float]
+    """(section, factor in use) -> multiplier of cos and sin."""
+    factor: Literal["explicit", "ratio"] = "explicit"
+    """The key, or M / O wherever O is given."""
+    ramp_over: Literal["original", "longest"] = "original"
+    """Which length the betas count turns in."""
+    betas: Literal["read", "fixed"] = "read"
+    truncate: Literal["read", "always", "never"] = "read"
+    nested_truncate: bool = True
+    """Whether `truncate` is read where the section is that of one kind of layer."""
+
+    def tables(self, view: View) -> tuple[Table, ...]:
+        """The one table there is."""
+        section, original = view.section, view.original or view.longest
+        factor = section.get("factor")
+        if factor is None or (self.factor == "ratio" and view.original):
+            factor = view.longest / original
+        if section.get("extrapolation_factor", 1) != 1:
+            raise Refused("extrapolation_factor is not 1, which this check does not model")
+        fixed = self.betas == "fixed"
+        truncate = self.truncate == "always" or (self.truncate == "read" and section.get("truncate", True))
+        if view.layout.nested and not self.nested_truncate:
+            truncate = True
+        inv_freq = yarn_inv_freq(
+            view.theta,
+            view.dim,
+            float(factor),
+            original if self.ramp_over == "original" else view.longest,
+            BETA_FAST if fixed else section.get("beta_fast") or BETA_FAST,
+            BETA_SLOW if fixed else section.get("beta_slow") or BETA_SLOW,
+            truncate=bool(truncate),
+        )
+        return (Table(inv_freq, self.multiplier(section, float(factor))),)
+
+
+@dataclass(frozen=True)
+class Longrope:
+    """How a stack reads `rope_type: longrope`."""
+
+    multiplier: Literal["attention_factor", "mscale", "formula"]
+    """The key it reads first; without it (and for `formula` always) sqrt(1 + ln r / ln O)."""
+    selects: Literal["by length", "by window", "by ratio", "long"] = "by length"
+    """Long factors from O + 1 tokens on; or always if the window exceeds O; or if r exceeds 1; or always."""
+    original: Literal["section", "top", "needs top"] = "section"
+    """Where O is read, else M; and whether the stack fails without it at the top level."""
+    ratio: Literal["lengths", "key", "key without top"] = "lengths"
+    """r: M / O, or the key `factor` first (always, or only where there is no O at the top level)."""
+
+    def tables(self, view: View, window: int) -> tuple[Table, ...]:
+        """One table, or short and long."""
+        section, top = view.section, view.layout.original
+        if self.original == "needs top" and top is None:
+            raise Refused("it needs original_max_position_embeddings at the top level of the config")
+        original = (view.original if self.original == "section" else None) or top or view.longest
+        if original <= 1:
+            raise Refused("an original length of 1 divides by zero")
+        by_key = self.ratio == "key" or (self.ratio == "key without top" and top is None)
+        ratio = section["factor"] if by_key and section.get("factor") is not None else view.longest / original
+        formula = longrope_attention_factor(ratio, original)
+        if self.selects == "long" or (self.selects == "by window" and window > original):
+            return (self._table(view, "long", formula),)
+        if self.selects == "by ratio":
+            return (self._table(view, "long" if ratio > 1 else "short", formula),)
+        short = self._table(view, "short", formula)
+        if self.selects == "by window" or window <= original:
+            return (short,)
+        return short, replace(self._table(view, "long", formula), above=original)
+
+    def _table(self, view: View, name: str, formula: float) -> Table:
+        keys = {"attention_factor": "attention_factor", "mscale": f"{name}_mscale", "formula": ""}
+        multiplier = view.section.get(keys[self.multiplier])
+        factors = [float(f) for f in view.section[f"{name}_factor"]]
+        if len(factors) != view.dim // 2:
+            raise Refused(f"{name}_factor has {len(factors)} entries for {view.dim // 2} pairs")
+        inv_freq = longrope_inv_freq(view.theta, view.dim, factors)
+        return Table(inv_freq, formula if multiplier is None else float(multiplier))
+
+
+Resolve = Callable[[dict[str, Any], Layout], dict[str, Section]]
+"""Config -> section by kind of layer, theta filled in."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One range of versions of one stack, and how it reads a config."""
+
+    name: str
+    """As in `--for`."""
+    versions: str
+    source: str
+    """Pinned; what was read."""
+    evidence: str
+    """How far it was checked: "run" means its own code ran beside this reader in our tests."""
+    sections: Resolve
+    yarn: Yarn | str
+    """A text is the refusal."""
+    longrope: Longrope | str
+    window: Callable[[View], int] = lambda view: view.longest
+    rows: Callable[[View], int | None] = lambda view: None
+    top_partial: bool = False
+    """Whether partial_rotary_factor is read at the top level only, as in transformers 4."""
+    nested: bool = False
+    """Whether sections by kind of layer are known to be read."""
+    types: frozenset[str] = frozenset({"default", "linear", "llama3"})
+    """Further rope types it reads."""
+    unscaled: frozenset[str] = frozenset()
+    """Model types it runs without any scaling, silently."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Model type -> why it fails."""
+    modelling: frozenset[str] = frozenset()
+    """Model types it runs through transformers' own modules."""
+    interleaved_longrope: bool = True
+
+    read_on: str = "2026-11-22"
+
+
+def read(stack: Stack, config: dict[str, Any], modelling: Stack | None = None) -> Reading:
+    """What `stack` computes from a config.json (as a dict); `modelling` is the reader of transformers' own modules.
+
+    Raises:
+        UserError: if the config is not that of a model with RoPE.
+    """
+    layout = layout_of(config)
+    if not isinstance(config.get("max_position_embeddings"), int):
+        raise UserError("config.json: max_position_embeddings is missing or not a whole number")
+    if layout.model_type in stack.modelling and modelling is not None:
+        inner = read(modelling, config)
+        return Reading(inner.window, None, inner.tables, inner.refusal)
+    try:
+        return _read(stack, config, layout)
+    except Refused as refusal:
+        return Reading(config["max_position_embeddings"], refusal=str(refusal))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        return Reading(config["max_position_embeddings"], refusal=f"malformed rope section: {error!r}")
+
+
+def _read(stack: Stack, config: dict[str, Any], layout: Layout) -> Reading:
+    if layout.model_type in stack.refused:
+        raise Refused(stack.refused[layout.model_type])
+    if layout.nested and not stack.nested:
+        raise Refused("whether it reads one rope section a kind of layer was not established")
+    tables, windows, rows = {}, [], []
+    for kind, section in stack.sections(config, layout).items():
+        top = config.get("partial_rotary_factor", config.get("rotary_pct", layout.partial_rotary_factor))
+        partial = top if stack.top_partial else section.get("partial_rotary_factor", top)
+        view = View(config, layout, section, float(partial))
+        windows.append(stack.window(view))
+        rows.append(stack.rows(view))
+        tables[kind] = _tables(stack, view, windows[-1])
+    held = [count for count in rows if count is not None]
+    return Reading(min(windows), min(held) if held else None, tables)
+
+
+def _tables(stack: Stack, view: View, window: int) -> tuple[Table, ...]:
+    kind, section = view.rope_type, view.section
+    theta, dim = view.theta, view.dim
+    if kind == "default" or view.layout.model_type in stack.unscaled:
+        return (Table(default_inv_freq(theta, dim), 1.0),)
+    if kind == "yarn":
+        if view.layout.model_type == "phi3":
+            raise Refused("Phi-3's config class turns yarn into longrope and then misses the lists of factors")
+        if isinstance(stack.yarn, str):
+            raise Refused(stack.yarn)
+        return stack.yarn.tables(view)
+    if kind == "longrope":
+        if isinstance(stack.longrope, str):
+            raise Refused(stack.longrope)
+        if not stack.interleaved_longrope and view.layout.model_type in INTERLEAVED:
+            raise Refused("it takes longrope only where pairs are halves of the head; here they are interleaved")
+        return stack.longrope.tables(view, window)
+    if kind == "dynamic":
+        raise Refused("rope_type dynamic changes with the length read, in each stack in its own way: not compared")
+    if kind not in stack.types:
+        raise Refused(f"it does not know rope_type {kind!r}")
+    if kind == "linear":
+        return (Table(linear_inv_freq(theta, dim, section["factor"]), 1.0),)
+    low, high, original = (section[k] for k in ("low_freq_factor", "high_freq_factor", ORIGINAL))
+    return (Table(llama3_inv_freq(theta, dim, section["factor"], low, high, original), 1.0),)

@@ -1,0 +1,308 @@
+"""Every serving stack we know, one entry a range of versions that reads config alike.
+
+The facts were read from the pinned sources named in each entry; `readers.py` says what the fields mean. Model types
+listed as `unscaled` are run by that stack without any RoPE scaling, whatever the config says, and without a word.
+"""
+
+import math
+
+from ..errors import UserError
+from ..families import FULL, Layout
+from .readers import ORIGINAL, Longrope, Reading, Section, Stack, View, Yarn, gain, read
+
+HF = "https://github.com/huggingface/transformers/blob"
+VLLM = "https://github.com/vllm-project/vllm/blob"
+
+
+# Where the section and theta come from.
+
+
+def v5_sections(config: Section, layout: Layout) -> dict[str, Section]:
+    """Version 5: rope_scaling wins over rope_parameters; theta inside it, else beside it, else the family's.
+
+    O at the top level wins over O inside.
+    """
+    scaling, parameters = config.get("rope_scaling"), config.get("rope_parameters")
+    if layout.nested:
+        parts = {kind: dict((parameters or {}).get(kind) or {}) for kind in layout.kinds}
+        parts[FULL] = parts.get(FULL, {}) | (scaling or {})
+        local = config.get("rope_local_base_freq")
+        thetas = {k: config.get("rope_theta") if k == FULL or local is None else local for k in parts}
+        return {k: {"rope_theta": thetas[k] or layout.thetas[k]} | part for k, part in parts.items()}
+    section = dict(scaling or parameters or {})
+    if layout.original is not None:
+        section[ORIGINAL] = layout.original
+    return {"": {"rope_theta": config.get("rope_theta") or layout.thetas[""]} | section}
+
+
+def v4_sections(config: Section, layout: Layout) -> dict[str, Section]:
+    """Version 4: rope_scaling, and theta beside it."""
+    section = dict(config.get("rope_scaling") or {})
+    if not layout.nested:
+        return {"": section | {"rope_theta": config.get("rope_theta") or layout.thetas[""]}}
+    theta = config.get("rope_theta") or layout.thetas[FULL]
+    local = config.get("rope_local_base_freq") or (layout.thetas[FULL] if layout.model_type == "olmo3" else None)
+    parts = {kind: {"rope_theta": local or layout.thetas[kind]} for kind in layout.kinds}
+    return parts | {FULL: section | {"rope_theta": theta}}
+
+
+def parameters_first(config: Section, layout: Layout) -> dict[str, Section]:
+    """First rope_parameters, else rope_scaling; theta inside, else beside."""
+    section = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    return {"": {"rope_theta": config.get("rope_theta") or layout.thetas.get("", 1e4)} | section}
+
+
+def scaling_first(config: Section, layout: Layout) -> dict[str, Section]:
+    """First rope_scaling, else rope_parameters; theta beside, else inside."""
+    section = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    theta = config.get("rope_theta") or section.get("rope_theta") or layout.thetas.get("", 1e4)
+    return {"": section | {"rope_theta": theta}}
+
+
+# What multiplies cos and sin under yarn.
+
+
+def _ratio(section: Section, factor: float) -> float | None:
+    """DeepSeek's form, where both values are given."""
+    weight, all_dim = section.get("mscale"), section.get("mscale_all_dim")
+    return gain(factor, weight) / gain(factor, all_dim) if weight and all_dim else None
+
+
+def hf_multiplier(section: Section, factor: float) -> float:
+    """The key attention_factor, else the mscale pair, else 0.1 ln s + 1."""
+    given = section.get("attention_factor")
+    return float(given if given is not None else _ratio(section, factor) or gain(factor))
+
+
+def attention_factor_only(section: Section, factor: float) -> float:
+    """The key attention_factor, else 0.1 ln s + 1."""
+    given = section.get("attention_factor")
+    return float(given if given is not None else gain(factor))
+
+
+def old_hf_multiplier(section: Section, factor: float) -> float:
+    """The key attention_factor, else 0.1 ln s + 1 also below s = 1."""
+    given = section.get("attention_factor")
+    return float(given if given is not None else 0.1 * math.log(factor) + 1.0)
+
+
+def old_vllm_multiplier(section: Section, factor: float) -> float:
+    """(0.1 ln s + 1) x attn_factor, or attn_factor alone if apply_yarn_scaling is false."""
+    own = gain(factor) if section.get("apply_yarn_scaling", True) else 1.0
+    return own * float(section.get("attn_factor", 1.0))
+
+
+def sglang_multiplier(section: Section, factor: float) -> float:
+    """(mscale ratio, else 0.1 ln s + 1) x attn_factor."""
+    weight, all_dim = section.get("mscale"), section.get("mscale_all_dim")
+    own = gain(factor) if weight is None or all_dim is None else gain(factor, weight) / gain(factor, all_dim)
+    return own * float(section.get("attn_factor", 1.0))
+
+
+def mscale_multiplier(section: Section, factor: float) -> float:
+    """The mscale ratio, with 1 and 0 where a key is missing."""
+    return gain(factor, section.get("mscale", 1.0)) / gain(factor, section.get("mscale_all_dim", 0.0))
+
+
+def turbomind_multiplier(section: Section, factor: float) -> float:
+    """As Hugging Face, but from the factor as written, not from the one in use."""
+    return hf_multiplier(section, float(section.get("factor") or factor))
+
+
+def own_multiplier(section: Section, factor: float) -> float:
+    """0.1 ln s + 1, whatever the config says."""
+    return gain(factor)
+
+
+def genai_multiplier(section: Section, factor: float) -> float:
+    """The mscale ratio if both are positive; mscale alone is the multiplier itself; else 0.1 ln s + 1."""
+    alone = section.get("mscale")
+    return _ratio(section, factor) or (float(alone) if alone else gain(factor))
+
+
+# Windows and tables that follow from the section.
+
+
+def old_vllm_window(view: View) -> int:
+    """O x s for yarn, M x s for linear; M, or O where it stands at the top level, for longrope."""
+    factor = view.section.get("factor")
+    if view.rope_type == "yarn" and factor is not None:
+        return int((view.original or view.longest) * factor)
+    return vllm_window(view)
+
+
+def vllm_window(view: View) -> int:
+    """M; M x s for linear; for longrope O if it stands at the top level."""
+    if view.rope_type == "linear":
+        return int(view.longest * view.section.get("factor", 1.0))
+    if view.rope_type == "longrope" and view.layout.original is not None:
+        return int(view.layout.original)
+    return view.longest
+
+
+def vllm_rows(view: View) -> int:
+    """Yarn holds ceil(O x s) positions, whatever the window."""
+    factor = view.section.get("factor")
+    if view.rope_type == "yarn" and factor is not None:
+        return int(math.ceil((view.original or view.longest) * factor))
+    return vllm_window(view)
+
+
+def sglang_window(view: View) -> int:
+    """M, scaled by the factor where O is not given."""
+    unscaled = view.original is not None or view.rope_type in ("llama3", "default")
+    return int(view.longest * (1.0 if unscaled else view.section.get("factor", 1.0)))
+
+
+NEOX_ONLY = "it takes longrope only where pairs are halves of the head"
+VLLM_MODELLING = frozenset(
+    {"arcee", "glm", "gpt_neox", "olmo", "olmo2", "olmo3", "phi", "seed_oss",
+     "smollm3", "starcoder2"}
+)  # fmt: skip
+SGLANG_UNSCALED = frozenset(
+    {"baichuan", "chatglm", "dbrx", "gemma", "gemma2", "gemma3_text", "gpt_j", "granitemoe", "mixtral", "olmo",
+     "persimmon", "phi", "stablelm", "starcoder2"}
+)  # fmt: skip
+LLAMA_CPP_UNSCALED = frozenset(
+    {"cohere", "cohere2", "dbrx", "deepseek", "falcon", "gemma", "gemma2", "glm", "gpt_neox", "mpt", "nemotron",
+     "orion", "phi", "phi3", "stablelm"}
+)  # fmt: skip
+MLX_UNSCALED = frozenset(
+    {"cohere", "cohere2", "gemma", "gemma2", "glm", "glm4", "gpt_neox", "mixtral", "olmo", "phi", "phi3", "qwen3_moe",
+     "stablelm", "starcoder2"}
+)  # fmt: skip
+V4_YARN = Yarn(hf_multiplier, nested_truncate=True)
+HF_LONG = Longrope("attention_factor", ratio="key")
+
+STACKS: dict[str, Stack] = {
+    stack.name: stack
+    for stack in (
+        Stack(
+            "transformers", ">= 5.0", f"{HF}/v5.23.0/src/transformers/modeling_rope_utils.py#L346", "run: 5.23",
+            v5_sections, Yarn(hf_multiplier, nested_truncate=False), HF_LONG, nested=True,
+        ),
+        Stack(
+            "transformers-4.57", "4.56 to 4.57", f"{HF}/v4.57.6/src/transformers/modeling_rope_utils.py#L268",
+            "run: 4.57.6", v4_sections, V4_YARN,
+            Longrope("attention_factor", original="top", ratio="key without top"), top_partial=True, nested=True,
+        ),
+        Stack(
+            "transformers-4.55", "4.51 to 4.55", f"{HF}/v4.55.4/src/transformers/modeling_rope_utils.py#L194",
+            "run: 4.55.4 (truncate is not read before it)", v4_sections, Yarn(hf_multiplier, factor="ratio"),
+            Longrope("attention_factor", original="top", ratio="key without top"), top_partial=True,
+        ),
+        Stack(
+            "transformers-4.50", "4.45 to 4.50", f"{HF}/v4.50.3/src/transformers/modeling_rope_utils.py#L161",
+            "run: 4.45.2, 4.50.3", v4_sections, Yarn(old_hf_multiplier, ramp_over="longest", truncate="always"),
+            Longrope("attention_factor", original="top", ratio="key without top", selects="by ratio"),
+            top_partial=True,
+        ),
+        Stack(
+            "vllm", ">= 0.30", f"{VLLM}/v0.32.0/vllm/model_executor/layers/rotary_embedding/__init__.py#L243",
+            "run: 0.32.0", v5_sections, Yarn(hf_multiplier), Longrope("mscale", selects="by window"), vllm_window,
+            vllm_rows, nested=True, modelling=VLLM_MODELLING, interleaved_longrope=False,
+            refused={"gpt_oss": "it builds gpt-oss's rope itself and reads no attention_factor"},
+        ),
+        Stack(
+            "vllm-0.29", "0.12 to 0.29",
+            f"{VLLM}/v0.28.0/vllm/model_executor/layers/rotary_embedding/__init__.py#L243", "run: 0.28.0",
+            v5_sections, Yarn(old_vllm_multiplier), Longrope("mscale", selects="by window"), old_vllm_window,
+            vllm_rows, nested=True, interleaved_longrope=False,
+        ),
+        Stack(
+            "vllm-0.11", "0.6 to 0.11", f"{VLLM}/v0.11.0/vllm/model_executor/layers/rotary_embedding/__init__.py",
+            "source", v4_sections, Yarn(old_vllm_multiplier, truncate="always"),
+            Longrope("mscale", selects="by length"), old_vllm_window, vllm_rows, top_partial=True,
+            interleaved_longrope=False,
+        ),
+        Stack(
+            "sglang", "0.5.23",
+            "https://github.com/sgl-project/sglang/blob/v0.5.23/python/sglang/srt/layers/rotary_embedding/factory.py",
+            "source", v5_sections, Yarn(sglang_multiplier), Longrope("mscale"), sglang_window,
+            modelling=frozenset({"gpt_neox", "falcon"}), unscaled=SGLANG_UNSCALED, interleaved_longrope=False,
+        ),
+        Stack(
+            "lmdeploy", "0.14 to 0.18, PyTorch engine",
+            "https://github.com/InternLM/lmdeploy/blob/v0.18.0/lmdeploy/pytorch/nn/rotary_embedding.py", "source",
+            v5_sections, Yarn(hf_multiplier), Longrope("formula"), unscaled=frozenset({"cogvlm", "minicpm3", "phimoe"}),
+        ),
+        Stack(
+            "turbomind", "LMDeploy 0.14 to 0.18, TurboMind engine",
+            "https://github.com/InternLM/lmdeploy/blob/v0.18.0/lmdeploy/turbomind/models/utils.py#L75",
+            "run: its parse_rope_param of 0.18.0; the C++ side from source", parameters_first,
+            Yarn(turbomind_multiplier, factor="ratio", ramp_over="longest", truncate="always"),
+            "RuntimeError: Unsupported rope type: longrope",
+        ),
+        Stack(
+            "turbomind-0.13", "LMDeploy 0.9 to 0.13, TurboMind engine",
+            "https://github.com/InternLM/lmdeploy/blob/v0.9.2/lmdeploy/turbomind/deploy/source_model/llama.py",
+            "source", v4_sections, Yarn(attention_factor_only, factor="ratio", truncate="always"),
+            "Unsupported rope type: longrope", top_partial=True,
+        ),
+        Stack(
+            "tgi", "last (January 2026)",
+            "https://github.com/huggingface/text-generation-inference/blob/main/server/text_generation_server/layers/rotary.py",
+            "source", v4_sections, Yarn(mscale_multiplier, betas="fixed", truncate="always"),
+            Longrope("formula", original="needs top"), top_partial=True,
+        ),
+        Stack(
+            "llama.cpp", "as vendored in llama-cpp-python 0.3.36, from a converted config alone",
+            "https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-context.cpp#L173", "source",
+            parameters_first, Yarn(own_multiplier, betas="fixed", truncate="always"),
+            "its converter writes no longrope factors for this model type, which then runs unscaled; "
+            "`yarn-tune export --gguf` carries them for Llama-type models",
+            unscaled=LLAMA_CPP_UNSCALED,
+        ),
+        Stack(
+            "mlx-lm", "0.32.2", "https://github.com/ml-explore/mlx-lm/blob/v0.32.2/mlx_lm/models/rope_utils.py#L126",
+            "source", v4_sections, Yarn(mscale_multiplier, truncate="always"), Longrope("formula", selects="long"),
+            unscaled=MLX_UNSCALED, top_partial=True, refused={"nemotron": "it takes linear scaling only"},
+        ),
+        Stack(
+            "tensorrt-llm", "1.x, PyTorch backend",
+            "https://github.com/NVIDIA/TensorRT-LLM/blob/main/tensorrt_llm/_torch/attention_backend/interface.py",
+            "source", v4_sections, Yarn(mscale_multiplier, truncate="always"), Longrope("formula"),
+            rows=lambda view: view.longest, top_partial=True,
+        ),
+        Stack(
+            "exllamav2", "0.3.2", "https://github.com/turboderp-org/exllamav2/blob/v0.3.2/exllamav2/rope.py#L80",
+            "source", v4_sections, Yarn(own_multiplier, ramp_over="longest", betas="fixed", truncate="always"),
+            Longrope("formula", selects="by window", original="needs top"), top_partial=True,
+        ),
+        Stack(
+            "exllamav3", "1.6.5", "https://github.com/turboderp-org/exllamav3/blob/v1.6.5/exllamav3/util/rope.py#L279",
+            "source", scaling_first, Yarn(attention_factor_only, factor="ratio"),
+            Longrope("formula", selects="by window"),
+        ),
+        Stack(
+            "onnx-genai", "0.9", "https://github.com/microsoft/onnxruntime-genai/blob/main/src/python/py/models/builder.py",
+            "source", parameters_first, Yarn(genai_multiplier, truncate="never"),
+            "outside Phi-3 and Phi-MoE its builder drops longrope without a word", rows=lambda view: view.longest,
+        ),
+        Stack(
+            "ctranslate2", "4.x", "https://github.com/OpenNMT/CTranslate2/blob/master/python/ctranslate2/converters/transformers.py",
+            "source", v4_sections, "NotImplementedError: YaRN is not supported",
+            "which multiplier its runtime applies was not established",
+            unscaled=frozenset({"falcon", "gemma", "gemma2", "gemma3_text", "gpt_neox", "phi"}), top_partial=True,
+        ),
+        Stack(
+            "openvino", "optimum-intel 1.2x (traces transformers' modules)",
+            f"{HF}/v5.23.0/src/transformers/modeling_rope_utils.py#L346", "source", v5_sections,
+            Yarn(hf_multiplier, nested_truncate=False), HF_LONG, nested=True,
+        ),
+    )
+}  # fmt: skip
+
+DEFAULT = ("transformers", "transformers-4.57", "vllm", "vllm-0.29", "sglang", "lmdeploy")
+"""What an export serves unless the recipe says otherwise."""
+
+
+def reading(name: str, config: Section) -> Reading:
+    """What the stack of that name makes of a config.json.
+
+    Raises:
+        UserError: if there is no such stack, or the config is not that of a model with RoPE.
+    """
+    if name not in STACKS:
+        raise UserError(f"no stack {name!r}; known: {', '.join(STACKS)}")
+    return read(STACKS[name], config, STACKS["transformers"])
