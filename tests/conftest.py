@@ -2,12 +2,19 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from yarn_tune.families import load_config, rope_facts
+from yarn_tune.recipe import parse_recipe
+from yarn_tune.serving.profiles import Target, settle
+from yarn_tune.train import Run, claim_folder
+from yarn_tune.tunable import Start, TunableRotary
 
 NATIVE = 64
 VOCABULARY = 128
@@ -113,6 +120,35 @@ def recipe_tree(base: Path, folder: Path, **train: object) -> dict[str, object]:
     }
 
 
+def finished_run(
+    folder: Path,
+    learn: str = "frequency",
+    family: str = "llama",
+    window: int = 256,
+    base: Path | None = None,
+    settings: tuple[str, ...] = (),
+    **offsets: float,
+) -> Run:
+    """A run that has learned something definite, without the training."""
+    base = base or save_tiny(folder / "base", family)
+    overrides = [f"rope.learn={learn}", f"rope.window={window}", *settings]
+    recipe = parse_recipe(recipe_tree(base, folder), overrides)
+    run = Run(recipe, folder / "run")
+    claim_folder(run)
+    start = Start.of(rope_facts(load_config(str(base))), recipe.rope)
+    rotary = TunableRotary(torch.nn.Identity(), start, learn)
+    generator = torch.Generator().manual_seed(0)
+    numbers = {n: 0.2 * torch.randn(t.shape, generator=generator) for n, t in rotary.numbers().items()}
+    numbers |= {name: torch.full_like(numbers[name], value) for name, value in offsets.items()}
+    rotary.load_numbers(numbers)
+    if learn != "frequency":
+        settled = settle(rotary.learned(), Target.of_recipe(recipe))
+        if settled.scale is not None:
+            rotary.set_scale(settled.scale)
+    save_file(rotary.numbers(), run.numbers_path)
+    return run
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("YARN_TUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
@@ -141,3 +177,24 @@ def _rope_warnings_fail(request: pytest.FixtureRequest):
     logger.removeHandler(collector)
     if not request.node.get_closest_marker("rope_warnings"):
         assert not seen
+
+
+ENGINES = Path(os.environ.get("YARN_TUNE_ENGINES", Path(__file__).parents[1] / ".engines"))
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> str:
+    """The interpreter that has vLLM; without one the tests are skipped, but never where `.engines` exists."""
+    python = ENGINES / "vllm" / "bin" / "python"
+    if not ENGINES.is_dir():
+        pytest.skip("no engines here; ./launch.sh engines installs them")
+    assert python.exists(), f"{ENGINES} has no vLLM; run ./launch.sh engines again"
+    return str(python)
+
+
+@pytest.fixture(scope="session")
+def old_vllm_path() -> str:
+    """PYTHONPATH with vLLM 0.28."""
+    path = ENGINES / "vllm-0.28.0"
+    assert path.exists(), f"{ENGINES} has no vLLM 0.28; run ./launch.sh engines again"
+    return str(path)

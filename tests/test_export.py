@@ -6,37 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import FAMILY_SIZES, NATIVE, recipe_tree, save_tiny
-from safetensors.torch import save_file
+from conftest import FAMILY_SIZES, NATIVE, finished_run, recipe_tree, save_tiny, tiny_model, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from yarn_tune.errors import CheckFailed, UserError
 from yarn_tune.export import export, learned_of
-from yarn_tune.families import load_config, rope_facts
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.serving import profiles
-from yarn_tune.serving.profiles import Target, settle
-from yarn_tune.train import Run, claim_folder
-from yarn_tune.tunable import Start, TunableRotary
-
-
-def finished_run(folder, learn: str = "frequency", family: str = "llama", window: int = 256, **offsets: float) -> Run:
-    """A run that has learned something definite, without the training."""
-    base = save_tiny(folder / "base", family)
-    recipe = parse_recipe(recipe_tree(base, folder), [f"rope.learn={learn}", f"rope.window={window}"])
-    run = Run(recipe, folder / "run")
-    claim_folder(run)
-    start = Start.of(rope_facts(load_config(str(base))), recipe.rope)
-    rotary = TunableRotary(torch.nn.Identity(), start, learn)
-    generator = torch.Generator().manual_seed(0)
-    numbers = {n: 0.2 * torch.randn(t.shape, generator=generator) for n, t in rotary.numbers().items()}
-    numbers |= {name: torch.full_like(numbers[name], value) for name, value in offsets.items()}
-    rotary.load_numbers(numbers)
-    if learn != "frequency":
-        settled = settle(rotary.learned(), Target.of_recipe(recipe))
-        if settled.scale is not None:
-            rotary.set_scale(settled.scale)
-    save_file(rotary.numbers(), run.numbers_path)
-    return run
+from yarn_tune.train import Run, train
 
 
 @pytest.mark.parametrize("learn", ["scale", "ramp", "frequency"])
@@ -167,3 +143,53 @@ def test_nothing_learned_yet(tmp_path):
     run.numbers_path.unlink()
     with pytest.raises(UserError, match="nothing learned here yet"):
         export(run)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text", "gpt_neox", "phi3", "cohere"])
+def test_a_folded_export_is_the_tuned_model(tmp_path, family):
+    """All of the temperature that stacks do not apply by themselves is in the queries, exactly."""
+    learn = "frequency" if family == "phi3" else "scale"
+    target = export(finished_run(tmp_path, learn, family, settings=("export.fold=always",), log_temperature=-0.3))
+    fidelity = json.loads((target / "fidelity.json").read_text())
+    section = fidelity["rope_parameters"]
+    assert "folded" in fidelity["carrier"]
+    assert section.get("attention_factor", 1.0) == 1.0
+    assert fidelity["fold"]["gain"] != 1.0
+    assert max(fidelity["max_abs_logit_difference"].values()) <= 1e-4
+    page = (target / "SERVING.md").read_text()
+    assert "folded into the queries" in page
+    assert not (target / "overrides.json").exists()
+
+
+def test_folding_into_bfloat16_says_what_rounding_costs(tmp_path):
+    base = tmp_path / "base"
+    tiny_model("llama", dtype=torch.bfloat16).save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    run = finished_run(tmp_path, "scale", base=base, settings=("export.fold=always",), log_temperature=-0.3)
+    target = export(run)
+    fidelity = json.loads((target / "fidelity.json").read_text())
+    assert max(fidelity["max_abs_logit_difference"].values()) <= 1e-4, "before rounding"
+    assert 1e-3 < max(fidelity["max_abs_logit_difference_after_rounding"].values()) < 0.5
+    assert 1e-4 < fidelity["fold"]["rounding"] < 3e-3
+    assert "rounding to the checkpoint's dtype" in (target / "SERVING.md").read_text()
+
+
+def test_serving_page_names_each_stack_asked_for(tmp_path):
+    run = finished_run(tmp_path, "scale", settings=("export.stacks=[transformers, vllm, tgi]",))
+    target = export(run)
+    page, window = (target / "SERVING.md").read_text(), AutoConfig.from_pretrained(target).max_position_embeddings
+    asked, others = page.split("## Other stacks")
+    assert f"`vllm serve EXPORT --max-model-len {window}`" in asked
+    assert "`text-generation-launcher --model-id EXPORT" in asked
+    assert "sglang" not in asked
+    assert "| sglang (0.5.23) |" in others
+    assert "YaRN is not supported" in others
+    assert "run `yarn-tune verify`" in others
+
+
+def test_what_cannot_be_served_is_refused_before_training(tmp_path):
+    base = save_tiny(tmp_path / "base")
+    recipe = parse_recipe(recipe_tree(base, tmp_path), ["export.stacks=[turbomind]"])
+    with pytest.raises(UserError, match=r"turbomind: does not load it: RuntimeError: Unsupported rope type"):
+        train(Run(recipe, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

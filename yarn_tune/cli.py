@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 3
     if _is_main_process():
         print(json.dumps(value) if options.json else text)
-    return 0
+    return 0 if value.get("passed", True) else 3
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,7 +62,14 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("recipe", help="a recipe (.yaml) or a run folder")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="as in train.steps=50")
         if name == "export":
+            command.add_argument("--for", dest="stacks", metavar="STACK,...", help="as export.stacks")
+            command.add_argument("--fold", choices=["auto", "never", "always"], help="as export.fold")
             command.add_argument("--overrides-only", action="store_true", help="only the JSON for --hf-overrides")
+    command = add("verify", _verify, "what each serving stack will make of a checkpoint's config")
+    command.add_argument("checkpoint", help="a checkpoint folder or hub id, ours or not")
+    command.add_argument("--for", dest="stacks", metavar="STACK,...", help="stacks to check, or `all`")
+    command.add_argument("--engine", choices=["vllm"], help="also run the real engine beside transformers")
+    command.add_argument("--engine-python", metavar="PYTHON", help="interpreter that has it (YARN_TUNE_VLLM_PYTHON)")
     command = add("eval", _eval, "NLL of a checkpoint by position")
     command.add_argument("checkpoint", help="a checkpoint folder or hub id")
     command.add_argument("documents", nargs="+", help="files, as in data.heldout")
@@ -126,6 +133,10 @@ def _compare(options: argparse.Namespace) -> Result:
 def _export(options: argparse.Namespace) -> Result:
     from .export import export
 
+    if options.stacks:
+        options.overrides.append(f"export.stacks=[{options.stacks}]")
+    if options.fold:
+        options.overrides.append(f"export.fold={options.fold}")
     run = _open(options)
     path = export(run, options.overrides_only)
     if options.overrides_only:
@@ -136,6 +147,21 @@ def _export(options: argparse.Namespace) -> Result:
     differences = fidelity["max_abs_logit_difference"]
     text = f"{path}: reloaded; largest logit difference {max(differences.values()):.1e}\n{_serve_line(path)}"
     return text, {"path": str(path), "max_abs_logit_difference": differences}
+
+
+def _verify(options: argparse.Namespace) -> Result:
+    from .serving.engines import TOLERANCE, ask_vllm
+    from .serving.verify import verify
+
+    made = verify(options.checkpoint, options.stacks.split(",") if options.stacks else None)
+    text, passed, value = made.text(), made.passed, asdict(made) | {"passed": made.passed}
+    if options.engine:
+        found = ask_vllm(options.checkpoint, options.engine_python)
+        passed = passed and found.worst <= TOLERANCE
+        lengths = ", ".join(f"{d:.1e} at {n} tokens" for n, d in found.differences.items())
+        text += f"\n\nvLLM itself (window {found.max_model_len}), log-probabilities against transformers: {lengths}"
+        value |= {"passed": passed, "vllm": asdict(found)}
+    return text, value
 
 
 def _serve_line(path: Path) -> str:

@@ -1,13 +1,14 @@
 """SERVING.md: how to serve an export on each stack asked for, what is carried where, and what was folded."""
 
 import json
+from dataclasses import replace
 
 from ..families import FULL, layout_of
 from ..tunable import Learned
 from .carriers import Served
 from .folding import Folded
-from .profiles import Target, faults, wanted_tables
-from .stacks import STACKS, reading
+from .profiles import Target, unserved
+from .stacks import STACKS
 
 COMMANDS = {
     "transformers": "python -c \"from transformers import pipeline; pipeline('text-generation', 'EXPORT')\"",
@@ -44,13 +45,11 @@ def serving_page(
 ) -> str:
     """The page, in Markdown."""
     window = served.max_position_embeddings
-    config = served.config(aim.base)
-    wanted = wanted_tables(learned, aim.base)
-    verdicts = {n: faults(reading(n, config), wanted, learned.window, served.fold) for n in STACKS}
+    lost = unserved(served, learned, replace(aim, stacks=tuple(STACKS)))
     asked = [f"| {n} ({STACKS[n].versions}) | `{command(n, window)}` |" for n in aim.stacks]
     others = [
-        f"| {n} ({STACKS[n].versions}) | {'; '.join(problems) or 'the same'} |"
-        for n, problems in verdicts.items()
+        f"| {n} ({STACKS[n].versions}) | {'; '.join(lost.get(n, ['the same']))} |"
+        for n in STACKS
         if n not in aim.stacks
     ]
     return "\n".join(

@@ -18,7 +18,7 @@ from ..sections import Recipe
 from ..tunable import Learned
 from .carriers import Served, default_section, forms, longrope_carriers, yarn_carriers
 from .folding import site_of
-from .readers import Reading
+from .readers import Reading, Table
 from .stacks import DEFAULT, STACKS, reading
 
 FREQUENCY_TOLERANCE, MULTIPLIER_TOLERANCE = 1e-5, 1e-6
@@ -81,23 +81,33 @@ def serve(learned: Learned, target: Target) -> Served:
     return served
 
 
-def faults(
-    found: Reading, learned_tables: dict[str, tuple[Tensor, float]], window: int, fold: float = 1.0
-) -> list[str]:
-    """How a reading differs from what was learned; empty if it serves exactly that.
+@dataclass(frozen=True)
+class Wanted:
+    """What a stack must compute."""
 
-    Args:
-        found: what the stack computes.
-        learned_tables: kind of layer -> frequencies and multiplier of cos and sin, fold included.
-        window: to be served.
-        fold: what the weights multiply the logits by, on top of the stack's own multiplier.
-    """
+    tables: dict[str, list[tuple[Tensor, float]]]
+    """By kind of layer: frequencies and multiplier of cos and sin (the fold included), for short prompts and, where
+    that differs, for long ones."""
+    window: int
+    fold: float = 1.0
+    """What the weights of the tuned layers multiply logits by, on top of the stack's own multiplier."""
+
+    def pairs(self, kind: str, found: tuple[Table, ...]) -> list[tuple[Table, tuple[Tensor, float]]]:
+        """Each of a stack's tables beside the one wanted for prompts of that length."""
+        wanted = self.tables[kind]
+        if len(found) == 1:
+            return [(found[0], one) for one in wanted]
+        return list(zip(found, [wanted[0], wanted[-1]], strict=True))
+
+
+def faults(found: Reading, wanted: Wanted) -> list[str]:
+    """How a reading differs from what is wanted; empty if it serves exactly that."""
     if found.refusal is not None:
         return [f"does not load it: {found.refusal}"]
     problems = []
-    for kind, (inv_freq, multiplier) in learned_tables.items():
-        own_fold = fold if kind in ("", FULL) else 1.0
-        for table in found.tables[kind]:
+    for kind in wanted.tables:
+        own_fold = wanted.fold if kind in ("", FULL) else 1.0
+        for table, (inv_freq, multiplier) in wanted.pairs(kind, found.tables[kind]):
             where = f" in {kind} layers" if kind else ""
             where += f" beyond {table.above} tokens" if table.above else ""
             error = frequency_error(table.inv_freq, inv_freq)
@@ -106,13 +116,13 @@ def faults(
             total = table.multiplier * math.sqrt(own_fold)
             if abs(total / multiplier - 1) > MULTIPLIER_TOLERANCE:
                 problems.append(f"multiplies cos and sin by {total:.6g} instead of {multiplier:.6g}{where}")
-    if found.window < window:
-        problems.append(f"takes prompts of at most {found.window} tokens instead of {window}")
+    if found.window < wanted.window:
+        problems.append(f"takes prompts of at most {found.window} tokens instead of {wanted.window}")
     if found.rows is not None and found.rows < found.window:
         problems.append(
             f"holds cos and sin for {found.rows} positions but takes prompts of {found.window}: NaN beyond them"
         )
-    return problems
+    return list(dict.fromkeys(problems))
 
 
 def frequency_error(found: Tensor, wanted: Tensor) -> float:
@@ -122,29 +132,26 @@ def frequency_error(found: Tensor, wanted: Tensor) -> float:
     return (found.double() / wanted.double() - 1).abs().max().item()
 
 
-def wanted_tables(learned: Learned, base: dict[str, Any]) -> dict[str, tuple[Tensor, float]]:
-    """What every stack must compute, by kind of layer."""
+def wanted_of(learned: Learned, base: dict[str, Any], fold: float = 1.0) -> Wanted:
+    """What every stack must compute for these numbers."""
     layout = layout_of(base)
     tuned = (learned.inv_freq(), learned.attention_factor)
     if not layout.nested:
-        return {"": tuned}
+        return Wanted({"": [tuned]}, learned.window, fold)
     sections = {k: default_section(base, layout.thetas[k], k) for k in layout.kinds if k != FULL}
-    others = {k: (default_inv_freq(s["rope_theta"], learned.facts.dim), 1.0) for k, s in sections.items()}
-    return {FULL: tuned} | others
+    others = {k: [(default_inv_freq(s["rope_theta"], learned.facts.dim), 1.0)] for k, s in sections.items()}
+    return Wanted({FULL: [tuned]} | others, learned.window, fold)
 
 
 def _first(numbers: Learned, target: Target, folded: bool) -> Served | None:
-    wanted = wanted_tables(numbers, target.base)
     carriers = _carriers(numbers, target, folded)
-    return next((s for s in carriers if not _unserved(s, numbers, target, wanted)), None)
+    return next((served for served in carriers if not unserved(served, numbers, target)), None)
 
 
-def _unserved(
-    served: Served, numbers: Learned, target: Target, wanted: dict[str, tuple[Tensor, float]]
-) -> dict[str, list[str]]:
-    """Stack -> what it would lose under this carrier."""
-    config = served.config(target.base)
-    found = {name: faults(reading(name, config), wanted, numbers.window, served.fold) for name in target.stacks}
+def unserved(served: Served, numbers: Learned, target: Target) -> dict[str, list[str]]:
+    """Stack -> what it would lose under this carrier; empty if all serve it."""
+    config, wanted = served.config(target.base), wanted_of(numbers, target.base, served.fold)
+    found = {name: faults(reading(name, config), wanted) for name in target.stacks}
     return {name: problems for name, problems in found.items() if problems}
 
 
@@ -152,10 +159,8 @@ def _refusal(learned: Learned, target: Target) -> str:
     """Which stack loses what, under the carrier that serves most of them, and what to do."""
     tried = []
     for numbers in forms(learned):
-        wanted = wanted_tables(numbers, target.base)
         for folded in (False, True):
-            carriers = _carriers(numbers, target, folded)
-            tried += [(s.carrier, _unserved(s, numbers, target, wanted)) for s in carriers]
+            tried += [(s.carrier, unserved(s, numbers, target)) for s in _carriers(numbers, target, folded)]
     if not tried:
         return "export.fold: always, but this family cannot be folded: " + (_unfoldable(target) or "")
     carrier, lost = min(tried, key=lambda item: len(item[1]))

@@ -1,0 +1,213 @@
+"""Exports of every family and parameterisation, served by the real vLLM: the same log-probabilities as transformers.
+
+One process of vLLM serves all checkpoints, because importing it takes longer than serving a tiny one.
+"""
+
+import gzip
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import finished_run, save_tiny
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from yarn_tune.export import export
+from yarn_tune.families import config_json
+from yarn_tune.serving.engines import (
+    QUIET,
+    Job,
+    agreement,
+    ask_vllm,
+    random_prompts,
+    transformers_logprobs,
+    vllm_logprobs,
+)
+
+DATA = Path(__file__).parents[2] / "data"
+DEMO, HELDOUT = DATA / "tiny-base", DATA / "sample" / "heldout.jsonl.gz"
+NATIVE, WINDOW = 128, 1024
+TOLERANCE = 1e-4
+SIZE = {
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": NATIVE,
+}
+EXTRA = {
+    "gpt_neox": {"rotary_pct": 0.25},
+    "qwen3": {"head_dim": 64},
+    "phi3": {"original_max_position_embeddings": NATIVE},
+    "gemma3_text": {"head_dim": 64, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64},
+    "olmo3": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64},
+}
+LEARNED = {
+    "scale-below": ("scale", {"offsets.log_scale": -0.07}),
+    "scale-above": ("scale", {"offsets.log_scale": 0.2}),
+    "ramp": ("ramp", {"offsets.log_beta_fast": 0.31, "log_temperature": -0.3}),
+    "frequency": ("frequency", {"log_temperature": -0.3}),
+}
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox", "phi3", "gemma3_text", "cohere", "olmo3")
+CASES = [
+    (family, learned)
+    for family in FAMILIES
+    for learned in LEARNED
+    if (family, learned) != ("cohere", "frequency")  # refused: see test_export
+    and (learned != "scale-above" or family in ("llama", "qwen3"))
+]
+
+
+def exported(folder: Path, family: str, learned: str, base: Path | None = None, window: int = WINDOW) -> Path:
+    learn, offsets = LEARNED[learned]
+    folder.mkdir(parents=True, exist_ok=True)
+    base = base or save_tiny(folder / "base", family, **SIZE, **EXTRA.get(family, {}))
+    settings = ("export.tolerance=1e-3",)  # random weights; the comparison with vLLM is the test here
+    return export(finished_run(folder, learn, family, window, base, settings, **offsets))
+
+
+def job(checkpoint: Path, native: int = NATIVE, **options: object) -> Job:
+    config = config_json(str(checkpoint))
+    return Job(
+        str(checkpoint), random_prompts(config["vocab_size"], native, config["max_position_embeddings"]), options
+    )
+
+
+def demo_job(checkpoint: Path, **options: object) -> Job:
+    """Natural text: on random tokens this model's float32 is itself 1e-4 away from its float64."""
+    lengths = [len(prompt) for prompt in job(checkpoint, 256).prompts]
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    with gzip.open(HELDOUT, "rt", encoding="utf-8") as file:
+        texts = [tokenizer(json.loads(line)["text"])["input_ids"] for line in file]
+    prompts = [texts[i % len(texts)][:length] for i, length in enumerate(lengths)]
+    assert [len(prompt) for prompt in prompts] == lengths
+    return Job(str(checkpoint), prompts, options)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> dict[tuple[str, str], Path]:
+    folder = tmp_path_factory.mktemp("exports")
+    made = {(family, learned): exported(folder / f"{family}-{learned}", family, learned) for family, learned in CASES}
+    for learned in ("scale-below", "ramp", "frequency"):
+        made["demo", learned] = exported(folder / f"demo-{learned}", "llama", learned, DEMO, window=2048)
+    return made
+
+
+@pytest.fixture(scope="module")
+def served(checkpoints, vllm_python):
+    jobs = {case: demo_job(path) if case[0] == "demo" else job(path) for case, path in checkpoints.items()}
+    return dict(
+        zip(jobs, zip(jobs.values(), vllm_logprobs(list(jobs.values()), vllm_python), strict=True), strict=True)
+    )
+
+
+EVERY = [*CASES, *(("demo", learned) for learned in ("scale-below", "ramp", "frequency"))]
+
+
+@pytest.mark.parametrize("case", EVERY, ids="-".join)
+def test_vllm_computes_what_transformers_does(served, checkpoints, case):
+    asked, said = served[case]
+    found = agreement(asked, said)
+    window = config_json(str(checkpoints[case]))["max_position_embeddings"]
+    assert found.max_model_len == window
+    assert max(found.differences) == window - 1
+    assert len(found.differences) >= 4
+    assert found.worst <= TOLERANCE, found
+
+
+@pytest.fixture(scope="module")
+def old_served(checkpoints, vllm_python, old_vllm_path, tmp_path_factory):
+    """vLLM 0.28 on the Llama exports, and on one without the key that only old readers know."""
+    jobs = {learned: job(checkpoints["llama", learned]) for learned in LEARNED}
+    lossy = tmp_path_factory.mktemp("lossy") / "ramp"
+    shutil.copytree(checkpoints["llama", "ramp"], lossy)
+    config = json.loads((lossy / "config.json").read_text())
+    for section in (config["rope_parameters"], config["rope_scaling"]):
+        del section["attn_factor"]
+    (lossy / "config.json").write_text(json.dumps(config))
+    jobs["lossy"] = job(lossy)
+    said = vllm_logprobs(list(jobs.values()), vllm_python, old_vllm_path)
+    return {name: (asked, answer) for (name, asked), answer in zip(jobs.items(), said, strict=True)}
+
+
+@pytest.mark.parametrize("learned", LEARNED)
+def test_vllm_0_28_computes_it_too(old_served, learned):
+    found = agreement(*old_served[learned])
+    assert found.worst <= TOLERANCE, found
+
+
+def test_without_attn_factor_vllm_0_28_serves_something_else(old_served):
+    """The comparison can fail: 0.28 reads no attention_factor, and transformers no attn_factor."""
+    assert agreement(*old_served["lossy"]).worst > 1e-2
+
+
+def test_an_fp8_cache_serves_the_export(served):
+    """Keys are quantised after rotation, so nothing about the export changes; means, as single tokens move more."""
+
+    def cost(name: str) -> list[float]:
+        asked, said = served["fp8", name]
+        exact = transformers_logprobs(asked.checkpoint, asked.prompts)
+        return [(a - torch.tensor(b)).mean().item() for a, b in zip(exact, said["logprobs"], strict=True)]
+
+    base, tuned = cost("base"), cost("ramp")
+    assert max(base) > 1e-3, "or the cache was not quantised"
+    assert max(map(abs, tuned)) < 0.15, (tuned, base)  # a wrong rope costs 1 and more
+
+
+def test_verify_asks_the_engine(checkpoints, vllm_python):
+    found = ask_vllm(str(checkpoints["llama", "ramp"]), vllm_python)
+    assert found.worst <= TOLERANCE
+    assert len(found.differences) == 5
+
+
+def test_the_users_own_way(checkpoints, vllm_python, tmp_path):
+    """`vllm serve` on the demo, asked over HTTP with the openai client, a prompt longer than the native window."""
+    path = checkpoints["demo", "ramp"]
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    prompt = tokenizer.decode(demo_job(path).prompts[-1][:700])
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    assert ids.shape[1] > 2 * 256
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    expected = model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    vllm = Path(vllm_python).with_name("vllm")
+    command = [vllm_python, str(vllm), "serve", str(path), "--host", "127.0.0.1", "--port", str(port),
+               "--dtype", "float32", "--enforce-eager", "--max-model-len", "2048"]  # fmt: skip
+    environment = os.environ | QUIET | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    with open(tmp_path / "server.log", "w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", server, tmp_path / "server.log")
+        client = (
+            "import sys, json, openai; "
+            "c = openai.OpenAI(base_url=sys.argv[1], api_key='none'); "
+            "r = c.completions.create(model=sys.argv[2], prompt=sys.stdin.read(), max_tokens=8, temperature=0); "
+            "print(json.dumps([r.choices[0].text, r.usage.prompt_tokens]))"
+        )
+        asked = [vllm_python, "-c", client, f"http://127.0.0.1:{port}/v1", str(path)]
+        answer = subprocess.run(asked, input=prompt, text=True, capture_output=True, check=True)
+        said, tokens = json.loads(answer.stdout.splitlines()[-1])
+        assert tokens == ids.shape[1]
+        assert said == tokenizer.decode(expected, skip_special_tokens=True)
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
+    for _ in range(600):
+        try:
+            with urllib.request.urlopen(url, timeout=1):
+                return
+        except OSError:
+            assert server.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.5)
+    raise AssertionError(log.read_text()[-3000:])

@@ -1,0 +1,142 @@
+"""Ask a real engine: prompt log-probabilities of vLLM beside those of transformers, on the same token ids."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckFailed, UserError
+from ..families import config_json, load_model, logit_transform, to_device
+from ..objectives import CHUNK, hidden_states
+
+TOLERANCE = 1e-3
+"""Largest difference of a float32 log-probability between two engines that compute the same model. On random tokens
+float32 alone makes up to 1e-4 of it; a wrong rope makes 0.1 and more."""
+
+QUIET = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "HF_HUB_OFFLINE": "1",
+}
+"""One process, no report home; the CPU settings do nothing on a GPU."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checkpoint and the prompts to score."""
+
+    checkpoint: str
+    prompts: list[list[int]]
+    options: dict[str, Any]
+    """Of vLLM's `LLM`, such as `kv_cache_dtype`."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Largest difference of a log-probability by prompt length."""
+
+    differences: dict[int, float]
+    max_model_len: int
+
+    @property
+    def worst(self) -> float:
+        """Over all lengths; NaN counts as infinite."""
+        return max(math.inf if math.isnan(d) else d for d in self.differences.values())
+
+
+def vllm_logprobs(jobs: list[Job], python: str, extra_path: str | None = None) -> list[dict[str, Any]]:
+    """What vLLM says, job by job; see `vllm_child.py` for the form.
+
+    Args:
+        jobs: what to run, in one process.
+        python: an interpreter with vLLM.
+        extra_path: goes into PYTHONPATH, for another release unpacked beside the installed one.
+
+    Raises:
+        UserError: if that interpreter has no vLLM.
+    """
+    child = Path(__file__).with_name("vllm_child.py")
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "results.json"
+        order = {"jobs": [vars(job) for job in jobs], "output": str(output)}
+        environment = os.environ | QUIET | ({"PYTHONPATH": extra_path} if extra_path else {})
+        try:
+            done = subprocess.run(
+                [python, str(child)], input=json.dumps(order), text=True, capture_output=True, env=environment
+            )
+        except OSError as error:
+            raise UserError(f"--engine-python: {python!r} cannot be run: {error}") from error
+        if output.is_file():
+            results: list[dict[str, Any]] = json.loads(output.read_text(encoding="utf-8"))
+            if len(results) == len(jobs):
+                return results
+        reason = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        raise UserError(f"--engine-python: {python!r} could not run vLLM: {reason}")
+
+
+@torch.no_grad()
+def transformers_logprobs(checkpoint: str, prompts: list[list[int]]) -> list[Tensor]:
+    """What transformers says, float32: log-probability of each token but the first, `[n - 1]` a prompt."""
+    model = to_device(load_model(checkpoint, dtype="float32"))
+    head, transform = model.get_output_embeddings(), logit_transform(model.config)
+    answers = []
+    for prompt in prompts:
+        ids = torch.tensor(prompt, device=model.device)
+        hidden = hidden_states(model, ids[None])[0, :-1]
+        parts = []
+        for states, following in zip(hidden.split(CHUNK), ids[1:].split(CHUNK), strict=True):
+            logits = head(states)
+            logits = transform(logits) if transform else logits
+            parts.append(logits.float().log_softmax(-1).gather(1, following[:, None])[:, 0].cpu())
+        answers.append(torch.cat(parts))
+    return answers
+
+
+def random_prompts(vocabulary: int, native: int, window: int) -> list[list[int]]:
+    """Below, around and far above the native window, up to the last position of the window."""
+    generator = torch.Generator().manual_seed(5)
+    lengths = sorted({n for n in (native // 2, native, native + 7, 2 * native, window - 1) if 2 <= n < window})
+    return [torch.randint(1, vocabulary, (n,), generator=generator).tolist() for n in lengths]
+
+
+def agreement(job: Job, said: dict[str, Any]) -> Agreement:
+    """Both engines' answers to one job, compared.
+
+    Raises:
+        CheckFailed: if the engine did not answer.
+    """
+    if "error" in said:
+        raise CheckFailed(f"vLLM does not serve {job.checkpoint}: {said['error']}")
+    ours = transformers_logprobs(job.checkpoint, job.prompts)
+    pairs = zip(job.prompts, ours, said["logprobs"], strict=True)
+    differences = {len(p): (a - torch.tensor(b)).abs().max().item() for p, a, b in pairs}
+    return Agreement(differences, said["max_model_len"])
+
+
+def ask_vllm(checkpoint: str, python: str | None = None) -> Agreement:
+    """Serve a checkpoint with the real vLLM in float32 and compare it with transformers.
+
+    Raises:
+        UserError: if there is no vLLM to run.
+        CheckFailed: if vLLM does not load the checkpoint.
+    """
+    config = config_json(checkpoint)
+    window = config["max_position_embeddings"]
+    fidelity = Path(checkpoint) / "fidelity.json"
+    section = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    native = section.get("original_max_position_embeddings") or window
+    if fidelity.is_file():
+        native = json.loads(fidelity.read_text(encoding="utf-8"))["learned"]["native"]
+    job = Job(checkpoint, random_prompts(config["vocab_size"], native, window), {})
+    return agreement(job, vllm_logprobs([job], python or os.environ.get("YARN_TUNE_VLLM_PYTHON", sys.executable))[0])
