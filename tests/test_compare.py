@@ -1,14 +1,15 @@
 """The comparison: same tokens for every method, each the method it says it is."""
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import NATIVE, recipe_tree, save_tiny, tiny_config
 from transformers import AutoModelForCausalLM
-from yarn_tune.compare import Comparison, Row, compare, table
+from yarn_tune.compare import Comparison, Row, compare, key_tokens, table, tuned_of
 from yarn_tune.data import heldout_excerpts
-from yarn_tune.export import learned_of
 from yarn_tune.families import load_tokenizer
 from yarn_tune.perplexity import full_nats
 from yarn_tune.recipe import parse_recipe
@@ -21,7 +22,7 @@ def finished(tmp_path_factory):
     base = save_tiny(folder / "base")
     run = Run(parse_recipe(recipe_tree(base, folder), []), folder / "run")
     train(run)
-    return run, compare(run, learned_of(run))
+    return run, compare(run, {"tuned": tuned_of(run)})
 
 
 def test_methods_and_figures(finished):
@@ -72,15 +73,23 @@ def test_the_slid_window_inside_the_native_one_is_the_base(finished):
 
 def test_what_was_measured_is_not_measured_again(finished, monkeypatch):
     run, comparison = finished
-    monkeypatch.setattr("yarn_tune.compare._row", None)
-    assert compare(run, learned_of(run)) == comparison
-    longer = Run(parse_recipe(run.recipe.to_dict(), ["eval.documents=1"]), run.folder)
+    monkeypatch.setattr("yarn_tune.measure.load_model", None)
+    assert compare(run, {"tuned": tuned_of(run)}) == comparison
+    longer = Run(parse_recipe(run.recipe.to_dict(), ["eval.lengths=[200]"]), run.folder)
     with pytest.raises(TypeError):
-        compare(longer, learned_of(run))
+        compare(longer, {"tuned": tuned_of(run)})
+
+
+def test_a_torn_measurement_is_made_again(finished):
+    run, comparison = finished
+    for path in (run.folder / "nats").iterdir():
+        path.write_bytes(path.read_bytes()[:50])
+    again = compare(run, {"tuned": tuned_of(run)})
+    assert [replace(row, seconds=0) for row in again.rows] == [replace(row, seconds=0) for row in comparison.rows]
 
 
 def rows_with(**nll: float) -> Comparison:
-    rows = [Row(name.replace("_", "-"), {256: value}, [value], value, 0, 0.0) for name, value in nll.items()]
+    rows = [Row(name.replace("_", "-"), {256: value}, [value], value) for name, value in nll.items()]
     return Comparison(64, 256, [0, 256], ["document 1, part 1"], rows)
 
 
@@ -90,4 +99,18 @@ def test_the_verdict_is_honest():
     assert "tuned, 0.2000 nats behind" in lost.verdict()
     won = rows_with(none=5.0, native_window=3.3, yarn=3.4, tuned=3.2)
     assert won.verdict() == "tuned beats the slid native window at 256 tokens by 0.1000 nats."
-    assert table(won).splitlines()[-1] == "| tuned | 3.200 | 3.200 | 3.200 |"
+    assert table(won).splitlines()[-1] == "| tuned | 3.200 | 3.200 | 24.53 | -1.800 | 0 |"
+
+
+def test_key_tokens_by_hand():
+    """Of five tokens, far context helps the second and the fourth enough, and the fourth it still predicts badly."""
+    near = torch.tensor([1.0, 3.5, 2.9, 6.0, 0.5])
+    far = torch.tensor([1.0, 0.5, 1.0, 3.0, 0.9])
+    tuned = torch.tensor([9.0, 0.25, 9.0, 9.0, 9.0])
+    rows = rows_with(native_window=3.0, yarn=2.0, tuned=2.0)
+    nats = {"native-window": [near], "yarn": [far], "tuned": [tuned]}
+    found = key_tokens(rows, nats, gain=2.0, floor=2.0)
+    assert [row.key_nll for row in found.rows] == [3.5, 0.5, 0.25]
+    assert {row.key_tokens for row in found.rows} == {1}
+    assert key_tokens(rows, nats, gain=4.0, floor=2.0) == rows
+    assert math.isclose(key_tokens(rows, nats, gain=2.0, floor=3.0).row("tuned").key_nll, (0.25 + 9.0) / 2)

@@ -34,6 +34,7 @@ ORDER = (
     "train",
     "plan",
     "export",
+    "measure",
     "compare",
     "report",
     "cli",

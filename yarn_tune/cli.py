@@ -118,12 +118,10 @@ def _train(options: argparse.Namespace) -> Result:
 
 
 def _compare(options: argparse.Namespace) -> Result:
-    from .compare import as_json, compare, table
-    from .export import learned_of
+    from .compare import as_json, compare, table, tuned_of
 
     run = _open(options)
-    learned = learned_of(run) if run.numbers_path.is_file() else None
-    comparison = compare(run, learned)
+    comparison = compare(run, {"tuned": tuned_of(run)} if run.numbers_path.is_file() else {})
     return f"{comparison.verdict()}\n\n{table(comparison)}", {
         "verdict": comparison.verdict(),
         "rows": as_json(comparison),
@@ -170,10 +168,11 @@ def _serve_line(path: Path) -> str:
 
 
 def _run(options: argparse.Namespace) -> Result:
-    from .compare import as_json, compare, table
-    from .export import export, learned_of
+    from .compare import as_json, compare, table, tuned_of
+    from .export import export
     from .plan import plan
     from .report import write_report
+    from .serving.verify import verify
     from .train import train
     from .tunable import Start
 
@@ -183,18 +182,21 @@ def _run(options: argparse.Namespace) -> Result:
     train(run)
     if not _is_main_process():
         return "", {}
-    learned = learned_of(run)
-    comparison = compare(run, learned)
+    tuned = tuned_of(run)
+    comparison = compare(run, {"tuned": tuned})
     path = export(run)
-    report = write_report(run, comparison, learned, Start.of_recipe(run.recipe))
+    checked = verify(str(path), run.recipe.export.stacks)
+    report = write_report(run, comparison, tuned.learned, Start.of_recipe(run.recipe))
     text = (
         f"{comparison.verdict()}\n\n{table(comparison)}\n\nreport   {report}\npicture  "
-        f"{run.folder / 'nll_by_position.png'}\nexport   {path}\nserve    {_serve_line(path)}"
+        f"{run.folder / 'nll_by_position.png'}\nexport   {path}\nverified {', '.join(n.stack for n in checked.lines)}\n"
+        f"serve    {_serve_line(path)}"
     )
     return text, {
         "verdict": comparison.verdict(),
         "rows": as_json(comparison),
         "export": str(path),
+        "passed": checked.passed,
         "report": str(report),
         "serve": _serve_line(path),
     }

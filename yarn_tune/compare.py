@@ -1,26 +1,27 @@
 """Every method on the same held-out tokens: was tuning worth it?
 
 Methods: `none` (the base as it is), `native-window` (the base with its native window slid over the document:
-the honest baseline), `linear`, `ntk`, `dynamic`, `yarn` (all search-free, at the recipe's factor) and `tuned`.
+the honest baseline), `linear`, `ntk`, `dynamic`, `yarn` (all search-free, at the recipe's factor), `tuned` (or
+`tuned-<run>` where several runs are compared) and `search`.
 """
 
-import hashlib
 import json
+import math
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from .checkpoint import write_json
 from .data import heldout_excerpts
-from .families import load_model, load_tokenizer, to_device
-from .perplexity import Nats, bucket_edges, by_position, full_nats, slid_nats, span_nats
+from .export import learned_of
+from .families import load_tokenizer
+from .measure import Meter, TableOf
+from .perplexity import Nats, bucket_edges, by_position, span_nats
 from .rope import (
     default_inv_freq,
     dynamic_ntk_inv_freq,
@@ -30,10 +31,17 @@ from .rope import (
 )
 from .sections import Recipe
 from .train import Run
-from .tunable import Learned, Start, attach_fixed, detach
+from .tunable import Learned, Start
 
-TableOf = Callable[[int], tuple[Tensor, float]]
-"""Length read -> (inverse frequencies `[d/2]`, attention factor)."""
+
+@dataclass(frozen=True)
+class Tuned:
+    """Learned numbers, and what they cost."""
+
+    learned: Learned
+    tokens: int
+    """Read to obtain them: forward and backward for a gradient, forward for a search."""
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -47,12 +55,14 @@ class Row:
     """By equal position buckets of the longest length."""
     short_nll: float
     """Inside the native window."""
-    tokens_spent: int
-    """Training tokens it took to obtain the method's numbers."""
-    seconds: float
-    """Measuring time."""
-    key: str = ""
-    """What was measured, hashed: a row with the same key is not measured again."""
+    tokens_spent: int = 0
+    """It took to obtain the method's numbers."""
+    seconds_spent: float = 0.0
+    seconds: float = 0.0
+    """Measuring time, when it was measured."""
+    key_nll: float | None = None
+    """On key tokens; see `key_tokens`."""
+    key_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,8 +95,19 @@ class Comparison:
         )
 
 
-def methods(start: Start, learned: Learned | None) -> dict[str, TableOf | None]:
-    """Method name -> its table; None means the stock module."""
+def tuned_of(run: Run) -> Tuned:
+    """A finished run's settled numbers and what they cost.
+
+    Raises:
+        UserError: if the run is not finished.
+    """
+    learned = learned_of(run)
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return Tuned(learned, sum(line["tokens"] for line in lines), round(sum(line["seconds"] for line in lines), 1))
+
+
+def methods(start: Start, tuned: dict[str, Tuned]) -> dict[str, TableOf | None]:
+    """Method name -> its table; None is the base with its native window slid."""
     facts, native, factor = start.facts, start.native, start.factor
     theta, dim = facts.theta, facts.dim
 
@@ -101,63 +122,39 @@ def methods(start: Start, learned: Learned | None) -> dict[str, TableOf | None]:
         "dynamic": lambda length: (dynamic_ntk_inv_freq(theta, dim, factor, length, native), 1.0),
         "yarn": fixed(start.inv_freq(), yarn_attention_factor(factor)),
     }
-    if learned is not None:
-        tables["tuned"] = fixed(learned.inv_freq(), learned.attention_factor)
-    return tables
+    return tables | {name: fixed(one.learned.inv_freq(), one.learned.attention_factor) for name, one in tuned.items()}
 
 
-def compare(run: Run, learned: Learned | None, only: list[str] | None = None) -> Comparison:
+def compare(run: Run, tuned: dict[str, Tuned], only: list[str] | None = None) -> Comparison:
     """Measure every method (or `only` those), writing compare.json into the run folder after each.
 
-    Rows that are there already, of the same method on the same tokens of the same base, are kept.
+    Args:
+        run: whose recipe names the base, the documents and the lengths.
+        tuned: name of a row, such as `tuned` -> learned numbers; each becomes a row.
+        only: names of methods; what was measured before costs nothing.
     """
     recipe = run.recipe
     start = Start.of_recipe(recipe)
     lengths = eval_lengths(recipe, start)
-    longest = max(lengths)
     tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
-    excerpts = heldout_excerpts(recipe, tokenizer, longest, recipe.eval.documents)
-    model = to_device(load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype))
-    edges = bucket_edges(longest, recipe.eval.buckets)
-    spent = recipe.train.steps * recipe.train.batch_rows * recipe.row_tokens()
+    excerpts = heldout_excerpts(recipe, tokenizer, max(lengths), recipe.eval.documents)
     documents = [ids for _, ids in excerpts]
-    path = run.folder / "compare.json"
-    known = _known_rows(path)
+    edges = bucket_edges(max(lengths), recipe.eval.buckets)
+    meter = Meter(recipe.base, run.folder / "nats", recipe.eval.chunk)
     comparison = Comparison(start.native, start.window, edges, [label for label, _ in excerpts], [])
-    for method, table_of in tqdm(methods(start, learned).items(), unit="method", file=sys.stderr):
+    measured: dict[str, list[Tensor]] = {}
+    for method, table_of in tqdm(methods(start, tuned).items(), unit="method", file=sys.stderr):
         if only is not None and method not in only:
             continue
-        key = _key(recipe, method, table_of, lengths, documents)
-        if key not in known:
-            measure = _measurer(model, method, table_of, start.native, recipe.eval.stride)
-            tokens = spent if method == "tuned" else 0
-            row = _row(method, measure, documents, lengths, edges, start.native, tokens)
-            known[key] = replace(row, key=key)
-        comparison.rows.append(known[key])
-        write_json(path, as_json(comparison))
+        measure = _measurer(meter, table_of, start.native, recipe.eval.stride)
+        row, measured[method] = _row(method, measure, documents, lengths, edges, start.native)
+        if method in tuned:
+            row = replace(row, tokens_spent=tuned[method].tokens, seconds_spent=tuned[method].seconds)
+        comparison.rows.append(row)
+        write_json(run.folder / "compare.json", as_json(comparison))
+    comparison = key_tokens(comparison, measured, recipe.eval.key_gain, recipe.eval.key_floor)
+    write_json(run.folder / "compare.json", as_json(comparison))
     return comparison
-
-
-def _known_rows(path: Path) -> dict[str, Row]:
-    """Rows of an earlier comparison by key."""
-    names = [f.name for f in fields(Row)]
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        rows = [Row(**{name: row[name] for name in names}) for row in saved]
-    except (OSError, ValueError, KeyError):
-        return {}  # none yet, or written by another version: measure again
-    return {row.key: replace(row, nll={int(n): v for n, v in row.nll.items()}) for row in rows}
-
-
-def _key(recipe: Recipe, method: str, table_of: TableOf | None, lengths: list[int], documents: list[Tensor]) -> str:
-    """A hash of everything a row's figures depend on."""
-    tables = [] if table_of is None else [(t.tolist(), a) for t, a in map(table_of, lengths)]
-    facts = [method, asdict(recipe.base), asdict(recipe.eval), recipe.rope.native, lengths, tables]
-    texts = [document.tolist() for document in documents]
-    weights = [
-        (f.name, f.stat().st_size, f.stat().st_mtime) for f in sorted(Path(recipe.base.model).glob("*.safetensors"))
-    ]
-    return hashlib.sha256(json.dumps([facts, texts, weights]).encode()).hexdigest()[:16]
 
 
 def eval_lengths(recipe: Recipe, start: Start) -> list[int]:
@@ -170,58 +167,66 @@ def eval_lengths(recipe: Recipe, start: Start) -> list[int]:
     return sorted({*lengths, start.window})
 
 
-def _measurer(
-    model: PreTrainedModel, method: str, table_of: TableOf | None, native: int, stride: int | None
-) -> Callable[[Tensor, int], Tensor]:
-    """(document, length) -> nats of its first `length` tokens, `[length - 1]`."""
+Measure = Callable[[Tensor, int], tuple[Tensor, float]]
+"""(document, length) -> nats of its first `length` tokens `[length - 1]`, and seconds."""
 
-    def measure(document: Tensor, length: int) -> Tensor:
+
+def _measurer(meter: Meter, table_of: TableOf | None, native: int, stride: int | None) -> Measure:
+    def measure(document: Tensor, length: int) -> tuple[Tensor, float]:
         if table_of is None:
-            return slid_nats(model, document[:length], native, stride or max(1, native // 4))
-        attach_fixed(model, table_of)
-        try:
-            return full_nats(model, document[:length])
-        finally:
-            detach(model)
+            return meter.slid(document[:length], native, stride or max(1, native // 4))
+        return meter.tabled(table_of, document[:length])
 
     return measure
 
 
 def _row(
-    method: str,
-    measure: Callable[[Tensor, int], Tensor],
-    documents: list[Tensor],
-    lengths: list[int],
-    edges: list[int],
-    native: int,
-    tokens_spent: int,
-) -> Row:
-    """One method over all documents.
+    method: str, measure: Measure, documents: list[Tensor], lengths: list[int], edges: list[int], native: int
+) -> tuple[Row, list[Tensor]]:
+    """One method over all documents, and its nats of each, `[T - 1]`.
 
     The model is causal, so a document's beginning scores the same whatever follows, and one forward of the
     longest length serves all: except for `dynamic`, whose table depends on the length read.
     """
-    begun = time.monotonic()
     per_length = dict.fromkeys(lengths, Nats(0.0, 0))
     buckets = [Nats(0.0, 0)] * (len(edges) - 1)
-    short = Nats(0.0, 0)
+    short, seconds, kept = Nats(0.0, 0), 0.0, []
     inside = min(native, max(lengths))
     for document in documents:
-        nats = measure(document, max(lengths))
+        nats, took = measure(document, max(lengths))
+        kept.append(nats)
+        seconds += took
         buckets = [a + b for a, b in zip(buckets, by_position(nats, edges), strict=True)]
         for length in lengths:
-            own = measure(document, length) if method == "dynamic" else nats
+            own = measure(document, length)[0] if method == "dynamic" else nats
             per_length[length] += span_nats(own, 1, length)
-        own = measure(document, inside) if method == "dynamic" else nats
+        own = measure(document, inside)[0] if method == "dynamic" else nats
         short += span_nats(own, 1, inside)
-    return Row(
-        method,
-        {length: nats.mean for length, nats in per_length.items()},
-        [bucket.mean for bucket in buckets],
-        short.mean,
-        tokens_spent,
-        round(time.monotonic() - begun, 2),
-    )
+    means = {length: nats.mean for length, nats in per_length.items()}
+    return Row(method, means, [b.mean for b in buckets], short.mean, seconds=round(seconds, 2)), kept
+
+
+def key_tokens(comparison: Comparison, nats: dict[str, list[Tensor]], gain: float, floor: float) -> Comparison:
+    """NLL on the tokens whose prediction needs far context, beside the mean over all tokens.
+
+    A token is one if search-free YaRN, which sees the whole document, predicts it better than the slid native
+    window by at least `gain` nats, and in at most `floor` nats: LongPPL's two thresholds (arXiv:2410.23771, section
+    3.2), with the base model itself as judge. The same tokens count for every method.
+    """
+    if not {"yarn", "native-window"} <= nats.keys():
+        return comparison
+    judged = zip(nats["yarn"], nats["native-window"], strict=True)
+    keys = [(far <= floor) & (near - far >= gain) for far, near in judged]
+    count = sum(int(key.sum()) for key in keys)
+    if not count:
+        return comparison
+
+    def mean(method: str) -> float:
+        chosen = torch.cat([values[key] for values, key in zip(nats[method], keys, strict=True)])
+        return chosen.double().mean().item()
+
+    rows = [replace(row, key_nll=mean(row.method), key_tokens=count) for row in comparison.rows]
+    return replace(comparison, rows=rows)
 
 
 def as_json(comparison: Comparison) -> list[dict[str, Any]]:
@@ -231,17 +236,28 @@ def as_json(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def table(comparison: Comparison) -> str:
-    """A Markdown table: nats per token by position bucket, the mean, and inside the native window."""
+    """A Markdown table: nats per token by position bucket and in the mean, PPL, and what the method costs.
+
+    `short tax` is the change inside the native window against the base as it is.
+    """
     edges = comparison.edges
     names = [f"{_short(a)}-{_short(b)}" for a, b in zip(edges, edges[1:], strict=False)]
-    lines = [
-        "| method | " + " | ".join(names) + " | mean | first " + _short(comparison.native) + " |",
-        "|---" * (len(names) + 3) + "|",
-    ]
+    keyed = any(row.key_nll is not None for row in comparison.rows)
+    titles = ["method", *names, "mean", "PPL", "short tax", *(["key tokens"] if keyed else []), "tokens spent"]
+    base = {row.method: row.short_nll for row in comparison.rows}.get("none", math.nan)
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for row in comparison.rows:
-        cells = [f"{value:.3f}" for value in (*row.by_position, row.nll[max(row.nll)], row.short_nll)]
+        mean = row.nll[max(row.nll)]
+        cells = [f"{value:.3f}" for value in (*row.by_position, mean)]
+        cells += [f"{math.exp(mean):.2f}", f"{row.short_nll - base:+.3f}"]
+        cells += [f"{row.key_nll:.3f}"] if row.key_nll is not None else []
+        cells += [_millions(row.tokens_spent)]
         lines.append(f"| {row.method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _millions(tokens: int) -> str:
+    return f"{tokens / 1e6:.2f}M" if tokens else "0"
 
 
 def _short(tokens: int) -> str:

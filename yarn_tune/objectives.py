@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from .families import logit_transform
 from .positions import IGNORED
@@ -58,13 +58,18 @@ def hidden_states(
     input_ids: Tensor,
     position_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
+    cache: Cache | None = None,
 ) -> Tensor:
-    """Last hidden states `[b, n, h]`, without a KV cache.
+    """Last hidden states `[b, n, h]`, without a KV cache, or after and into the one given.
 
     Document borders are detected from `position_ids` only if no mask and no cache are given.
     """
     body = model.base_model(
-        input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
+        input_ids=input_ids,
+        position_ids=position_ids,
+        attention_mask=attention_mask,
+        past_key_values=cache,
+        use_cache=cache is not None,
     )
     states: Tensor = body.last_hidden_state
     return states

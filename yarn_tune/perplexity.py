@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from .families import logit_transform
 from .objectives import exact_nats, hidden_states
@@ -30,17 +30,29 @@ class Nats:
 
 
 @torch.no_grad()
-def full_nats(model: PreTrainedModel, document: Tensor) -> Tensor:
-    """Every token predicted from all tokens before it, in one forward: the `truncate` protocol. CPU `[T - 1]`."""
+def full_nats(model: PreTrainedModel, document: Tensor, chunk: int | None = None) -> Tensor:
+    """Every token predicted from all tokens before it: the `truncate` protocol. CPU `[T - 1]`.
+
+    In one forward; or, for documents whose activations do not fit, `chunk` tokens at a time over a KV cache.
+    """
     ids = document.to(model.device)
-    hidden = hidden_states(model, ids[None, :-1])[0]
-    head = model.get_output_embeddings()
-    return exact_nats(hidden, ids[1:], head, logit_transform(model.config)).cpu()
+    read, following = ids[:-1], ids[1:]
+    head, transform = model.get_output_embeddings(), logit_transform(model.config)
+    if chunk is None or chunk >= len(read):
+        return exact_nats(hidden_states(model, read[None])[0], following, head, transform).cpu()
+    cache = DynamicCache(config=model.config)
+    parts = []
+    for begin in range(0, len(read), chunk):
+        end = min(begin + chunk, len(read))
+        positions = torch.arange(begin, end, device=ids.device)[None]
+        hidden = hidden_states(model, read[None, begin:end], positions, cache=cache)[0]
+        parts.append(exact_nats(hidden, following[begin:end], head, transform).cpu())
+    return torch.cat(parts)
 
 
 @torch.no_grad()
 def slid_nats(model: PreTrainedModel, document: Tensor, native: int, stride: int) -> Tensor:
-    """The native window slid over the document: the honest baseline. CPU `[T - 1]`.
+    """The native window slid over the document: the `sliding` protocol, and the honest baseline. CPU `[T - 1]`.
 
     Up to the native window this is `full_nats`; beyond, every token is predicted from between
     `native - stride` and `native - 1` tokens before it, at native positions.

@@ -121,6 +121,12 @@ class Eval:
     """Position buckets a window."""
     stride: int | None = None
     """Step of the native window slid over the document; null: a quarter of it."""
+    chunk: int | None = None
+    """Tokens a forward pass over a KV cache, for documents too long for one; null: the whole document."""
+    key_gain: float = 2.0
+    """A key token is one that far context predicts better by at least so many nats ..."""
+    key_floor: float = 2.0
+    """... and in at most so many (LongPPL's thresholds)."""
 
 
 StackName = Literal[

@@ -5,7 +5,7 @@ all of them read as what was learned is taken.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ class Target:
     """Default stacks that cannot serve this family, with the reason."""
 
     @classmethod
-    def of(cls, base: dict[str, Any], stacks: list[str] | None = None, fold: str = "auto") -> "Target":
+    def of(cls, base: dict[str, Any], stacks: Sequence[str] | None = None, fold: str = "auto") -> "Target":
         """The stacks asked for, or the default ones that run this family's scaling at all."""
         if stacks is not None:
             return cls(base, tuple(stacks), fold)
@@ -55,7 +55,7 @@ class Target:
     def of_recipe(cls, recipe: Recipe) -> "Target":
         """`of` for the base and the stacks a recipe names; reads the base's config, no weights."""
         base = config_json(recipe.base.model, recipe.base.revision)
-        return cls.of(base, recipe.export.stacks, recipe.export.fold)  # type: ignore[arg-type]
+        return cls.of(base, recipe.export.stacks, recipe.export.fold)
 
 
 def settle(learned: Learned, target: Target) -> Learned:

@@ -6,6 +6,7 @@ config. Known traps are explained in words, also where they happen to hurt no st
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,14 +68,14 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def verify(checkpoint: str, stacks: list[str] | None = None) -> Verification:
+def verify(checkpoint: str, stacks: Sequence[str] | None = None) -> Verification:
     """Check a checkpoint folder or hub id for `stacks`, the usual ones by default.
 
     Raises:
         UserError: if there is no such checkpoint or stack, or the config has no RoPE to check.
     """
     config = config_json(checkpoint)
-    names = Target.of(config, stacks).stacks if stacks != ["all"] else tuple(STACKS)
+    names = Target.of(config, stacks).stacks if list(stacks or []) != ["all"] else tuple(STACKS)
     reference, wanted = _reference(checkpoint, config)
     lines = [_line(name, reading(name, config), wanted) for name in names]
     traps, errors = explain(config)

@@ -1,0 +1,72 @@
+"""Per-token nats of any RoPE table on any document, kept on disk: nothing is measured twice, a killed run goes on.
+
+Shapes: a document is `[T]` token ids; its nats are float32 `[T - 1]`, entry i for predicting token i + 1.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .checkpoint import write_atomically
+from .families import load_model, to_device
+from .perplexity import full_nats, slid_nats
+from .sections import Base
+from .tunable import attach_fixed, detach
+
+TableOf = Callable[[int], tuple[Tensor, float]]
+"""Length read -> (inverse frequencies `[d/2]`, attention factor)."""
+
+
+class Meter:
+    """Measures one base model; the model is loaded when the first measurement is not on disk."""
+
+    def __init__(self, base: Base, folder: Path, chunk: int | None = None) -> None:
+        self.base, self.folder, self.chunk = base, folder, chunk
+        self._model: PreTrainedModel | None = None
+        weights = sorted(Path(base.model).glob("*.safetensors"))
+        stats = [(path.name, path.stat().st_size, path.stat().st_mtime) for path in weights]
+        self._base_key = [base.model, base.revision, base.dtype, stats]
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The base, with its stock rotary module."""
+        if self._model is None:
+            self._model = to_device(load_model(self.base.model, self.base.revision, self.base.dtype))
+        return self._model
+
+    def tabled(self, table_of: TableOf, document: Tensor) -> tuple[Tensor, float]:
+        """Nats with every token seen by all after it, and the seconds that took (once)."""
+        inv_freq, factor = table_of(len(document) - 1)  # the last token is only predicted
+
+        def measure() -> Tensor:
+            attach_fixed(self.model, lambda length: (inv_freq, factor))
+            try:
+                return full_nats(self.model, document, self.chunk)
+            finally:
+                detach(self.model)
+
+        return self._known([inv_freq.tolist(), factor], document, measure)
+
+    def slid(self, document: Tensor, window: int, stride: int) -> tuple[Tensor, float]:
+        """Nats of the base with a window slid over the document."""
+        return self._known(["slid", window, stride], document, lambda: slid_nats(self.model, document, window, stride))
+
+    def _known(self, what: object, document: Tensor, measure: Callable[[], Tensor]) -> tuple[Tensor, float]:
+        facts = json.dumps([self._base_key, what, document.tolist()])
+        path = self.folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor("nats"), float(file.metadata()["seconds"])
+        except (OSError, SafetensorError, KeyError, TypeError):
+            begun = time.monotonic()
+            nats = measure().float().contiguous()
+            seconds = time.monotonic() - begun
+            write_atomically(path, save({"nats": nats}, metadata={"seconds": f"{seconds:.3f}"}))
+            return nats, seconds
