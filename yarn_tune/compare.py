@@ -9,7 +9,8 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +19,13 @@ from tqdm import tqdm
 
 from .checkpoint import write_json
 from .data import heldout_excerpts
+from .errors import UserError
 from .export import learned_of
 from .families import load_tokenizer
 from .measure import Meter, TableOf
 from .perplexity import Nats, bucket_edges, by_position, span_nats
+from .recall import recall
+from .recipe import load_recipe
 from .rope import (
     default_inv_freq,
     dynamic_ntk_inv_freq,
@@ -63,6 +67,8 @@ class Row:
     key_nll: float | None = None
     """On key tokens; see `key_tokens`."""
     key_tokens: int = 0
+    retrieved: tuple[float, float, float] | None = None
+    """Share of needles found in prompts longer than the native window, and its 95% interval."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,27 @@ def tuned_of(run: Run) -> Tuned:
     return Tuned(learned, sum(line["tokens"] for line in lines), round(sum(line["seconds"] for line in lines), 1))
 
 
+def named_rows(run: Run, others: list[Path]) -> tuple[dict[str, Tuned], list[Path]]:
+    """Rows to add to the search-free ones: (name -> learned numbers, checkpoints measured as they are).
+
+    The run itself is `tuned`, or `tuned-<name>` beside other runs; a run that searched is `search`.
+
+    Raises:
+        UserError: for what is neither a finished run nor a checkpoint.
+    """
+    runs, checkpoints = [run] if run.numbers_path.is_file() else [], []
+    for path in others:
+        if (path / "recipe.yaml").is_file():
+            runs.append(Run(load_recipe(path / "recipe.yaml"), path))
+        elif (path / "config.json").is_file():
+            checkpoints.append(path)
+        else:
+            raise UserError(f"{path} is neither a run folder (with recipe.yaml) nor a checkpoint (with config.json)")
+    kinds = ["search" if one.recipe.rope.learn == "search" else "tuned" for one in runs]
+    names = [k if kinds.count(k) == 1 else f"{k}-{one.folder.name}" for k, one in zip(kinds, runs, strict=True)]
+    return {name: tuned_of(one) for name, one in zip(names, runs, strict=True)}, checkpoints
+
+
 def methods(start: Start, tuned: dict[str, Tuned]) -> dict[str, TableOf | None]:
     """Method name -> its table; None is the base with its native window slid."""
     facts, native, factor = start.facts, start.native, start.factor
@@ -125,12 +152,15 @@ def methods(start: Start, tuned: dict[str, Tuned]) -> dict[str, TableOf | None]:
     return tables | {name: fixed(one.learned.inv_freq(), one.learned.attention_factor) for name, one in tuned.items()}
 
 
-def compare(run: Run, tuned: dict[str, Tuned], only: list[str] | None = None) -> Comparison:
+def compare(
+    run: Run, tuned: dict[str, Tuned], checkpoints: list[Path] | None = None, only: list[str] | None = None
+) -> Comparison:
     """Measure every method (or `only` those), writing compare.json into the run folder after each.
 
     Args:
         run: whose recipe names the base, the documents and the lengths.
         tuned: name of a row, such as `tuned` -> learned numbers; each becomes a row.
+        checkpoints: folders measured as they are, with stock classes; each becomes a row of its folder's name.
         only: names of methods; what was measured before costs nothing.
     """
     recipe = run.recipe
@@ -152,7 +182,14 @@ def compare(run: Run, tuned: dict[str, Tuned], only: list[str] | None = None) ->
             row = replace(row, tokens_spent=tuned[method].tokens, seconds_spent=tuned[method].seconds)
         comparison.rows.append(row)
         write_json(run.folder / "compare.json", as_json(comparison))
+    for path in checkpoints or []:
+        stock = Meter(replace(recipe.base, model=str(path), revision=None), run.folder / "nats", recipe.eval.chunk)
+        name = f"checkpoint {path.parent.name}/{path.name}"
+        row, measured[name] = _row(name, lambda d, n: stock.stock(d[:n]), documents, lengths, edges, start.native)  # noqa: B023
+        comparison.rows.append(row)
     comparison = key_tokens(comparison, measured, recipe.eval.key_gain, recipe.eval.key_floor)
+    if recipe.eval.retrieval is not None:
+        comparison = _with_retrieval(run, comparison, methods(start, tuned), tuned)
     write_json(run.folder / "compare.json", as_json(comparison))
     return comparison
 
@@ -206,17 +243,31 @@ def _row(
     return Row(method, means, [b.mean for b in buckets], short.mean, seconds=round(seconds, 2)), kept
 
 
+def _with_retrieval(
+    run: Run, comparison: Comparison, tables: dict[str, TableOf | None], tuned: dict[str, Tuned]
+) -> Comparison:
+    """Needles for the base, for search-free YaRN and for everything tuned."""
+    rows = {row.method for row in comparison.rows} & {"none", "yarn", *tuned}
+    asked = {name: table for name, table in tables.items() if name in rows and table is not None}
+    found = recall(run, asked, comparison.native)
+    shares = {name: one.accuracy(beyond=comparison.native) for name, one in found.items()}
+    return replace(comparison, rows=[replace(row, retrieved=shares.get(row.method)) for row in comparison.rows])
+
+
 def key_tokens(comparison: Comparison, nats: dict[str, list[Tensor]], gain: float, floor: float) -> Comparison:
     """NLL on the tokens whose prediction needs far context, beside the mean over all tokens.
 
-    A token is one if search-free YaRN, which sees the whole document, predicts it better than the slid native
-    window by at least `gain` nats, and in at most `floor` nats: LongPPL's two thresholds (arXiv:2410.23771, section
-    3.2), with the base model itself as judge. The same tokens count for every method.
+    A token is one if an extended model predicts it better than the slid native window by at least `gain` nats, and in
+    at most `floor` nats: LongPPL's two thresholds (arXiv:2410.23771). LongPPL has a strong model as judge; here the
+    judges are search-free YaRN and everything learned, whichever is best at the token, so that none of them chooses
+    the tokens that suit it. The same tokens count for every method.
     """
-    if not {"yarn", "native-window"} <= nats.keys():
+    judges = [name for name in nats if name == "yarn" or name.split("-")[0] in ("tuned", "search")]
+    if not judges or "native-window" not in nats:
         return comparison
-    judged = zip(nats["yarn"], nats["native-window"], strict=True)
-    keys = [(far <= floor) & (near - far >= gain) for far, near in judged]
+    best = [torch.stack(each).amin(0) for each in zip(*(nats[name] for name in judges), strict=True)]
+    pairs = zip(best, nats["native-window"], strict=True)
+    keys = [(far <= floor) & (near - far >= gain) for far, near in pairs]
     count = sum(int(key.sum()) for key in keys)
     if not count:
         return comparison
@@ -235,15 +286,30 @@ def as_json(comparison: Comparison) -> list[dict[str, Any]]:
     return [asdict(row) | common for row in comparison.rows]
 
 
+def of_json(rows: list[dict[str, Any]], window: int) -> Comparison:
+    """The inverse of `as_json`."""
+    names = {f.name for f in fields(Row)}
+    made = []
+    for row in rows:
+        values = {k: v for k, v in row.items() if k in names}
+        values["nll"] = {int(n): v for n, v in row["nll"].items()}
+        values["retrieved"] = tuple(row["retrieved"]) if row.get("retrieved") else None
+        made.append(Row(**values))
+    return Comparison(rows[0]["native"], window, rows[0]["edges"], rows[0]["excerpts"], made)
+
+
 def table(comparison: Comparison) -> str:
     """A Markdown table: nats per token by position bucket and in the mean, PPL, and what the method costs.
 
-    `short tax` is the change inside the native window against the base as it is.
+    `short tax` is the change inside the native window against the base as it is; `key tokens` the mean over tokens
+    that need far context; `retrieved` the share of needles found beyond the native window.
     """
     edges = comparison.edges
     names = [f"{_short(a)}-{_short(b)}" for a, b in zip(edges, edges[1:], strict=False)]
     keyed = any(row.key_nll is not None for row in comparison.rows)
-    titles = ["method", *names, "mean", "PPL", "short tax", *(["key tokens"] if keyed else []), "tokens spent"]
+    asked = any(row.retrieved is not None for row in comparison.rows)
+    extra = [*(["key tokens"] if keyed else []), *(["retrieved"] if asked else [])]
+    titles = ["method", *names, "mean", "PPL", "short tax", *extra, "tokens spent"]
     base = {row.method: row.short_nll for row in comparison.rows}.get("none", math.nan)
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for row in comparison.rows:
@@ -251,6 +317,7 @@ def table(comparison: Comparison) -> str:
         cells = [f"{value:.3f}" for value in (*row.by_position, mean)]
         cells += [f"{math.exp(mean):.2f}", f"{row.short_nll - base:+.3f}"]
         cells += [f"{row.key_nll:.3f}"] if row.key_nll is not None else []
+        cells += [("-" if row.retrieved is None else f"{row.retrieved[0]:.0%}")] if asked else []
         cells += [_millions(row.tokens_spent)]
         lines.append(f"| {row.method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

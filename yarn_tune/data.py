@@ -94,6 +94,10 @@ def build_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RowSet:
     return RowSet([place_contiguous(usable[i]) for i in order[:wanted]], packed, len(usable))
 
 
+HELDOUT_FILLER = 2_000_000
+"""Tokens of a streamed dataset that are enough to hide needles in."""
+
+
 def heldout_excerpts(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, length: int, count: int
 ) -> list[tuple[str, Tensor]]:
@@ -119,6 +123,12 @@ def heldout_excerpts(
             f"{length} to be measured; add longer documents or lower eval.lengths"
         )
     return excerpts
+
+
+def heldout_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """All held-out documents, one after another."""
+    documents = _tokenized(recipe, "data.heldout", recipe.data.heldout, tokenizer, HELDOUT_FILLER)
+    return [token for document in documents for token in document]
 
 
 def missing_files(recipe: Recipe) -> list[str]:

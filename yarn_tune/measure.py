@@ -58,6 +58,11 @@ class Meter:
         """Nats of the base with a window slid over the document."""
         return self._known(["slid", window, stride], document, lambda: slid_nats(self.model, document, window, stride))
 
+    def stock(self, document: Tensor) -> tuple[Tensor, float]:
+        """Nats of the checkpoint as its own config has it."""
+        config = (Path(self.base.model) / "config.json").read_text(encoding="utf-8")
+        return self._known(["stock", config], document, lambda: full_nats(self.model, document, self.chunk))
+
     def _known(self, what: object, document: Tensor, measure: Callable[[], Tensor]) -> tuple[Tensor, float]:
         facts = json.dumps([self._base_key, what, document.tolist()])
         path = self.folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.safetensors"
@@ -67,6 +72,6 @@ class Meter:
         except (OSError, SafetensorError, KeyError, TypeError):
             begun = time.monotonic()
             nats = measure().float().contiguous()
-            seconds = time.monotonic() - begun
-            write_atomically(path, save({"nats": nats}, metadata={"seconds": f"{seconds:.3f}"}))
+            seconds = round(time.monotonic() - begun, 3)
+            write_atomically(path, save({"nats": nats}, metadata={"seconds": str(seconds)}))
             return nats, seconds

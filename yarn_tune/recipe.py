@@ -71,6 +71,7 @@ def _impossible(recipe: Recipe) -> list[str]:
         *_data_checks(recipe),
         *_train_checks(recipe.train),
         *_other_checks(recipe),
+        *_retrieval_checks(recipe),
     ]
     return [f"{place}: {remedy}; found {show(value)}" for holds, place, value, remedy in checks if not holds]
 
@@ -131,6 +132,21 @@ def _train_checks(train: Train) -> list[Check]:
         (not train.use_reentrant, "train.use_reentrant", train.use_reentrant, reentrant),
         (train.checkpoint_every >= 1, "train.checkpoint_every", train.checkpoint_every, "at least 1"),
         (train.keep_checkpoints >= 2, "train.keep_checkpoints", train.keep_checkpoints, "at least 2"),
+    ]
+
+
+def _retrieval_checks(recipe: Recipe) -> list[Check]:
+    wanted, window = recipe.eval.retrieval, recipe.rope.window
+    if wanted is None:
+        return []
+    place = "eval.retrieval"
+    fits = wanted.lengths is None or (wanted.lengths and all(2 <= n <= window for n in wanted.lengths))
+    shares = bool(wanted.depths) and all(0 <= depth <= 1 for depth in wanted.depths)
+    return [
+        (bool(fits), f"{place}.lengths", wanted.lengths, f"lengths from 2 to rope.window ({window}), or null"),
+        (shares, f"{place}.depths", wanted.depths, "shares of the prompt, from 0.0 to 1.0"),
+        (wanted.per_cell >= 1, f"{place}.per_cell", wanted.per_cell, "at least 1"),
+        (wanted.keys >= 1, f"{place}.keys", wanted.keys, "at least 1"),
     ]
 
 

@@ -33,8 +33,9 @@ class Rope:
     """Window the base was trained with; null: its config's `max_position_embeddings`."""
     factor: float | None = None
     """YaRN's scale at the start; null: window / native."""
-    learn: Literal["scale", "ramp", "frequency"] = "frequency"
-    """scale: s and t. ramp: also beta_fast and beta_slow. frequency: one factor per rotary pair, and t."""
+    learn: Literal["scale", "ramp", "frequency", "search"] = "frequency"
+    """scale: s and t. ramp: also beta_fast and beta_slow. frequency: one factor per rotary pair, and t. search: the
+    factors by evolutionary search instead of a gradient (LongRoPE), t as YaRN has it."""
     temperature: Literal["global"] = "global"
     """One attention temperature for the whole model."""
     init: Literal["yarn"] = "yarn"
@@ -110,6 +111,22 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retrieve:
+    """Numbers hidden in the held-out documents, to be found again."""
+
+    lengths: list[int] | None = None
+    """Of the prompts; null: the native window doubled up to the window, each less 16 tokens for the answer."""
+    depths: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
+    """Where the needle is: 0 far from the question, 1 right before it."""
+    per_cell: int = 4
+    """Prompts for each length and depth."""
+    keys: int = 1
+    """Needles a prompt, each for another word; one is asked for."""
+    wording: Literal["plain", "demo"] = "plain"
+    """demo: as data/tiny-base was trained to read it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Eval:
     """What `compare` measures on the held-out documents."""
 
@@ -127,6 +144,8 @@ class Eval:
     """A key token is one that far context predicts better by at least so many nats ..."""
     key_floor: float = 2.0
     """... and in at most so many (LongPPL's thresholds)."""
+    retrieval: Retrieve | None = None
+    """null: no needles are asked for."""
 
 
 StackName = Literal[

@@ -1,0 +1,67 @@
+"""The export's README.md: a Hugging Face model card with the base, the licence, the table, the command, the limits."""
+
+import json
+from pathlib import Path
+
+import yaml
+
+from .compare import of_json, table
+from .export import base_folder
+from .sections import Recipe
+from .train import Run
+
+
+def write_card(run: Run, export: Path) -> Path:
+    """Write the card of a finished export; the comparison goes in if there is one."""
+    recipe = run.recipe
+    fidelity = json.loads((export / "fidelity.json").read_text(encoding="utf-8"))
+    window = json.loads((export / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+    header = {"base_model": recipe.base.model, **licence_of(recipe), "tags": ["long-context", "rope", "yarn_tune"]}
+    learned = fidelity["learned"]
+    numbers = "one factor per rotary pair" if learned["factors"] else f"RoPE scale {learned['scale']:.6g}"
+    parts = [
+        f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
+        f"# {recipe.name}",
+        f"{recipe.base.model}, extended from {learned['native']} to {window} tokens by [yarn_tune]"
+        "(https://pypi.org/project/yarn-tune/): the weights are the base's"
+        + (" but for the folded temperature" if "fold" in fidelity else ", byte for byte")
+        + f"; learned were {numbers} and the attention temperature {learned['temperature']:.6g}, in "
+        f"{recipe.train.steps} steps on {recipe.train.steps * recipe.train.batch_rows * recipe.row_tokens():,} tokens.",
+        f"    vllm serve THIS-FOLDER --max-model-len {window}",
+        "SERVING.md has the command for each stack that was checked, and what the others would do.",
+        *_measured(run, learned["native"]),
+        "## Limits",
+        "Extending the window does not teach the model to use it: knowledge, languages and biases are the base's. "
+        f"Beyond {window} tokens nothing was trained or measured. Check your own task before relying on it.",
+    ]
+    path = export / "README.md"
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+def licence_of(recipe: Recipe) -> dict[str, str]:
+    """The base's licence keys, from its own card; or its LICENSE file; or that there is none known."""
+    base = base_folder(recipe)
+    card = base / "README.md"
+    if card.is_file():
+        text = card.read_text(encoding="utf-8", errors="replace")
+        if text.startswith("---"):
+            header = yaml.safe_load(text.split("---")[1]) or {}
+            kept = {k: str(v) for k, v in header.items() if k in ("license", "license_name", "license_link")}
+            if kept:
+                return kept
+    found = sorted(path.name for path in base.glob("LICENSE*"))
+    return {"license": "other", "license_name": "as-the-base", **({"license_link": found[0]} if found else {})}
+
+
+def _measured(run: Run, native: int) -> list[str]:
+    path = run.folder / "compare.json"
+    if not path.is_file():
+        return []
+    comparison = of_json(json.loads(path.read_text(encoding="utf-8")), run.recipe.rope.window)
+    return [
+        "## Measured",
+        f"{comparison.verdict()} Nats per token by position (PPL in the mean) on {len(comparison.excerpts)} held-out "
+        f"excerpts; `native-window` is the untouched base with its {native} tokens slid over the document:",
+        table(comparison),
+    ]

@@ -1,0 +1,79 @@
+"""Retrieval beyond the native window: the grid of `retrieval.py` for the methods of a comparison."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from .checkpoint import write_json
+from .data import heldout_tokens
+from .families import load_model, load_tokenizer, to_device
+from .measure import TableOf
+from .retrieval import DEMO, PLAIN, Prompt, Retrieval, Wording, retrieve, score_transformers
+from .sections import Recipe, Retrieve
+from .train import Run
+from .tunable import attach_fixed, detach
+
+WORDINGS: dict[str, Wording] = {"plain": PLAIN, "demo": DEMO}
+
+ROOM = 16
+"""Tokens left of a window for the answer."""
+
+
+def grid_lengths(wanted: Retrieve, native: int, window: int) -> list[int]:
+    """The recipe's lengths; or the native window doubled up to the window, each less the room for an answer."""
+    if wanted.lengths:
+        return sorted(set(wanted.lengths))
+    lengths = [native]
+    while lengths[-1] * 2 < window:
+        lengths.append(lengths[-1] * 2)
+    return [length - ROOM for length in (*lengths, window)]
+
+
+def recall(run: Run, tables: dict[str, TableOf], native: int) -> dict[str, Retrieval]:
+    """Ask every method the same prompts; what retrieval.json has from before is kept.
+
+    Args:
+        run: whose recipe has `eval.retrieval`.
+        tables: method name -> its table.
+        native: the base's window.
+    """
+    recipe = run.recipe
+    wanted = recipe.eval.retrieval
+    assert wanted is not None
+    tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
+    filler = heldout_tokens(recipe, tokenizer)
+    lengths = grid_lengths(wanted, native, recipe.rope.window)
+    path = run.folder / "retrieval.json"
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    keys = {method: _key(recipe, table_of, lengths, filler) for method, table_of in tables.items()}
+    missing = [method for method in tables if known.get(method, {}).get("key") != keys[method]]
+    if missing:
+        model = to_device(load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype))
+        for method in missing:
+            attach_fixed(model, tables[method])
+            asked = ask(partial(score_transformers, model), tokenizer, filler, lengths, wanted)
+            detach(model)
+            known[method] = {"key": keys[method], "cells": asked.as_json()}
+            write_json(path, known)
+    return {method: of_json(known[method]["cells"]) for method in tables}
+
+
+def ask(
+    score: Callable[[Prompt], bool], tokenizer: Any, filler: list[int], lengths: list[int], wanted: Retrieve
+) -> Retrieval:
+    """One grid, with the settings of a recipe."""
+    wording = WORDINGS[wanted.wording]
+    return retrieve(score, tokenizer, filler, lengths, wanted.depths, wanted.per_cell, wanted.keys, 0, wording)
+
+
+def of_json(cells: list[dict[str, Any]]) -> Retrieval:
+    """The inverse of `Retrieval.as_json`."""
+    return Retrieval({(cell["length"], cell["depth"]): (cell["right"], cell["asked"]) for cell in cells})
+
+
+def _key(recipe: Recipe, table_of: TableOf, lengths: list[int], filler: list[int]) -> str:
+    tables = [(table.tolist(), factor) for table, factor in map(table_of, lengths)]
+    facts = [recipe.base.model, recipe.base.dtype, repr(recipe.eval.retrieval), lengths, tables, filler]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
