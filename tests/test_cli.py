@@ -1,7 +1,9 @@
 """The command line: the user's mistakes are one message and exit code 2, never a traceback."""
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from conftest import NATIVE, recipe_tree, save_tiny, tiny_config, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 from yarn_tune.cli import main
 
-GOOD_COMMANDS = ("plan", "train", "compare", "export", "run", "eval")
+GOOD_COMMANDS = ("plan", "train", "compare", "export", "run", "eval", "verify", "retrieve", "lm-eval")
 
 
 @pytest.fixture
@@ -97,6 +99,68 @@ def test_the_whole_path_and_json(recipe, capsys):
     documents = write_documents(recipe.parent / "more.jsonl", [300], seed=70)
     assert main(["eval", "runs/small/export", str(documents), "--length", "256", "--count", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tokens"] == 255
+    assert "base_model: " in Path("runs/small/export/README.md").read_text()
+    report = Path("runs/small/report.md").read_text()
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", report):
+        assert (Path("runs/small") / picture).stat().st_size > 5000
+
+
+def test_eval_protocols(recipe, capsys):
+    """Sliding over windows as long as the document is truncate; unweighted means differ from weighted ones."""
+    base = str(recipe.parent / "base")
+    documents = str(write_documents(recipe.parent / "more.jsonl", [300], seed=70))
+
+    def mean(*options: str) -> float:
+        assert main(["eval", base, documents, "--length", "200", "--dtype", "float32", "--json", *options]) == 0
+        return json.loads(capsys.readouterr().out)["mean"]
+
+    truncate = mean()
+    assert mean("--chunk", "33") == pytest.approx(truncate, rel=1e-5)
+    sliding = ["--protocol", "sliding", "--stride", "48"]
+    assert mean(*sliding, "--window", "200") == pytest.approx(truncate, rel=1e-9)
+    weighted = mean(*sliding, "--window", "64")
+    assert weighted != pytest.approx(truncate, rel=1e-4)
+    assert mean(*sliding, "--window", "64", "--unweighted") != pytest.approx(weighted, rel=1e-5)
+    message = fails(capsys, "eval", base, documents, "--length", "200", "--protocol", "sliding", "--window", "300")
+    assert "2 <= window <= 200" in message
+
+
+def test_compare_takes_runs_checkpoints_and_factors(recipe, capsys):
+    for name in ("one", "two"):
+        assert main(["train", str(recipe), f"name={name}"]) == 0
+    assert main(["export", "runs/two"]) == 0
+    capsys.readouterr()
+    targets = ["runs/one", "runs/two", "runs/two/export"]
+    assert main(["compare", *targets, "eval.buckets=4", "--factors", "2,4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = {row["method"]: row for row in found["rows"]}
+    assert list(rows)[-3:] == ["tuned-one", "tuned-two", "checkpoint two/export"]
+    exported, tuned = rows["checkpoint two/export"], rows["tuned-two"]
+    assert exported["by_position"] == pytest.approx(tuned["by_position"], rel=1e-5)
+    cells = {(cell["method"], cell["factor"]): cell for cell in found["factors"]}
+    assert cells["yarn", 4.0]["length"] == 4 * NATIVE
+    assert cells["yarn", 4.0]["nll"] == pytest.approx(rows["yarn"]["nll"][str(4 * NATIVE)], rel=1e-9)
+    slid = rows["native-window"]["nll"][str(4 * NATIVE)]
+    rise = 100 * (math.exp(cells["yarn", 4.0]["nll"] - slid) - 1)
+    assert cells["yarn", 4.0]["rise"] == pytest.approx(rise)
+    assert "neither a run folder" in fails(capsys, "compare", "runs/one", str(recipe))
+    assert "--factors: numbers" in fails(capsys, "compare", "runs/one", "--factors", "two")
+
+
+def test_retrieve_and_lm_eval(recipe, capsys):
+    base = str(recipe.parent / "base")
+    documents = str(write_documents(recipe.parent / "more.jsonl", [600], seed=70))
+    common = ["retrieve", base, documents, "--lengths", "48,64", "--depths", "0,1", "--per-cell", "2"]
+    assert main([*common, "--picture", "map.png", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sum(cell["asked"] for cell in found["cells"]) == 8
+    assert Path("map.png").stat().st_size > 5000
+    refused = fails(capsys, *common, "--engine", "vllm", "--url", "http://127.0.0.1:9")
+    assert "start an OpenAI-compatible server" in refused
+    assert main(["lm-eval", base]) == 0
+    lines = capsys.readouterr().out
+    assert f"--model_args pretrained={base},max_length={NATIVE}" in lines
+    assert "--model vllm" in lines
 
 
 def test_plan_warns_about_untrained_distances(recipe, capsys):

@@ -6,7 +6,15 @@ import pytest
 import torch
 from conftest import NATIVE, VOCABULARY, tiny_model
 from torch.nn import functional as F
-from yarn_tune.perplexity import Nats, bucket_edges, by_position, full_nats, slid_nats, span_nats
+from yarn_tune.perplexity import (
+    Nats,
+    bucket_edges,
+    by_position,
+    full_nats,
+    mean_over_windows,
+    slid_nats,
+    span_nats,
+)
 
 IDS = torch.randint(VOCABULARY, (200,), generator=torch.Generator().manual_seed(3))
 
@@ -49,3 +57,19 @@ def test_buckets_are_by_position_and_weighted_by_tokens():
     assert (first + second).mean == 4.0
     assert span_nats(nats, 1, 3) == Nats(3.0, 2)
     assert math.isnan(Nats(0.0, 0).mean)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "cohere"])
+@pytest.mark.parametrize("chunk", [1, 37, 64, 199, 500])
+def test_chunks_over_a_kv_cache_change_nothing(family, chunk):
+    model = tiny_model(family)
+    torch.testing.assert_close(full_nats(model, IDS, chunk), full_nats(model, IDS), rtol=1e-4, atol=1e-5)
+
+
+def test_unweighted_means_count_windows_and_weighted_ones_tokens():
+    """Ten tokens through windows of 4 with stride 3: they score 3, 3, 3 and 1 tokens... of nats, by hand."""
+    nats = torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 4.0, 4.0, 4.0, 8.0])
+    assert mean_over_windows([nats], window=4, stride=3) == (1 + 2 + 4 + 8) / 4
+    assert span_nats(nats, 1, 11).mean == 2.9
+    short = torch.tensor([6.0])
+    assert mean_over_windows([nats, short], window=4, stride=3) == (1 + 2 + 4 + 8 + 6) / 5

@@ -156,7 +156,7 @@ def run_command(options: argparse.Namespace) -> Result:
     path = export(run)
     write_card(run, path)
     checked = verify(str(path), run.recipe.export.stacks)
-    report = write_report(run, comparison, next(iter(tuned.values())).learned, Start.of_recipe(run.recipe))
+    report = write_report(run, comparison, next(iter(tuned.values())), Start.of_recipe(run.recipe))
     text = (
         f"{comparison.verdict()}\n\n{table(comparison)}\n\nreport   {report}\npicture  "
         f"{run.folder / 'nll_by_position.png'}\nexport   {path}\nverified {', '.join(n.stack for n in checked.lines)}\n"

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ COPIED = (
     "NOTICE*",
     "USE_POLICY*",
 )
+OVERRIDABLE = ("vllm", "vllm-0.29")
+
 TABLE_TOLERANCE = 1e-6
 """Between the table as trained and as served, relative: a few roundings to float32."""
 
@@ -83,11 +85,13 @@ def export(run: Run, overrides_only: bool = False) -> Path:
     """
     learned = learned_of(run)
     aim = Target.of_recipe(run.recipe)
-    served = serve(learned, aim)
     if overrides_only:
+        # Overrides are a thing of vLLM alone, so the other stacks need not be able to carry them.
+        vllm = tuple(name for name in aim.stacks if name.startswith("vllm")) or OVERRIDABLE
         path = run.folder / "overrides.json"
-        write_json(path, served.overrides(aim.base))
+        write_json(path, serve(learned, replace(aim, stacks=vllm, fold="never")).overrides(aim.base))
         return path
+    served = serve(learned, aim)
     target = run.folder / "export"
     partial = run.folder / ".export.partial"
     shutil.rmtree(partial, ignore_errors=True)

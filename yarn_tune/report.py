@@ -1,4 +1,4 @@
-"""A run in pictures: NLL by position, learned factors, the loss. Colours are the Okabe-Ito set."""
+"""A run in pictures: NLL by position, needles, learned factors, loss, distances. Colours are the Okabe-Ito set."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,13 @@ from typing import Any
 
 import matplotlib as mpl
 
-from .compare import Comparison, table
-from .rope import default_inv_freq
+from .compare import Comparison, Tuned, table
+from .data import build_rows
+from .families import load_tokenizer
+from .positions import Coverage
+from .recall import of_json as cells_of
+from .retrieval import heat_map
+from .rope import default_inv_freq, ntk_inv_freq
 from .train import Run
 from .tunable import Learned, Start
 
@@ -22,28 +27,55 @@ COLOURS = {
     "dynamic": "#CC79A7",
     "yarn": "#0072B2",
     "tuned": "#D55E00",
+    "search": "#009E73",
 }
 
+MORE_COLOURS = ("#D55E00", "#009E73", "#8B4513", "#F0E442", "#5D3FD3")
+"""For several tuned rows and checkpoints, in turn."""
 
-def write_report(run: Run, comparison: Comparison, learned: Learned, start: Start) -> Path:
+
+def write_report(run: Run, comparison: Comparison, tuned: Tuned, start: Start) -> Path:
     """Write report.md and its pictures into the run folder."""
+    recipe, learned = run.recipe, tuned.learned
     plot_by_position(comparison, run.folder / "nll_by_position.png")
     plot_factors(learned, start, run.folder / "factors.png")
-    plot_loss(run.folder / "metrics.jsonl", run.folder / "loss.png")
+    plot_steps(run.folder / "metrics.jsonl", run.folder / "steps.png")
+    rows = build_rows(recipe, load_tokenizer(recipe.base.model, recipe.base.revision))
+    plot_coverage(rows.coverage(start.window), run.folder / "coverage.png")
     values = "\n".join(f"- {name}: {value:.6g}" for name, value in learned.summary().items())
-    recipe = run.recipe
-    tokens = recipe.train.steps * recipe.train.batch_rows * recipe.row_tokens()
     text = (
         f"# {recipe.name}\n\n{comparison.verdict()}\n\n"
         f"Base `{recipe.base.model}`, native window {start.native}, extended to {start.window} tokens; learned "
-        f"`{recipe.rope.learn}` in {recipe.train.steps} steps, {tokens} tokens.\n\n"
+        f"`{recipe.rope.learn}` in {recipe.train.steps} steps: {tuned.tokens:,} tokens, "
+        f"{tuned.seconds:.0f} seconds.\n\n"
         f"Nats per token by position on {len(comparison.excerpts)} held-out excerpts:\n\n{table(comparison)}\n\n"
-        "![NLL by position](nll_by_position.png)\n\n"
-        f"## Learned\n\n{values}\n\n![factor per rotary pair](factors.png)\n\n![loss](loss.png)\n"
+        "`short tax`: change inside the native window against the base. `key tokens`: mean over tokens that need far "
+        "context. `retrieved`: needles found in prompts longer than the native window.\n\n"
+        f"![NLL by position](nll_by_position.png)\n\n{_retrieval(run, comparison)}"
+        f"## Learned\n\n{values}\n\n![factor per rotary pair](factors.png)\n\n![loss and temperature](steps.png)\n\n"
+        "## Positions\n\nWhich relative distances the rows trained:\n\n![coverage](coverage.png)\n"
     )
     path = run.folder / "report.md"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _retrieval(run: Run, comparison: Comparison) -> str:
+    """A heat map of every method that was asked for needles."""
+    asked = [row for row in comparison.rows if row.retrieved is not None]
+    if not asked:
+        return ""
+    cells = json.loads((run.folder / "retrieval.json").read_text(encoding="utf-8"))
+    parts = ["## Retrieval\n"]
+    for row in asked:
+        name = f"retrieval-{row.method}.png"
+        heat_map(cells_of(cells[row.method]["cells"]), run.folder / name, row.method, comparison.native)
+        share, low, high = row.retrieved or (0.0, 0.0, 1.0)
+        parts.append(
+            f"{row.method}: {share:.0%} beyond the native window (95% interval {low:.0%} to {high:.0%})\n\n"
+            f"![retrieval, {row.method}]({name})\n"
+        )
+    return "\n".join(parts) + "\n"
 
 
 def _save(figure: Any, path: Path) -> None:
@@ -58,14 +90,16 @@ def plot_by_position(comparison: Comparison, path: Path) -> None:
     centres = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
     figure, axes = plt.subplots(figsize=(8, 4.5))
     # Methods that fall apart would flatten the rest, so the axis ends a little above the calm ones' worst bucket.
-    calm = [r.by_position for r in comparison.rows if r.method in ("native-window", "yarn", "tuned")]
+    calm = [r.by_position for r in comparison.rows if r.method not in ("none", "linear", "ntk", "dynamic")]
     low, high = min(map(min, calm)), max(map(max, calm))
     margin = 0.6 * (high - low) + 0.05
     axes.set_ylim(low - margin / 2, high + margin)
+    others = [row.method for row in comparison.rows if row.method not in COLOURS]
+    colours = COLOURS | {name: MORE_COLOURS[i % len(MORE_COLOURS)] for i, name in enumerate(others)}
     for row in comparison.rows:
         above = min(row.by_position) > high + margin
         axes.plot(
-            centres, row.by_position, marker="o", markersize=4, color=COLOURS[row.method],
+            centres, row.by_position, marker="o", markersize=4, color=colours[row.method],
             label=f"{row.method} (above)" if above else row.method,
             linestyle="--" if row.method == "native-window" else "-",
             linewidth=2.4 if row.method == "tuned" else 1.5,
@@ -97,6 +131,8 @@ def plot_factors(learned: Learned, start: Start, path: Path) -> None:
         marker="o",
         markersize=3,
     )
+    ntk = ntk_inv_freq(start.facts.theta, start.facts.dim, start.factor)
+    axes.plot(pairs, (base / ntk).tolist(), label="NTK-aware", color=COLOURS["ntk"], linestyle="-.")
     axes.axhline(start.factor, label="linear (PI)", color=COLOURS["linear"], linestyle="--")
     axes.set_xlabel("rotary pair (0 turns fastest)")
     axes.set_ylabel("factor (old frequency / new)")
@@ -105,16 +141,32 @@ def plot_factors(learned: Learned, start: Start, path: Path) -> None:
     _save(figure, path)
 
 
-def plot_loss(metrics: Path, path: Path) -> None:
-    """Training loss and temperature over steps."""
+def plot_steps(metrics: Path, path: Path) -> None:
+    """Training loss and learned values over steps."""
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     steps = [line["step"] for line in lines]
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 5), sharex=True)
-    top.plot(steps, [line["loss"] for line in lines], color=COLOURS["yarn"])
-    top.set_ylabel("loss (nats per token)")
-    bottom.plot(steps, [line["learned"]["temperature"] for line in lines], color=COLOURS["tuned"])
-    bottom.set_ylabel("temperature t")
-    bottom.set_xlabel("step")
-    for axes in (top, bottom):
+    values = [name for name in lines[-1]["learned"] if all(name in line["learned"] for line in lines)]
+    figure, panels = plt.subplots(1 + len(values), 1, figsize=(8, 2 + 1.4 * (1 + len(values))), sharex=True)
+    panels[0].plot(steps, [line["loss"] for line in lines], color=COLOURS["yarn"])
+    panels[0].set_ylabel("loss\n(nats per token)")
+    for axes, name in zip(panels[1:], values, strict=True):
+        axes.plot(steps, [line["learned"][name] for line in lines], color=COLOURS["tuned"])
+        axes.set_ylabel(name.replace("_", "\n"))
+    panels[-1].set_xlabel("step")
+    for axes in panels:
         axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def plot_coverage(covered: Coverage, path: Path) -> None:
+    """Share of the trained (query, key) pairs by relative distance."""
+    figure, axes = plt.subplots(figsize=(8, 3))
+    widths = [high - low for low, high in zip(covered.edges, covered.edges[1:], strict=False)]
+    total = sum(covered.pairs) or 1
+    shares = [100 * pairs / total for pairs in covered.pairs]
+    axes.bar(covered.edges[:-1], shares, widths, align="edge", color=COLOURS["yarn"], edgecolor="white")
+    axes.set_xlim(0, covered.edges[-1])
+    axes.set_xlabel("relative distance between query and key (tokens)")
+    axes.set_ylabel("pairs trained (%)")
+    axes.grid(alpha=0.3, axis="y")
     _save(figure, path)
