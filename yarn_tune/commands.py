@@ -254,7 +254,7 @@ def lm_eval_command(options: argparse.Namespace) -> Result:
         f"lm_eval --model hf --model_args pretrained={path},max_length={window},dtype=bfloat16 {common}",
         f"lm_eval --model vllm --model_args pretrained={path},max_model_len={window},dtype=bfloat16 {common}",
     ]
-    return "\n".join(["pip install 'lm-eval[ruler]'", *lines]), {"commands": lines}
+    return "\n".join(["pip install 'lm-eval[hf,ruler]'", *lines]), {"commands": lines}
 
 
 def is_main_process() -> bool:

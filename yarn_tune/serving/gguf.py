@@ -1,0 +1,209 @@
+"""A GGUF that llama.cpp serves as tuned: its own converter's output, with the learned numbers put in.
+
+No config.json makes that converter do it: it drops longrope's lists, and the attention factor and betas it writes for
+YaRN are read for hardly any model. What llama.cpp computes for a Llama (src/llama-context.cpp and ggml-cpu/ops.cpp as
+vendored in llama-cpp-python 0.3.36; the tests run it beside transformers):
+
+    angle of pair i at position p   p x theta^(-2i/d) / rope_freqs.weight[i]; Llama 3.1's own table is carried so
+    multiplier of cos and sin       {arch}.rope.scaling.attn_factor, times 1 + 0.1 ln s under type yarn only
+    window                          {arch}.context_length
+
+So the checkpoint is converted without its rope section, and these three are written beside `type = none`.
+
+A trap that stays: shifting the cache (`--context-shift`, `--cache-reuse`; both off by default) rotates keys that are
+rotated already, and multiplies them by the multiplier once more.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import CheckFailed, UserError
+from ..families import config_json, layout_of
+from ..rope import default_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
+from .profiles import FREQUENCY_TOLERANCE, MULTIPLIER_TOLERANCE, frequency_error
+from .stacks import v5_sections
+
+try:
+    import gguf
+except ImportError:
+    gguf = None  # type: ignore[assignment, unused-ignore]
+
+ARCHITECTURES = {"granite": "granite", "llama": "llama", "mistral": "llama", "mixtral": "llama"}
+"""Model type -> what llama.cpp converts it to, where that loader reads `rope_freqs.weight` and the result was run."""
+BY_FLAGS = ("qwen2", "qwen3")
+"""Model types whose loader refuses that tensor but takes a rounded YaRN ramp from the command line (run)."""
+DIVISORS, CONVERTER = "rope_freqs.weight", "convert_hf_to_gguf.py"
+
+
+def convert(
+    checkpoint: Path, out: Path, *, converter: Path | None, inv_freq: Tensor, multiplier: float, outtype: str = "f16"
+) -> Path:
+    """Write a checkpoint as a GGUF that serves these frequencies and this multiplier.
+
+    Args:
+        checkpoint: an exported checkpoint; its `max_position_embeddings` is the window, its rope section is ignored.
+        out: the file to write; replaced whole or not at all.
+        converter: see `find_converter`.
+        inv_freq: `[d/2]` in radians per token.
+        multiplier: of cos and sin, without what is folded into the weights of `checkpoint`.
+        outtype: of the weights, as the converter takes it (f32, f16, bf16, q8_0, auto).
+
+    Raises:
+        UserError: if llama.cpp cannot serve this model type so, or its converter is missing or fails.
+        CheckFailed: if the file does not read back as what was asked for.
+    """
+    _installed()
+    config, inv_freq = config_json(str(checkpoint)), inv_freq.detach().cpu()
+    section = v5_sections(config, layout_of(config)).get("", {})
+    if config["model_type"] not in ARCHITECTURES:
+        raise UserError(_refusal(config, section, inv_freq, multiplier))
+    script, arch, theta = find_converter(converter), ARCHITECTURES[config["model_type"]], float(section["rope_theta"])
+    divisors = default_inv_freq(theta, 2 * len(inv_freq), torch.float64) / inv_freq.double()
+    learned = {
+        f"{arch}.context_length": (config["max_position_embeddings"], "UINT32"),
+        f"{arch}.rope.scaling.type": ("none", "STRING"),
+        f"{arch}.rope.scaling.attn_factor": (multiplier, "FLOAT32"),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".gguf-", dir=out.parent) as scratch:
+        # The converter takes the model's name from the folder's.
+        plain, partial, folder = Path(scratch) / "plain", Path(scratch) / "partial", Path(scratch) / "hf" / out.stem
+        _without_rope(checkpoint, config, theta, folder)
+        _run([sys.executable, str(script), str(folder), "--outfile", str(plain), "--outtype", outtype])
+        _rewrite(plain, partial, arch, learned, divisors)
+        found, gain = served_by_llama_cpp(partial)
+        error = frequency_error(found, inv_freq)
+        if not (error <= FREQUENCY_TOLERANCE and abs(gain / multiplier - 1) <= MULTIPLIER_TOLERANCE):
+            raise CheckFailed(
+                f"export --gguf: llama.cpp would serve frequencies off by {error:.1e} (relative) and the multiplier "
+                f"{gain:.6g} instead of {multiplier:.6g}; {out} was not written"
+            )
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, out)
+    return out
+
+
+def find_converter(given: Path | None = None) -> Path:
+    """llama.cpp's converter: the script, or the checkout it is in; by default the checkout named by $LLAMA_CPP.
+
+    Raises:
+        UserError: if it is not there.
+    """
+    place = given or Path(os.environ.get("LLAMA_CPP") or "llama.cpp")
+    script = place if place.is_file() else place / CONVERTER
+    if not script.is_file():
+        raise UserError(
+            f"export --gguf: {place} is not llama.cpp's {CONVERTER}, nor a checkout with it. Get one with\n"
+            "  git clone --depth 1 https://github.com/ggml-org/llama.cpp\n"
+            "  export LLAMA_CPP=$PWD/llama.cpp"
+        )
+    return script
+
+
+def served_by_llama_cpp(path: Path) -> tuple[Tensor, float]:
+    """Inverse frequencies (float32 `[d/2]`) and multiplier of cos and sin that llama.cpp computes from a GGUF.
+
+    Raises:
+        UserError: for architectures and scaling types that are not known here.
+    """
+    _installed()
+    reader = gguf.GGUFReader(path)
+    said = {name: field.contents() for name, field in reader.fields.items() if ".rope." in name or "general." in name}
+    arch = said["general.architecture"]
+    rope = {name.removeprefix(f"{arch}.rope."): value for name, value in said.items()}
+    kind, factor = rope.get("scaling.type", "linear"), rope.get("scaling.factor") or 1.0
+    if arch not in ARCHITECTURES.values() or kind not in ("none", "linear", "yarn"):
+        raise UserError(f"{path}: what llama.cpp computes for {arch} with rope scaling {kind!r} is not known here")
+    theta, dim, multiplier = rope.get("freq_base", 1e4), rope["dimension_count"], rope.get("scaling.attn_factor", 1.0)
+    table = default_inv_freq(theta, dim, torch.float64) / (factor if kind == "linear" else 1.0)
+    if kind == "yarn":  # rounded, over the betas 32 and 1, whatever keys there are for them
+        table = yarn_inv_freq(theta, dim, factor, rope["scaling.original_context_length"], dtype=torch.float64)
+        multiplier *= yarn_attention_factor(factor)
+    for tensor in reader.tensors:
+        if tensor.name == DIVISORS:
+            table = table / torch.from_numpy(np.array(tensor.data, dtype=np.float64))
+    return table.float(), multiplier
+
+
+def _installed() -> None:
+    if gguf is None:
+        raise UserError("export --gguf: the gguf package is not installed; pip install gguf sentencepiece")
+
+
+def _without_rope(checkpoint: Path, config: dict[str, Any], theta: float, folder: Path) -> None:
+    """The same checkpoint without rope scaling, its files as links."""
+    folder.mkdir(parents=True)
+    for path in checkpoint.iterdir():
+        if path.is_file() and path.name != "config.json":
+            (folder / path.name).symlink_to(path.resolve())
+    kept = {key: value for key, value in config.items() if key not in ("rope_scaling", "rope_parameters")}
+    kept |= {"rope_theta": theta, "rope_parameters": {"rope_type": "default", "rope_theta": theta}}
+    (folder / "config.json").write_text(json.dumps(kept), encoding="utf-8")
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = "\n  ".join(done.stderr.strip().splitlines()[-3:]) or "it ended without a word"
+        raise UserError(f"export --gguf: {command[1]} could not convert the checkpoint:\n  {said}")
+
+
+def _rewrite(source: Path, target: Path, arch: str, learned: dict[str, tuple[Any, str]], divisors: Tensor) -> None:
+    """Copy a GGUF, every key and tensor as it is but for the learned ones."""
+    reader = gguf.GGUFReader(source)
+    fields = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    made = fields.pop("general.architecture").contents()
+    if made != arch:
+        raise UserError(f"export --gguf: the converter made {made!r} of the model, where {arch!r} was checked")
+    writer = gguf.GGUFWriter(target, arch, endianess=reader.endianess)
+    writer.data_alignment = int(reader.alignment)
+    values = {name: (field.contents(), field.types[0], field.types[-1]) for name, field in fields.items()}
+    new = {name: (value, gguf.GGUFValueType[kind], None) for name, (value, kind) in learned.items()}
+    for name, (value, kind, inner) in (values | new).items():
+        writer.add_key_value(name, value, kind, inner if kind == gguf.GGUFValueType.ARRAY else None)
+    tensors: list[Any] = [(t.name, t.data, t.tensor_type) for t in reader.tensors if t.name != DIVISORS]
+    tensors.append((DIVISORS, divisors.float().numpy(), gguf.GGMLQuantizationType.F32))
+    for name, data, form in tensors:
+        writer.add_tensor_info(name, data.shape, data.dtype, data.nbytes, form)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for _, data, _ in tensors:
+        writer.write_tensor_data(data, tensor_endianess=reader.endianess)
+    writer.close()
+
+
+def _refusal(config: dict[str, Any], section: dict[str, Any], inv_freq: Tensor, multiplier: float) -> str:
+    """What would be lost, and the flags that serve it all the same, if any do."""
+    kind, by_flags = config["model_type"], config["model_type"] in BY_FLAGS
+    text = (
+        f"export --gguf: {kind} ({', '.join(config.get('architectures') or ['?'])}) is not one of "
+        f"{', '.join(ARCHITECTURES)}, for which llama.cpp was seen to read a table of frequencies. A GGUF would lose "
+        f"the learned frequencies and the multiplier {multiplier:.6g} of cos and sin without a word"
+    )
+    if by_flags and section.get("rope_type") == "yarn":
+        scale, original, theta = section["factor"], section["original_max_position_embeddings"], section["rope_theta"]
+        fast, slow = section.get("beta_fast") or 32.0, section.get("beta_slow") or 1.0
+        fast, slow = snapped_betas(theta, 2 * len(inv_freq), original, fast, slow)
+        half = theta ** (0.5 / len(inv_freq))  # half a pair inwards: llama.cpp rounds outwards, in float32
+        table = yarn_inv_freq(theta, 2 * len(inv_freq), scale, original, fast / half, slow * half)
+        if frequency_error(table, inv_freq) <= FREQUENCY_TOLERANCE:
+            return (
+                f"{text}; these flags carry both, with what {CONVERTER} makes of the export:\n"
+                f"  -c {config['max_position_embeddings']} --rope-scaling yarn --rope-scale {scale:.9g} "
+                f"--yarn-orig-ctx {original} --yarn-beta-fast {fast / half:.9g} --yarn-beta-slow {slow * half:.9g} "
+                f"--override-kv {kind}.rope.scaling.attn_factor=float:{multiplier / yarn_attention_factor(scale):.9g}"
+            )
+    if by_flags:
+        return f"{text}; flags can carry a YaRN ramp that ends at whole pairs (rope.learn: scale), which this is not"
+    return f"{text}, and no flags of llama.cpp were checked for it"
