@@ -32,6 +32,7 @@ ORDER = (
     "serving.engines",
     "checkpoint",
     "train",
+    "evolve",
     "plan",
     "export",
     "measure",

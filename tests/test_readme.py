@@ -22,7 +22,7 @@ def test_every_file_and_link_exists():
     for name in named:
         assert (ROOT / name).exists(), name
     modules = {path.name for path in (ROOT / "yarn_tune").glob("*.py")} - {"__init__.py", "__main__.py"}
-    unlisted = {name for name in modules if name not in tree} - {"errors.py", "cli.py"}
+    unlisted = {name for name in modules if name not in tree} - {"errors.py", "cli.py", "commands.py"}
     assert not unlisted
 
 
@@ -55,7 +55,7 @@ def test_the_recipe_in_the_readme_is_valid():
 
 
 def test_families_are_all_named():
-    listed = re.search(r"reload\): (.*?)\.\n", README, re.S)[1]
+    listed = re.search(r"reload\): (.*?)\.\s", README, re.S)[1]
     assert [name.strip() for name in listed.replace("\n", " ").split(",")] == sorted(FAMILIES)
 
 

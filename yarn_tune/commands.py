@@ -55,10 +55,10 @@ def plan_command(options: argparse.Namespace) -> Result:
 
 def train_command(options: argparse.Namespace) -> Result:
     """Learn."""
-    from .train import train
+    from .evolve import learn
 
     run = _open(options)
-    learned = train(run)
+    learned = learn(run)
     values = "\n".join(f"  {name} {value:.6g}" for name, value in learned.summary().items())
     return f"learned, in {run.folder}:\n{values}", {"run": str(run.folder), "learned": asdict(learned)}
 
@@ -138,17 +138,17 @@ def run_command(options: argparse.Namespace) -> Result:
     """Train, compare, export, verify and report."""
     from .card import write_card
     from .compare import as_json, compare, named_rows, table
+    from .evolve import learn
     from .export import export
     from .plan import plan
     from .report import write_report
     from .serving.verify import verify
-    from .train import train
     from .tunable import Start
 
     run = _open(options)
     if is_main_process():
         print(plan(run.recipe).text(), file=sys.stderr)
-    train(run)
+    learn(run)
     if not is_main_process():
         return "", {}
     tuned, _ = named_rows(run, [])

@@ -105,7 +105,8 @@ def plan(recipe: Recipe) -> Plan:
 
 
 def _learned_numbers(recipe: Recipe, start: Start) -> int:
-    return {"scale": 2, "ramp": 4, "frequency": start.facts.dim // 2 + 1}[recipe.rope.learn]
+    pairs = start.facts.dim // 2
+    return {"scale": 2, "ramp": 4, "frequency": pairs + 1, "search": pairs}[recipe.rope.learn]
 
 
 def _config(recipe: Recipe, notes: list[str]) -> PreTrainedConfig | None:

@@ -130,6 +130,15 @@ def _train_checks(train: Train) -> list[Check]:
         (train.clip >= 0, "train.clip", train.clip, "a gradient norm, or 0 for none"),
         (train.weight_decay >= 0, "train.weight_decay", train.weight_decay, "must not be negative"),
         (not train.use_reentrant, "train.use_reentrant", train.use_reentrant, reentrant),
+        (train.search.generations >= 1, "train.search.generations", train.search.generations, "at least 1"),
+        (train.search.parents >= 2, "train.search.parents", train.search.parents, "at least 2"),
+        (
+            train.search.population >= train.search.parents,
+            "train.search.population",
+            train.search.population,
+            f"at least train.search.parents ({train.search.parents})",
+        ),
+        (train.search.rows >= 1, "train.search.rows", train.search.rows, "at least 1"),
         (train.checkpoint_every >= 1, "train.checkpoint_every", train.checkpoint_every, "at least 1"),
         (train.keep_checkpoints >= 2, "train.keep_checkpoints", train.keep_checkpoints, "at least 2"),
     ]

@@ -79,6 +79,19 @@ class Rates:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Search:
+    """Of `rope.learn: search`; the defaults are LongRoPE's published settings."""
+
+    population: int = 64
+    generations: int = 40
+    mutations: int = 16
+    crossovers: int = 16
+    parents: int = 32
+    rows: int = 4
+    """Training rows each candidate is judged on."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """The loop."""
 
@@ -96,6 +109,7 @@ class Train:
     """Pull of every learned number towards search-free YaRN."""
     objective: Literal["next-token"] = "next-token"
     seed: int = 0
+    search: Search = field(default_factory=Search)
     gradient_checkpointing: bool = True
     use_reentrant: bool = False
     """Must stay false; named here because reentrant checkpointing fails with shared cos/sin."""

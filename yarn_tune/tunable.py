@@ -11,6 +11,7 @@ YaRN to the last bit and weight decay pulls towards it:
     scale       log s, log t                                             2
     ramp        log s, log beta_fast, log beta_slow, log t               4
     frequency   log of one factor per rotary pair, log t                 d/2 + 1
+    search      the same factors, found without a gradient (`evolve.py`)  d/2
 
 Tensors have shape (1,) or (d/2,), never (): DeepSpeed and FSDP refuse scalars. They stay float32 whatever
 happens to the model: a bfloat16 step near log 4 is 0.8% of the factor.
@@ -188,6 +189,7 @@ class TunableRotary(_Rotary):
             "scale": {"log_scale": 1},
             "ramp": {"log_scale": 1, "log_beta_fast": 1, "log_beta_slow": 1},
             "frequency": {"log_factor": start.facts.dim // 2},
+            "search": {"log_factor": start.facts.dim // 2},
         }[learn]
         self.offsets = nn.ParameterDict({name: nn.Parameter(torch.zeros(n)) for name, n in sizes.items()})
         self.log_temperature = nn.Parameter(torch.zeros(1))
@@ -200,7 +202,7 @@ class TunableRotary(_Rotary):
     def table(self, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Differentiable table `[d/2]` and multiplier `[1]`; the same at every position."""
         multiplier = self._attention_factor * torch.exp(-0.5 * self.log_temperature)
-        if self.learn == "frequency":
+        if "log_factor" in self.offsets:
             log_factor = self.offsets["log_factor"]
             return self._inv_freq.to(log_factor.device) * torch.exp(-log_factor), multiplier
         # A few scalars: computed on the CPU, where the formula keeps float64, and moved by autograd.
@@ -230,7 +232,7 @@ class TunableRotary(_Rotary):
             "window": self.start.window,
             "temperature": temperature,
         }
-        if self.learn == "frequency":
+        if "log_factor" in self.offsets:
             base = default_inv_freq(self.start.facts.theta, self.start.facts.dim, torch.float64)
             return Learned(**common, factors=(base / self.table()[0].cpu().double()).tolist())
         scale, beta_fast, beta_slow = (number.item() for number in self._yarn_numbers())

@@ -1,17 +1,14 @@
 """A GGUF that llama.cpp serves as tuned: its own converter's output, with the learned numbers put in.
 
-No config.json makes that converter do it: it drops longrope's lists, and the attention factor and betas it writes for
-YaRN are read for hardly any model. What llama.cpp computes for a Llama (src/llama-context.cpp and ggml-cpu/ops.cpp as
-vendored in llama-cpp-python 0.3.36; the tests run it beside transformers):
+No config.json makes that converter do it: it drops longrope's lists, and hardly any loader reads the attention factor
+and betas it writes for YaRN. What llama.cpp computes for a Llama (as vendored in llama-cpp-python 0.3.36):
 
     angle of pair i at position p   p x theta^(-2i/d) / rope_freqs.weight[i]; Llama 3.1's own table is carried so
     multiplier of cos and sin       {arch}.rope.scaling.attn_factor, times 1 + 0.1 ln s under type yarn only
     window                          {arch}.context_length
 
-So the checkpoint is converted without its rope section, and these three are written beside `type = none`.
-
-A trap that stays: shifting the cache (`--context-shift`, `--cache-reuse`; both off by default) rotates keys that are
-rotated already, and multiplies them by the multiplier once more.
+So the checkpoint is converted without its rope section, and these three are written beside `type = none`. A trap that
+stays: shifting the cache (`--context-shift`, `--cache-reuse`; off by default) applies the multiplier to keys once more.
 """
 
 import json
@@ -66,7 +63,7 @@ def convert(
     section = v5_sections(config, layout_of(config)).get("", {})
     if config["model_type"] not in ARCHITECTURES:
         raise UserError(_refusal(config, section, inv_freq, multiplier))
-    script, arch, theta = find_converter(converter), ARCHITECTURES[config["model_type"]], float(section["rope_theta"])
+    script, arch, theta = find_converter(converter), ARCHITECTURES[config["model_type"]], section["rope_theta"]
     divisors = default_inv_freq(theta, 2 * len(inv_freq), torch.float64) / inv_freq.double()
     learned = {
         f"{arch}.context_length": (config["max_position_embeddings"], "UINT32"),
@@ -78,7 +75,11 @@ def convert(
         # The converter takes the model's name from the folder's.
         plain, partial, folder = Path(scratch) / "plain", Path(scratch) / "partial", Path(scratch) / "hf" / out.stem
         _without_rope(checkpoint, config, theta, folder)
-        _run([sys.executable, str(script), str(folder), "--outfile", str(plain), "--outtype", outtype])
+        command = [sys.executable, str(script), str(folder), "--outfile", str(plain), "--outtype", outtype]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            said = "\n  ".join(done.stderr.strip().splitlines()[-3:]) or "it ended without a word"
+            raise UserError(f"export --gguf: {script} could not convert the checkpoint:\n  {said}")
         _rewrite(plain, partial, arch, learned, divisors)
         found, gain = served_by_llama_cpp(partial)
         error = frequency_error(found, inv_freq)
@@ -103,9 +104,8 @@ def find_converter(given: Path | None = None) -> Path:
     script = place if place.is_file() else place / CONVERTER
     if not script.is_file():
         raise UserError(
-            f"export --gguf: {place} is not llama.cpp's {CONVERTER}, nor a checkout with it. Get one with\n"
-            "  git clone --depth 1 https://github.com/ggml-org/llama.cpp\n"
-            "  export LLAMA_CPP=$PWD/llama.cpp"
+            f"export --gguf: llama.cpp's {CONVERTER} is not at {place}. Get it with\n"
+            "  git clone --depth 1 https://github.com/ggml-org/llama.cpp\n  export LLAMA_CPP=$PWD/llama.cpp"
         )
     return script
 
@@ -129,9 +129,10 @@ def served_by_llama_cpp(path: Path) -> tuple[Tensor, float]:
     if kind == "yarn":  # rounded, over the betas 32 and 1, whatever keys there are for them
         table = yarn_inv_freq(theta, dim, factor, rope["scaling.original_context_length"], dtype=torch.float64)
         multiplier *= yarn_attention_factor(factor)
-    for tensor in reader.tensors:
-        if tensor.name == DIVISORS:
-            table = table / torch.from_numpy(np.array(tensor.data, dtype=np.float64))
+    for divisors in (tensor.data for tensor in reader.tensors if tensor.name == DIVISORS):
+        if divisors.shape != table.shape:
+            raise UserError(f"{path}: llama.cpp wants {len(table)} numbers in {DIVISORS}, not {len(divisors)}")
+        table = table / torch.from_numpy(np.array(divisors, dtype=np.float64))
     return table.float(), multiplier
 
 
@@ -151,13 +152,6 @@ def _without_rope(checkpoint: Path, config: dict[str, Any], theta: float, folder
     (folder / "config.json").write_text(json.dumps(kept), encoding="utf-8")
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        said = "\n  ".join(done.stderr.strip().splitlines()[-3:]) or "it ended without a word"
-        raise UserError(f"export --gguf: {command[1]} could not convert the checkpoint:\n  {said}")
-
-
 def _rewrite(source: Path, target: Path, arch: str, learned: dict[str, tuple[Any, str]], divisors: Tensor) -> None:
     """Copy a GGUF, every key and tensor as it is but for the learned ones."""
     reader = gguf.GGUFReader(source)
@@ -171,39 +165,38 @@ def _rewrite(source: Path, target: Path, arch: str, learned: dict[str, tuple[Any
     new = {name: (value, gguf.GGUFValueType[kind], None) for name, (value, kind) in learned.items()}
     for name, (value, kind, inner) in (values | new).items():
         writer.add_key_value(name, value, kind, inner if kind == gguf.GGUFValueType.ARRAY else None)
-    tensors: list[Any] = [(t.name, t.data, t.tensor_type) for t in reader.tensors if t.name != DIVISORS]
-    tensors.append((DIVISORS, divisors.float().numpy(), gguf.GGMLQuantizationType.F32))
-    for name, data, form in tensors:
-        writer.add_tensor_info(name, data.shape, data.dtype, data.nbytes, form)
+    for tensor in reader.tensors:
+        if tensor.name != DIVISORS:
+            writer.add_tensor(tensor.name, tensor.data, None, tensor.tensor_type, reader.endianess)
+    writer.add_tensor(DIVISORS, divisors.float().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for _, data, _ in tensors:
-        writer.write_tensor_data(data, tensor_endianess=reader.endianess)
+    writer.write_tensors_to_file()
     writer.close()
 
 
 def _refusal(config: dict[str, Any], section: dict[str, Any], inv_freq: Tensor, multiplier: float) -> str:
     """What would be lost, and the flags that serve it all the same, if any do."""
-    kind, by_flags = config["model_type"], config["model_type"] in BY_FLAGS
+    kind = config["model_type"]
     text = (
         f"export --gguf: {kind} ({', '.join(config.get('architectures') or ['?'])}) is not one of "
-        f"{', '.join(ARCHITECTURES)}, for which llama.cpp was seen to read a table of frequencies. A GGUF would lose "
-        f"the learned frequencies and the multiplier {multiplier:.6g} of cos and sin without a word"
+        f"{', '.join(ARCHITECTURES)}, for which llama.cpp was seen to read a table of frequencies. Its GGUF would lose "
+        f"the learned frequencies and the multiplier {multiplier:.6g} of cos and sin"
     )
-    if by_flags and section.get("rope_type") == "yarn":
+    if kind not in BY_FLAGS:
+        return f"{text}, and no flags of llama.cpp were checked for it"
+    if section.get("rope_type") == "yarn":
         scale, original, theta = section["factor"], section["original_max_position_embeddings"], section["rope_theta"]
-        fast, slow = section.get("beta_fast") or 32.0, section.get("beta_slow") or 1.0
-        fast, slow = snapped_betas(theta, 2 * len(inv_freq), original, fast, slow)
+        betas = section.get("beta_fast") or 32.0, section.get("beta_slow") or 1.0
+        ends = snapped_betas(theta, 2 * len(inv_freq), original, *betas)
         half = theta ** (0.5 / len(inv_freq))  # half a pair inwards: llama.cpp rounds outwards, in float32
-        table = yarn_inv_freq(theta, 2 * len(inv_freq), scale, original, fast / half, slow * half)
+        fast, slow = ends[0] / half, ends[1] * half
+        table = yarn_inv_freq(theta, 2 * len(inv_freq), scale, original, fast, slow)
         if frequency_error(table, inv_freq) <= FREQUENCY_TOLERANCE:
             return (
                 f"{text}; these flags carry both, with what {CONVERTER} makes of the export:\n"
                 f"  -c {config['max_position_embeddings']} --rope-scaling yarn --rope-scale {scale:.9g} "
-                f"--yarn-orig-ctx {original} --yarn-beta-fast {fast / half:.9g} --yarn-beta-slow {slow * half:.9g} "
-                f"--override-kv {kind}.rope.scaling.attn_factor=float:{multiplier / yarn_attention_factor(scale):.9g}"
+                f"--yarn-orig-ctx {original} --yarn-beta-fast {fast:.9g} --yarn-beta-slow {slow:.9g} --override-kv "
+                f"{kind}.rope.scaling.attn_factor=float:{multiplier / yarn_attention_factor(scale):.9g}"
             )
-    if by_flags:
-        return f"{text}; flags can carry a YaRN ramp that ends at whole pairs (rope.learn: scale), which this is not"
-    return f"{text}, and no flags of llama.cpp were checked for it"
+    return f"{text}; flags can carry a YaRN ramp that ends at whole pairs (rope.learn: scale), which this is not"
