@@ -110,7 +110,28 @@ def export_command(options: argparse.Namespace) -> Result:
     differences = fidelity["max_abs_logit_difference"]
     write_card(run, path)
     text = f"{path}: reloaded; largest logit difference {max(differences.values()):.1e}\n{_serve_line(path)}"
-    return text, {"path": str(path), "max_abs_logit_difference": differences}
+    value = {"path": str(path), "max_abs_logit_difference": differences}
+    if options.gguf:
+        written = _write_gguf(path, fidelity, options)
+        text += f"\n{written}: llama-server -m {written} -c {_window(path)}"
+        value["gguf"] = str(written)
+    return text, value
+
+
+def _write_gguf(export: Path, fidelity: dict[str, Any], options: argparse.Namespace) -> Path:
+    """The export as a GGUF; what is folded into its weights is not multiplied once more."""
+    import torch
+
+    from .serving.gguf import convert
+
+    return convert(
+        export,
+        Path(options.gguf),
+        converter=Path(options.converter) if options.converter else None,
+        inv_freq=torch.tensor(fidelity["inv_freq"]),
+        multiplier=fidelity["attention_factor"] / math.sqrt(fidelity.get("fold", {}).get("gain", 1.0)),
+        outtype=options.outtype,
+    )
 
 
 def verify_command(options: argparse.Namespace) -> Result:
@@ -129,9 +150,12 @@ def verify_command(options: argparse.Namespace) -> Result:
     return text, value
 
 
+def _window(path: Path) -> int:
+    return int(json.loads((path / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"])
+
+
 def _serve_line(path: Path) -> str:
-    window = json.loads((path / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
-    return f"vllm serve {path} --max-model-len {window}"
+    return f"vllm serve {path} --max-model-len {_window(path)}"
 
 
 def run_command(options: argparse.Namespace) -> Result:

@@ -120,7 +120,7 @@ def _search(run: Run, begin: Start, judge: Judge) -> SearchState:
         clock[:] = [time.monotonic(), float(now.evaluations)]
         best = {"slowest_factor": now.best[-1], "largest_factor": max(now.best)}
         lines.append({"step": now.generation, "loss": now.best_fitness, "tokens": tokens, "seconds": seconds,
-                      "learned": best})  # fmt: skip
+                      "learned": best, "factors": now.best})  # fmt: skip
         write_atomically(path, now.to_json().encode())
         write_atomically(metrics, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
         bar.update()

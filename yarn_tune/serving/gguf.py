@@ -47,7 +47,7 @@ def convert(
     """Write a checkpoint as a GGUF that serves these frequencies and this multiplier.
 
     Args:
-        checkpoint: an exported checkpoint; its `max_position_embeddings` is the window, its rope section is ignored.
+        checkpoint: an export; its `max_position_embeddings` is the window, of its rope section only theta is read.
         out: the file to write; replaced whole or not at all.
         converter: see `find_converter`.
         inv_freq: `[d/2]` in radians per token.
@@ -72,7 +72,6 @@ def convert(
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".gguf-", dir=out.parent) as scratch:
-        # The converter takes the model's name from the folder's.
         plain, partial, folder = Path(scratch) / "plain", Path(scratch) / "partial", Path(scratch) / "hf" / out.stem
         _without_rope(checkpoint, config, theta, folder)
         command = [sys.executable, str(script), str(folder), "--outfile", str(plain), "--outtype", outtype]
@@ -118,9 +117,8 @@ def served_by_llama_cpp(path: Path) -> tuple[Tensor, float]:
     """
     _installed()
     reader = gguf.GGUFReader(path)
-    said = {name: field.contents() for name, field in reader.fields.items() if ".rope." in name or "general." in name}
-    arch = said["general.architecture"]
-    rope = {name.removeprefix(f"{arch}.rope."): value for name, value in said.items()}
+    arch = reader.fields["general.architecture"].contents()
+    rope = {n.removeprefix(f"{arch}.rope."): f.contents() for n, f in reader.fields.items() if f"{arch}.rope." in n}
     kind, factor = rope.get("scaling.type", "linear"), rope.get("scaling.factor") or 1.0
     if arch not in ARCHITECTURES.values() or kind not in ("none", "linear", "yarn"):
         raise UserError(f"{path}: what llama.cpp computes for {arch} with rope scaling {kind!r} is not known here")
@@ -142,7 +140,7 @@ def _installed() -> None:
 
 
 def _without_rope(checkpoint: Path, config: dict[str, Any], theta: float, folder: Path) -> None:
-    """The same checkpoint without rope scaling, its files as links."""
+    """The same checkpoint without rope scaling, its files as links; the folder's name becomes the model's."""
     folder.mkdir(parents=True)
     for path in checkpoint.iterdir():
         if path.is_file() and path.name != "config.json":
@@ -179,18 +177,18 @@ def _refusal(config: dict[str, Any], section: dict[str, Any], inv_freq: Tensor, 
     """What would be lost, and the flags that serve it all the same, if any do."""
     kind = config["model_type"]
     text = (
-        f"export --gguf: {kind} ({', '.join(config.get('architectures') or ['?'])}) is not one of "
-        f"{', '.join(ARCHITECTURES)}, for which llama.cpp was seen to read a table of frequencies. Its GGUF would lose "
-        f"the learned frequencies and the multiplier {multiplier:.6g} of cos and sin"
+        f"export --gguf: llama.cpp was seen to read a table of frequencies for {', '.join(ARCHITECTURES)} only; of "
+        f"{kind} ({', '.join(config.get('architectures') or '?')}) a GGUF loses the learned frequencies and the "
+        f"multiplier {multiplier:.6g} of cos and sin"
     )
     if kind not in BY_FLAGS:
         return f"{text}, and no flags of llama.cpp were checked for it"
     if section.get("rope_type") == "yarn":
         scale, original, theta = section["factor"], section["original_max_position_embeddings"], section["rope_theta"]
         betas = section.get("beta_fast") or 32.0, section.get("beta_slow") or 1.0
-        ends = snapped_betas(theta, 2 * len(inv_freq), original, *betas)
-        half = theta ** (0.5 / len(inv_freq))  # half a pair inwards: llama.cpp rounds outwards, in float32
-        fast, slow = ends[0] / half, ends[1] * half
+        fast, slow = snapped_betas(theta, 2 * len(inv_freq), original, *betas)
+        half = theta ** (0.5 / len(inv_freq))
+        fast, slow = fast / half, slow * half  # half a pair inwards: llama.cpp rounds outwards, in float32
         table = yarn_inv_freq(theta, 2 * len(inv_freq), scale, original, fast, slow)
         if frequency_error(table, inv_freq) <= FREQUENCY_TOLERANCE:
             return (

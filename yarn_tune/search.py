@@ -1,0 +1,205 @@
+"""Evolutionary search of RoPE factors, as LongRoPE published it (arXiv:2402.13753, section 3.2 and algorithm 1).
+
+Published, and kept here as defaults: 64 in the first population (linear, NTK-aware and YaRN, and mutations of them), 40
+generations of 16 mutations and 16 crossovers, the best 32 as parents, a mutation probability of 0.3 a factor, factors
+from 1.0 to 1.25 times the extension ratio in steps of 0.01, never falling from pair to pair, perplexity as fitness.
+
+Departures: a mutated factor is drawn between its neighbours, so that every mutation rises (the paper draws again until
+one does). The published search also chooses how many first tokens keep their positions; no stock checkpoint carries
+that, so that is none. What was judged once is not judged again (the fitness is a function of the factors alone).
+
+Shapes: factors are `[d/2]` divisors of the unscaled inverse frequencies. Fitness is in nats per token; lower is better.
+"""
+
+import json
+import math
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from .rope import default_inv_freq, ntk_inv_freq
+from .tunable import Start
+
+Factors = list[float]
+Fitness = Callable[[Factors], float]
+Birth = Callable[[random.Random], Factors]
+
+ATTEMPTS = 100
+"""Tries for one new candidate before fewer are taken, as published."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of the algorithm; the defaults are the published ones."""
+
+    population: int = 64
+    generations: int = 40
+    mutations: int = 16
+    crossovers: int = 16
+    parents: int = 32
+    probability: float = 0.3
+    """That a mutation changes a factor."""
+    step: float = 0.01
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SearchState:
+    """Everything a search continues from, after a whole generation."""
+
+    generation: int
+    """0 after the first population."""
+    population: list[tuple[Factors, float]]
+    """The parents of the next generation with their fitness, best first."""
+    judged: dict[str, float]
+    """Every candidate so far, as JSON, with its fitness."""
+    history: list[tuple[int, float]]
+    """(candidates judged, best fitness) after each generation."""
+    random_state: Any
+
+    @property
+    def best(self) -> Factors:
+        """The best factors so far."""
+        return self.population[0][0]
+
+    @property
+    def best_fitness(self) -> float:
+        """Theirs."""
+        return self.population[0][1]
+
+    @property
+    def evaluations(self) -> int:
+        """Candidates judged."""
+        return len(self.judged)
+
+    def to_json(self) -> str:
+        """For a file; `from_json` takes it back exactly."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "SearchState":
+        """A saved state."""
+        saved = json.loads(text)
+        version, numbers, gauss = saved["random_state"]
+        return cls(
+            saved["generation"],
+            [(factors, fitness) for factors, fitness in saved["population"]],
+            saved["judged"],
+            [(count, fitness) for count, fitness in saved["history"]],
+            (version, tuple(numbers), gauss),
+        )
+
+
+def initial_factors(start: Start) -> dict[str, Factors]:
+    """Linear, NTK-aware and YaRN as divisors, made to rise from pair to pair."""
+    facts, factor = start.facts, start.factor
+    base = default_inv_freq(facts.theta, facts.dim).double()
+
+    def divisors(table: Tensor) -> Factors:
+        found: Factors = (base / table.double()).tolist()
+        return [max(found[: i + 1]) for i in range(len(found))]
+
+    return {
+        "linear": [factor] * len(base),
+        "ntk": divisors(ntk_inv_freq(facts.theta, facts.dim, factor)),
+        "yarn": divisors(start.inv_freq()),
+    }
+
+
+def search(
+    fitness: Fitness,
+    seeds: dict[str, Factors],
+    upper: float,
+    settings: Settings,
+    state: SearchState | None = None,
+    on_generation: Callable[[SearchState], None] = lambda state: None,
+) -> SearchState:
+    """Run all generations, or those after `state`; the result does not depend on where it was interrupted.
+
+    Args:
+        fitness: nats per token of a candidate; NaN counts as infinitely bad.
+        seeds: the first candidates by name, monotone and within 1 and `upper`.
+        upper: largest factor.
+        settings: of the algorithm.
+        state: to continue from.
+        on_generation: called with the state after every generation.
+    """
+    if state is None:
+        rng = random.Random(settings.seed)
+        first = list(seeds.values())
+        origins = [rng.choice(first) for _ in range(settings.population - len(first))]
+        births: list[Birth] = [partial(_mutated, [origin], upper, settings) for origin in origins]
+        newborn = _new(births, set(map(_key, first)), rng)
+        state = _judged(0, [], [*first, *newborn], fitness, settings, {}, [], rng)
+        on_generation(state)
+    rng = random.Random()
+    rng.setstate(state.random_state)
+    for generation in range(state.generation + 1, settings.generations + 1):
+        parents = [factors for factors, _ in state.population]
+        births = [partial(_mutated, parents, upper, settings)] * settings.mutations
+        births += [partial(_crossed, parents)] * settings.crossovers
+        newborn = _new(births, set(state.judged), rng)
+        state = _judged(generation, state.population, newborn, fitness, settings, state.judged, state.history, rng)
+        on_generation(state)
+    return state
+
+
+def _key(factors: Factors) -> str:
+    return json.dumps(factors)
+
+
+def _new(births: list[Birth], known: set[str], rng: random.Random) -> list[Factors]:
+    """One candidate a birth that is monotone and was not judged before; fewer where none is found."""
+    found: list[Factors] = []
+    for birth in births:
+        for _ in range(ATTEMPTS):
+            candidate = birth(rng)
+            rising = all(a <= b for a, b in zip(candidate, candidate[1:], strict=False))
+            if rising and _key(candidate) not in known:
+                known.add(_key(candidate))
+                found.append(candidate)
+                break
+    return found
+
+
+def _judged(
+    generation: int,
+    parents: list[tuple[Factors, float]],
+    newborn: list[Factors],
+    fitness: Fitness,
+    settings: Settings,
+    judged: dict[str, float],
+    history: list[tuple[int, float]],
+    rng: random.Random,
+) -> SearchState:
+    """The state after a generation: the newborn judged, the best of old and new kept as parents."""
+    values = {_key(factors): fitness(factors) for factors in newborn}
+    values = {key: math.inf if math.isnan(value) else value for key, value in values.items()}
+    everyone = [*parents, *((factors, values[_key(factors)]) for factors in newborn)]
+    best = sorted(everyone, key=lambda one: one[1])[: settings.parents]
+    judged = judged | values
+    return SearchState(generation, best, judged, [*history, (len(judged), best[0][1])], rng.getstate())
+
+
+def _mutated(parents: list[Factors], upper: float, settings: Settings, rng: random.Random) -> Factors:
+    """A parent; each factor, with the mutation probability, drawn anew between its neighbours on the grid of steps."""
+    factors = rng.choice(parents)
+    changed = list(factors)
+    for i in range(len(changed)):
+        if rng.random() < settings.probability:
+            low = changed[i - 1] if i else 1.0
+            high = factors[i + 1] if i + 1 < len(factors) else upper
+            steps = range(math.ceil(low / settings.step), math.floor(high / settings.step) + 1)
+            if steps:
+                changed[i] = round(rng.choice(steps) * settings.step, 10)
+    return changed
+
+
+def _crossed(parents: list[Factors], rng: random.Random) -> Factors:
+    """Each factor from one of two parents."""
+    one, other = rng.sample(parents, 2)
+    return [rng.choice(pair) for pair in zip(one, other, strict=True)]
