@@ -29,6 +29,7 @@ ORDER = (
     "serving.page",
     "serving.gguf",
     "serving.verify",
+    "serving.vllm_child",
     "serving.engines",
     "checkpoint",
     "train",
@@ -37,6 +38,7 @@ ORDER = (
     "export",
     "measure",
     "recall",
+    "results",
     "compare",
     "sweep",
     "card",
@@ -67,7 +69,8 @@ def imports(path: Path) -> list[tuple[str, bool]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = own[: len(own) - (node.level - 1)]
-            found.append((".".join([*base, *(node.module or "").split(".")]).strip("."), id(node) in inside))
+            modules = [node.module] if node.module else [alias.name for alias in node.names]
+            found += [(".".join([*base, module]), id(node) in inside) for module in modules]
     return found
 
 

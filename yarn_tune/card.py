@@ -5,8 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from .compare import of_json, table
 from .export import base_folder
+from .results import of_json, table
 from .sections import Recipe
 from .train import Run
 

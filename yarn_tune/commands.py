@@ -65,7 +65,8 @@ def train_command(options: argparse.Namespace) -> Result:
 
 def compare_command(options: argparse.Namespace) -> Result:
     """Measure every method."""
-    from .compare import as_json, compare, named_rows, table
+    from .compare import compare, named_rows
+    from .results import as_json, table
     from .sweep import sweep, sweep_table
 
     options.overrides = [word for word in options.others if "=" in word]
@@ -161,11 +162,12 @@ def _serve_line(path: Path) -> str:
 def run_command(options: argparse.Namespace) -> Result:
     """Train, compare, export, verify and report."""
     from .card import write_card
-    from .compare import as_json, compare, named_rows, table
+    from .compare import compare, named_rows
     from .evolve import learn
     from .export import export
     from .plan import plan
     from .report import write_report
+    from .results import as_json, table
     from .serving.verify import verify
     from .tunable import Start
 

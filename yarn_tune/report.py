@@ -6,11 +6,12 @@ from typing import Any
 
 import matplotlib as mpl
 
-from .compare import Comparison, Tuned, table
+from .compare import Tuned
 from .data import build_rows
 from .families import load_tokenizer
 from .positions import Coverage
 from .recall import of_json as cells_of
+from .results import Comparison, table
 from .retrieval import heat_map
 from .rope import default_inv_freq, ntk_inv_freq
 from .train import Run
