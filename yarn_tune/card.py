@@ -15,7 +15,7 @@ def write_card(run: Run, export: Path) -> Path:
     """Write the card of a finished export; the comparison goes in if there is one."""
     recipe = run.recipe
     fidelity = json.loads((export / "fidelity.json").read_text(encoding="utf-8"))
-    window = json.loads((export / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+    window = fidelity["window"]
     header = {"base_model": recipe.base.model, **licence_of(recipe), "tags": ["long-context", "rope", "yarn_tune"]}
     learned = fidelity["learned"]
     numbers = "one factor per rotary pair" if learned["factors"] else f"RoPE scale {learned['scale']:.6g}"

@@ -152,7 +152,8 @@ def verify_command(options: argparse.Namespace) -> Result:
 
 
 def _window(path: Path) -> int:
-    return int(json.loads((path / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"])
+    """What was asked for; max_position_embeddings may be a little more, to carry the learned numbers."""
+    return int(json.loads((path / "fidelity.json").read_text(encoding="utf-8"))["window"])
 
 
 def _serve_line(path: Path) -> str:

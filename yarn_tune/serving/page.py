@@ -44,7 +44,7 @@ def serving_page(
     differences: dict[int, float],
 ) -> str:
     """The page, in Markdown."""
-    window = served.max_position_embeddings
+    window = learned.window
     lost = unserved(served, learned, replace(aim, stacks=tuple(STACKS)))
     asked = [f"| {n} ({STACKS[n].versions}) | `{command(n, window)}` |" for n in aim.stacks]
     others = [
@@ -87,8 +87,7 @@ def serving_page(
 
 def _carried(base: str, learned: Learned, served: Served, aim: Target, folded: Folded | None) -> list[str]:
     """What stands where."""
-    section = served.rope_parameters
-    window = served.max_position_embeddings
+    section, longest = served.rope_parameters, served.max_position_embeddings
     layers = f", of {FULL} layers only" if layout_of(aim.base).nested else ""
     place = "config.json, under the key of each reader" if folded is None else "folded into the queries"
     lines = [
@@ -96,7 +95,8 @@ def _carried(base: str, learned: Learned, served: Served, aim: Target, folded: F
         "",
         f"- Frequencies: config.json, `rope_type: {section['rope_type']}`{layers}.",
         f"- Attention factor {learned.attention_factor:.6g} (of cos and sin; logits: its square): {place}.",
-        f"- Window: max_position_embeddings = {window}; the tokenizer's model_max_length is the same.",
+        f"- Window: {learned.window}. max_position_embeddings and the tokenizer's model_max_length are {longest}: the "
+        "lengths in the config are chosen such that every stack computes the same frequencies and multiplier.",
     ]
     if folded is not None:
         lines += [
@@ -109,7 +109,7 @@ def _carried(base: str, learned: Learned, served: Served, aim: Target, folded: F
         lines += [
             "- Nothing is folded: the weight files are the base's, byte for byte. Without this checkpoint:",
             "",
-            f"      vllm serve {base} --max-model-len {window} --hf-overrides '{overrides}'",
+            f"      vllm serve {base} --max-model-len {learned.window} --hf-overrides '{overrides}'",
         ]
     for name, reason in (aim.left_out or {}).items():
         lines.append(f"- Left out: {name} {reason}.")
