@@ -103,9 +103,11 @@ def checkpoints(tmp_path_factory) -> dict[tuple[str, str], Path]:
 @pytest.fixture(scope="module")
 def served(checkpoints, vllm_python):
     jobs = {case: demo_job(path) if case[0] == "demo" else job(path) for case, path in checkpoints.items()}
-    return dict(
-        zip(jobs, zip(jobs.values(), vllm_logprobs(list(jobs.values()), vllm_python), strict=True), strict=True)
-    )
+    long = demo_job(checkpoints["demo", "ramp"], kv_cache_dtype="fp8")
+    jobs["fp8", "ramp"] = long
+    jobs["fp8", "base"] = Job(str(DEMO), [prompt[:255] for prompt in long.prompts], long.options)
+    said = vllm_logprobs(list(jobs.values()), vllm_python)
+    return {case: (asked, answer) for (case, asked), answer in zip(jobs.items(), said, strict=True)}
 
 
 EVERY = [*CASES, *(("demo", learned) for learned in ("scale-below", "ramp", "frequency"))]
