@@ -115,6 +115,10 @@ class Yarn:
     truncate: Literal["read", "always", "never"] = "read"
     nested_truncate: bool = True
     """Whether `truncate` is read where the section is that of one kind of layer."""
+    needs_beta: bool = False
+    """Whether yarn is ignored, silently, where the key `beta_fast` is missing."""
+    whole_head: bool = False
+    """Whether the ramp is computed over the whole head, wrongly where only part of it is rotated."""
 
     def tables(self, view: View) -> tuple[Table, ...]:
         """The one table there is."""
@@ -122,6 +126,10 @@ class Yarn:
         factor = section.get("factor")
         if factor is None or (self.factor == "ratio" and view.original):
             factor = view.longest / original
+        if self.needs_beta and "beta_fast" not in section:
+            return (Table(default_inv_freq(view.theta, view.dim), 1.0),)
+        if self.whole_head and view.dim != view.layout.head_dim:
+            raise Refused("it computes the ramp over the whole head, of which this model rotates only a part")
         if section.get("extrapolation_factor", 1) != 1:
             raise Refused("extrapolation_factor is not 1, which this check does not model")
         fixed = self.betas == "fixed"

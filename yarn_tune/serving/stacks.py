@@ -276,7 +276,7 @@ STACKS: dict[str, Stack] = {
         ),
         Stack(
             "onnx-genai", "0.9", "https://github.com/microsoft/onnxruntime-genai/blob/main/src/python/py/models/builder.py",
-            "source", parameters_first, Yarn(genai_multiplier, truncate="never"),
+            "source", parameters_first, Yarn(genai_multiplier, truncate="never", needs_beta=True, whole_head=True),
             "outside Phi-3 and Phi-MoE its builder drops longrope without a word", rows=lambda view: view.longest,
         ),
         Stack(
