@@ -171,6 +171,16 @@ def test_plan_warns_about_untrained_distances(recipe, capsys):
     assert "WARNING" not in capsys.readouterr().out
 
 
+def test_plan_says_what_will_be_served(recipe, capsys):
+    assert main(["plan", str(recipe)]) == 0
+    assert "serves    transformers, transformers-4.57, vllm, vllm-0.29, sglang, lmdeploy" in capsys.readouterr().out
+    message = fails(capsys, "plan", str(recipe), "export.stacks=[turbomind, vllm]")
+    assert "turbomind: does not load it: RuntimeError: Unsupported rope type: longrope" in message
+    save_tiny(recipe.parent / "gemma", "gemma")
+    assert main(["plan", str(recipe), f"base.model={recipe.parent / 'gemma'}"]) == 0
+    assert "not served: sglang runs gemma without any RoPE scaling" in capsys.readouterr().out
+
+
 def test_a_failed_check_is_exit_code_three(recipe, capsys, monkeypatch):
     assert main(["train", str(recipe)]) == 0
     monkeypatch.setattr("yarn_tune.export._logit_difference", lambda *models: 2e-4)

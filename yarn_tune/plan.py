@@ -19,7 +19,8 @@ from .objectives import CHUNK
 from .packing import Row
 from .positions import Coverage, coverage, place_contiguous
 from .sections import Recipe
-from .tunable import Start
+from .serving.profiles import Target, settle
+from .tunable import Start, TunableRotary
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Plan:
     rows: RowSet | None
     coverage: Coverage
     notes: list[str]
+    target: Target | None = None
 
     def text(self) -> str:
         """For people."""
@@ -69,6 +71,8 @@ class Plan:
             lines.append(
                 f"  memory    {cost.weights_gib:.2f} GiB weights + about {cost.activations_gib:.2f} GiB a process"
             )
+        if self.target is not None:
+            lines.append(f"  serves    {', '.join(self.target.stacks)}")
         lines += ["  covers    relative distances trained (share of pairs):", *_histogram(self.coverage)]
         return "\n".join([*lines, *(f"  note      {note}" for note in self.notes)])
 
@@ -100,8 +104,17 @@ def plan(recipe: Recipe) -> Plan:
     if recipe.data.positions == "skip":
         notes.append("WARNING: skip rows are an experiment: with frozen weights they favour local text (README)")
     numbers = None if start is None else _learned_numbers(recipe, start)
+    target = None if start is None else _target(recipe, start, notes)
     cost = None if config is None else estimate_cost(recipe, config)
-    return Plan(recipe, start, numbers, cost, rows, covered, notes)
+    return Plan(recipe, start, numbers, cost, rows, covered, notes, target)
+
+
+def _target(recipe: Recipe, start: Start, notes: list[str]) -> Target:
+    """The stacks to be served; raises if one of those asked for cannot be."""
+    target = Target.of_recipe(recipe)
+    settle(TunableRotary(torch.nn.Identity(), start, recipe.rope.learn).learned(), target)
+    notes += [f"not served: {name} {reason}" for name, reason in (target.left_out or {}).items()]
+    return target
 
 
 def _learned_numbers(recipe: Recipe, start: Start) -> int:
