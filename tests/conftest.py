@@ -130,6 +130,7 @@ def finished_run(
     **offsets: float,
 ) -> Run:
     """A run that has learned something definite, without the training."""
+    folder.mkdir(parents=True, exist_ok=True)
     base = base or save_tiny(folder / "base", family)
     overrides = [f"rope.learn={learn}", f"rope.window={window}", *settings]
     recipe = parse_recipe(recipe_tree(base, folder), overrides)
