@@ -37,7 +37,9 @@ def main() -> None:
     options = parser.parse_args()
     curves = {"gradient": by_gradient(options.runs / "bench-gradient")}
     for rows in options.rows:
-        curves[f"search, {rows} row{'s' * (rows > 1)} a candidate"] = by_search(options.runs / f"bench-search-{rows}", rows)
+        curves[f"search, {rows} row{'s' * (rows > 1)} a candidate"] = by_search(
+            options.runs / f"bench-search-{rows}", rows
+        )
     (options.out / "search-vs-gradient.json").write_text(json.dumps(curves, indent=1) + "\n")
     picture(curves, options.out / "search-vs-gradient.png")
     print(json.dumps(curves, indent=1))

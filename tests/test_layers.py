@@ -22,6 +22,7 @@ ORDER = (
     "search",
     "serving",
     "serving.readers",
+    "serving.rules",
     "serving.stacks",
     "serving.folding",
     "serving.carriers",

@@ -27,7 +27,7 @@ from ..errors import CheckFailed, UserError
 from ..families import config_json, layout_of
 from ..rope import default_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
 from .profiles import FREQUENCY_TOLERANCE, MULTIPLIER_TOLERANCE, frequency_error
-from .stacks import v5_sections
+from .rules import v5_sections
 
 try:
     import gguf

@@ -111,8 +111,12 @@ class Yarn:
     """The key, or M / O wherever O is given."""
     ramp_over: Literal["original", "longest"] = "original"
     """Which length the betas count turns in."""
-    betas: Literal["read", "fixed"] = "read"
-    truncate: Literal["read", "always", "never"] = "read"
+    betas: Literal["read", "strict", "fixed"] = "read"
+    """Whether 0 and null stand for the default, or (strict) are errors."""
+    null_factor: bool = False
+    """Whether `factor: null` stands for M / O; elsewhere it is an error."""
+    truncate: Literal["read", "by release", "always", "never"] = "read"
+    """`by release`: only the newest of these releases read it, so it must not be false."""
     nested_truncate: bool = True
     """Whether `truncate` is read where the section is that of one kind of layer."""
     needs_beta: bool = False
@@ -123,8 +127,8 @@ class Yarn:
     def tables(self, view: View) -> tuple[Table, ...]:
         """The one table there is."""
         section, original = view.section, view.original or view.longest
-        factor = section.get("factor")
-        if factor is None or (self.factor == "ratio" and view.original):
+        factor = section["factor"]
+        if (factor is None and self.null_factor) or (self.factor == "ratio" and view.original):
             factor = view.longest / original
         if self.needs_beta and "beta_fast" not in section:
             return (Table(default_inv_freq(view.theta, view.dim), 1.0),)
@@ -133,7 +137,12 @@ class Yarn:
         if section.get("extrapolation_factor", 1) != 1:
             raise Refused("extrapolation_factor is not 1, which this check does not model")
         fixed = self.betas == "fixed"
-        truncate = self.truncate == "always" or (self.truncate == "read" and section.get("truncate", True))
+        if self.betas == "strict" and not all(section.get(key, 1) for key in ("beta_fast", "beta_slow")):
+            raise Refused("it computes with a beta of 0 or null as written, and fails")
+        if self.truncate == "by release" and not section.get("truncate", True):
+            raise Refused("truncate is false, and not all of these releases read it")
+        reads = self.truncate in ("read", "by release")
+        truncate = self.truncate == "always" or (reads and section.get("truncate", True))
         if view.layout.nested and not self.nested_truncate:
             truncate = True
         inv_freq = yarn_inv_freq(
@@ -154,8 +163,8 @@ class Longrope:
 
     multiplier: Literal["attention_factor", "mscale", "formula"]
     """The key it reads first; without it (and for `formula` always) sqrt(1 + ln r / ln O)."""
-    selects: Literal["by length", "by window", "by ratio", "long"] = "by length"
-    """Long factors from O + 1 tokens on; or always if the window exceeds O; or if r exceeds 1; or always."""
+    selects: Literal["by length", "by window", "by release", "long"] = "by length"
+    """Long factors from O + 1 tokens on; or always if the window exceeds O; or by a rule that changed; or always."""
     original: Literal["section", "top", "needs top"] = "section"
     """Where O is read, else M; and whether the stack fails without it at the top level."""
     ratio: Literal["lengths", "key", "key without top"] = "lengths"
@@ -169,15 +178,19 @@ class Longrope:
         original = (view.original if self.original == "section" else None) or top or view.longest
         if original <= 1:
             raise Refused("an original length of 1 divides by zero")
-        by_key = self.ratio == "key" or (self.ratio == "key without top" and top is None)
+        keyed = self.ratio == "key without top" and top is None
+        used = self.selects == "by release" or section.get("attention_factor") is None
+        if keyed and used and section.get("factor") is None:
+            raise Refused("it needs factor, or original_max_position_embeddings at the top level of the config")
+        by_key = keyed or self.ratio == "key"
         ratio = section["factor"] if by_key and section.get("factor") is not None else view.longest / original
         formula = longrope_attention_factor(ratio, original)
         if self.selects == "long" or (self.selects == "by window" and window > original):
             return (self._table(view, "long", formula),)
-        if self.selects == "by ratio":
-            return (self._table(view, "long" if ratio > 1 else "short", formula),)
+        if self.selects == "by release" and section["short_factor"] != section["long_factor"]:
+            raise Refused("short_factor and long_factor differ, and which is used differs from release to release")
         short = self._table(view, "short", formula)
-        if self.selects == "by window" or window <= original:
+        if self.selects in ("by window", "by release") or window <= original:
             return (short,)
         return short, replace(self._table(view, "long", formula), above=original)
 

@@ -4,154 +4,33 @@ The facts were read from the pinned sources named in each entry; `readers.py` sa
 listed as `unscaled` are run by that stack without any RoPE scaling, whatever the config says, and without a word.
 """
 
-import math
-
 from ..errors import UserError
-from ..families import FULL, Layout
-from .readers import ORIGINAL, Longrope, Reading, Section, Stack, View, Yarn, gain, read
+from .readers import Longrope, Reading, Section, Stack, Yarn, read
+from .rules import (
+    attention_factor_only,
+    genai_multiplier,
+    hf_multiplier,
+    lmdeploy_multiplier,
+    lmdeploy_sections,
+    mscale_multiplier,
+    old_hf_multiplier,
+    old_vllm_multiplier,
+    old_vllm_window,
+    own_multiplier,
+    parameters_first,
+    scaling_first,
+    sglang_multiplier,
+    sglang_window,
+    turbomind_multiplier,
+    v4_sections,
+    v5_sections,
+    vllm_rows,
+    vllm_sections,
+    vllm_window,
+)
 
 HF = "https://github.com/huggingface/transformers/blob"
 VLLM = "https://github.com/vllm-project/vllm/blob"
-
-
-# Where the section and theta come from.
-
-
-def v5_sections(config: Section, layout: Layout) -> dict[str, Section]:
-    """Version 5: rope_scaling wins over rope_parameters; theta inside it, else beside it, else the family's.
-
-    O at the top level wins over O inside.
-    """
-    scaling, parameters = config.get("rope_scaling"), config.get("rope_parameters")
-    if layout.nested:
-        parts = {kind: dict((parameters or {}).get(kind) or {}) for kind in layout.kinds}
-        parts[FULL] = parts.get(FULL, {}) | (scaling or {})
-        local = config.get("rope_local_base_freq")
-        thetas = {k: config.get("rope_theta") if k == FULL or local is None else local for k in parts}
-        return {k: {"rope_theta": thetas[k] or layout.thetas[k]} | part for k, part in parts.items()}
-    section = dict(scaling or parameters or {})
-    if layout.original is not None:
-        section[ORIGINAL] = layout.original
-    return {"": {"rope_theta": config.get("rope_theta") or layout.thetas[""]} | section}
-
-
-def v4_sections(config: Section, layout: Layout) -> dict[str, Section]:
-    """Version 4: rope_scaling, and theta beside it."""
-    section = dict(config.get("rope_scaling") or {})
-    if not layout.nested:
-        return {"": section | {"rope_theta": config.get("rope_theta") or layout.thetas[""]}}
-    theta = config.get("rope_theta") or layout.thetas[FULL]
-    local = config.get("rope_local_base_freq") or (layout.thetas[FULL] if layout.model_type == "olmo3" else None)
-    parts = {kind: {"rope_theta": local or layout.thetas[kind]} for kind in layout.kinds}
-    return parts | {FULL: section | {"rope_theta": theta}}
-
-
-def parameters_first(config: Section, layout: Layout) -> dict[str, Section]:
-    """First rope_parameters, else rope_scaling; theta inside, else beside."""
-    section = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    return {"": {"rope_theta": config.get("rope_theta") or layout.thetas.get("", 1e4)} | section}
-
-
-def scaling_first(config: Section, layout: Layout) -> dict[str, Section]:
-    """First rope_scaling, else rope_parameters; theta beside, else inside."""
-    section = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
-    theta = config.get("rope_theta") or section.get("rope_theta") or layout.thetas.get("", 1e4)
-    return {"": section | {"rope_theta": theta}}
-
-
-# What multiplies cos and sin under yarn.
-
-
-def _ratio(section: Section, factor: float) -> float | None:
-    """DeepSeek's form, where both values are given."""
-    weight, all_dim = section.get("mscale"), section.get("mscale_all_dim")
-    return gain(factor, weight) / gain(factor, all_dim) if weight and all_dim else None
-
-
-def hf_multiplier(section: Section, factor: float) -> float:
-    """The key attention_factor, else the mscale pair, else 0.1 ln s + 1."""
-    given = section.get("attention_factor")
-    return float(given if given is not None else _ratio(section, factor) or gain(factor))
-
-
-def attention_factor_only(section: Section, factor: float) -> float:
-    """The key attention_factor, else 0.1 ln s + 1."""
-    given = section.get("attention_factor")
-    return float(given if given is not None else gain(factor))
-
-
-def old_hf_multiplier(section: Section, factor: float) -> float:
-    """The key attention_factor, else 0.1 ln s + 1 also below s = 1."""
-    given = section.get("attention_factor")
-    return float(given if given is not None else 0.1 * math.log(factor) + 1.0)
-
-
-def old_vllm_multiplier(section: Section, factor: float) -> float:
-    """(0.1 ln s + 1) x attn_factor, or attn_factor alone if apply_yarn_scaling is false."""
-    own = gain(factor) if section.get("apply_yarn_scaling", True) else 1.0
-    return own * float(section.get("attn_factor", 1.0))
-
-
-def sglang_multiplier(section: Section, factor: float) -> float:
-    """(mscale ratio, else 0.1 ln s + 1) x attn_factor."""
-    weight, all_dim = section.get("mscale"), section.get("mscale_all_dim")
-    own = gain(factor) if weight is None or all_dim is None else gain(factor, weight) / gain(factor, all_dim)
-    return own * float(section.get("attn_factor", 1.0))
-
-
-def mscale_multiplier(section: Section, factor: float) -> float:
-    """The mscale ratio, with 1 and 0 where a key is missing."""
-    return gain(factor, section.get("mscale", 1.0)) / gain(factor, section.get("mscale_all_dim", 0.0))
-
-
-def turbomind_multiplier(section: Section, factor: float) -> float:
-    """As Hugging Face, but from the factor as written, not from the one in use."""
-    return hf_multiplier(section, float(section.get("factor") or factor))
-
-
-def own_multiplier(section: Section, factor: float) -> float:
-    """0.1 ln s + 1, whatever the config says."""
-    return gain(factor)
-
-
-def genai_multiplier(section: Section, factor: float) -> float:
-    """The mscale ratio if both are positive; mscale alone is the multiplier itself; else 0.1 ln s + 1."""
-    alone = section.get("mscale")
-    return _ratio(section, factor) or (float(alone) if alone else gain(factor))
-
-
-# Windows and tables that follow from the section.
-
-
-def old_vllm_window(view: View) -> int:
-    """O x s for yarn, M x s for linear; M, or O where it stands at the top level, for longrope."""
-    factor = view.section.get("factor")
-    if view.rope_type == "yarn" and factor is not None:
-        return int((view.original or view.longest) * factor)
-    return vllm_window(view)
-
-
-def vllm_window(view: View) -> int:
-    """M; M x s for linear; for longrope O if it stands at the top level."""
-    if view.rope_type == "linear":
-        return int(view.longest * view.section.get("factor", 1.0))
-    if view.rope_type == "longrope" and view.layout.original is not None:
-        return int(view.layout.original)
-    return view.longest
-
-
-def vllm_rows(view: View) -> int:
-    """Yarn holds ceil(O x s) positions, whatever the window."""
-    factor = view.section.get("factor")
-    if view.rope_type == "yarn" and factor is not None:
-        return int(math.ceil((view.original or view.longest) * factor))
-    return vllm_window(view)
-
-
-def sglang_window(view: View) -> int:
-    """M, scaled by the factor where O is not given."""
-    unscaled = view.original is not None or view.rope_type in ("llama3", "default")
-    return int(view.longest * (1.0 if unscaled else view.section.get("factor", 1.0)))
 
 
 NEOX_ONLY = "it takes longrope only where pairs are halves of the head"
@@ -179,7 +58,8 @@ STACKS: dict[str, Stack] = {
     for stack in (
         Stack(
             "transformers", ">= 5.0", f"{HF}/v5.23.0/src/transformers/modeling_rope_utils.py#L346", "run: 5.23",
-            v5_sections, Yarn(hf_multiplier, nested_truncate=False), HF_LONG, nested=True,
+            v5_sections, Yarn(hf_multiplier, null_factor=True, nested_truncate=False), HF_LONG,
+            nested=True,
         ),
         Stack(
             "transformers-4.57", "4.56 to 4.57", f"{HF}/v4.57.6/src/transformers/modeling_rope_utils.py#L268",
@@ -188,26 +68,28 @@ STACKS: dict[str, Stack] = {
         ),
         Stack(
             "transformers-4.55", "4.51 to 4.55", f"{HF}/v4.55.4/src/transformers/modeling_rope_utils.py#L194",
-            "run: 4.55.4 (truncate is not read before it)", v4_sections, Yarn(hf_multiplier, factor="ratio"),
+            "run: 4.51.3, 4.55.4", v4_sections, Yarn(hf_multiplier, factor="ratio", truncate="by release"),
             Longrope("attention_factor", original="top", ratio="key without top"), top_partial=True,
         ),
         Stack(
             "transformers-4.50", "4.45 to 4.50", f"{HF}/v4.50.3/src/transformers/modeling_rope_utils.py#L161",
             "run: 4.45.2, 4.50.3", v4_sections, Yarn(old_hf_multiplier, ramp_over="longest", truncate="always"),
-            Longrope("attention_factor", original="top", ratio="key without top", selects="by ratio"),
+            Longrope("attention_factor", original="top", ratio="key without top", selects="by release"),
             top_partial=True,
         ),
         Stack(
             "vllm", ">= 0.30", f"{VLLM}/v0.32.0/vllm/model_executor/layers/rotary_embedding/__init__.py#L243",
-            "run: 0.32.0", v5_sections, Yarn(hf_multiplier), Longrope("mscale", selects="by window"), vllm_window,
-            vllm_rows, nested=True, modelling=VLLM_MODELLING, interleaved_longrope=False,
+            "run: 0.32.0", vllm_sections, Yarn(hf_multiplier, betas="strict"),
+            Longrope("mscale", selects="by window"), vllm_window, vllm_rows, nested=True,
+            modelling=VLLM_MODELLING, interleaved_longrope=False,
             refused={"gpt_oss": "it builds gpt-oss's rope itself and reads no attention_factor"},
         ),
         Stack(
             "vllm-0.29", "0.12 to 0.29",
             f"{VLLM}/v0.28.0/vllm/model_executor/layers/rotary_embedding/__init__.py#L243", "run: 0.28.0",
-            v5_sections, Yarn(old_vllm_multiplier), Longrope("mscale", selects="by window"), old_vllm_window,
-            vllm_rows, nested=True, interleaved_longrope=False,
+            vllm_sections, Yarn(old_vllm_multiplier, betas="strict"),
+            Longrope("mscale", selects="by window"), old_vllm_window, vllm_rows, nested=True,
+            interleaved_longrope=False,
         ),
         Stack(
             "vllm-0.11", "0.6 to 0.11", f"{VLLM}/v0.11.0/vllm/model_executor/layers/rotary_embedding/__init__.py",
@@ -223,14 +105,15 @@ STACKS: dict[str, Stack] = {
         ),
         Stack(
             "lmdeploy", "0.14 to 0.18, PyTorch engine",
-            "https://github.com/InternLM/lmdeploy/blob/v0.18.0/lmdeploy/pytorch/nn/rotary_embedding.py", "source",
-            v5_sections, Yarn(hf_multiplier), Longrope("formula"), unscaled=frozenset({"cogvlm", "minicpm3", "phimoe"}),
+            "https://github.com/InternLM/lmdeploy/blob/v0.18.0/lmdeploy/pytorch/nn/rotary_embedding.py",
+            "run: its rotary modules of 0.18.0", lmdeploy_sections, Yarn(lmdeploy_multiplier, betas="strict"),
+            Longrope("formula"), unscaled=frozenset({"cogvlm", "minicpm3", "phimoe"}),
         ),
         Stack(
             "turbomind", "LMDeploy 0.14 to 0.18, TurboMind engine",
             "https://github.com/InternLM/lmdeploy/blob/v0.18.0/lmdeploy/turbomind/models/utils.py#L75",
-            "run: its parse_rope_param of 0.18.0; the C++ side from source", parameters_first,
-            Yarn(turbomind_multiplier, factor="ratio", ramp_over="longest", truncate="always"),
+            "run: its parse_rope_param of 0.18.0; the C++ side from source", lmdeploy_sections,
+            Yarn(turbomind_multiplier, factor="ratio", ramp_over="longest", betas="strict", truncate="always"),
             "RuntimeError: Unsupported rope type: longrope",
         ),
         Stack(
@@ -288,7 +171,7 @@ STACKS: dict[str, Stack] = {
         Stack(
             "openvino", "optimum-intel 1.2x (traces transformers' modules)",
             f"{HF}/v5.23.0/src/transformers/modeling_rope_utils.py#L346", "source", v5_sections,
-            Yarn(hf_multiplier, nested_truncate=False), HF_LONG, nested=True,
+            Yarn(hf_multiplier, null_factor=True, nested_truncate=False), HF_LONG, nested=True,
         ),
     )
 }  # fmt: skip

@@ -18,7 +18,8 @@ from ..families import FULL, config_json, layout_of
 from ..rope import yarn_attention_factor
 from .profiles import Target, Wanted, faults, frequency_error
 from .readers import ORIGINAL, Reading, Section
-from .stacks import STACKS, reading, v5_sections
+from .rules import v5_sections
+from .stacks import STACKS, reading
 
 
 @dataclass(frozen=True)
