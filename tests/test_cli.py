@@ -208,3 +208,17 @@ def test_two_processes_equal_one(recipe):
 def test_help_names_every_command():
     done = subprocess.run([sys.executable, "-m", "yarn_tune", "--help"], capture_output=True, text=True, check=True)
     assert all(command in done.stdout for command in GOOD_COMMANDS)
+
+
+def test_what_libraries_print_stays_off_stdout(capsys, monkeypatch):
+    """DeepSpeed logs to stdout when it is imported; `--json` promises one object there."""
+
+    def command(options):
+        print("a library speaks")
+        return "text", {"value": 1}
+
+    monkeypatch.setattr("yarn_tune.commands.plan_command", command)
+    assert main(["plan", "recipe.yaml", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"value": 1}
+    assert "a library speaks" in err

@@ -5,6 +5,7 @@ object goes to stdout; progress and logs always go to stderr.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -19,7 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], Result] = options.command
     try:
-        text, value = command(options)
+        # DeepSpeed logs to stdout when it is imported, which would spoil the one JSON object there.
+        with contextlib.redirect_stdout(sys.stderr):
+            text, value = command(options)
     except UserError as error:
         print(f"yarn-tune: {error}", file=sys.stderr)
         return 2
