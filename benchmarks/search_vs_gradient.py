@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file
 from yarn_tune.compare import Tuned, compare
 from yarn_tune.evolve import evolve, offsets_of
+from yarn_tune.learned import Start
 from yarn_tune.recipe import load_recipe
 from yarn_tune.train import Run, train
-from yarn_tune.tunable import Start, TunableRotary
+from yarn_tune.tunable import TunableRotary
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

@@ -10,11 +10,10 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-from yarn_tune.families import load_config, rope_facts
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.serving.profiles import Target, settle
 from yarn_tune.train import Run, claim_folder
-from yarn_tune.tunable import Start, TunableRotary
+from yarn_tune.tunable import at_start
 
 NATIVE = 64
 VOCABULARY = 128
@@ -136,8 +135,7 @@ def finished_run(
     recipe = parse_recipe(recipe_tree(base, folder), overrides)
     run = Run(recipe, folder / "run")
     claim_folder(run)
-    start = Start.of(rope_facts(load_config(str(base))), recipe.rope)
-    rotary = TunableRotary(torch.nn.Identity(), start, learn)
+    rotary = at_start(recipe)
     generator = torch.Generator().manual_seed(0)
     numbers = {n: 0.2 * torch.randn(t.shape, generator=generator) for n, t in rotary.numbers().items()}
     numbers |= {name: torch.full_like(numbers[name], value) for name, value in offsets.items()}

@@ -12,11 +12,11 @@ from yarn_tune.errors import UserError
 from yarn_tune.evolve import evolve
 from yarn_tune.export import export
 from yarn_tune.families import RopeFacts
+from yarn_tune.learned import Start
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.rope import default_inv_freq, longrope_inv_freq, ntk_inv_freq
 from yarn_tune.search import SearchState, Settings, initial_factors, search
 from yarn_tune.train import Run
-from yarn_tune.tunable import Start
 
 DIM, FACTOR = 32, 8.0
 FACTS = RopeFacts(model_type="llama", theta=1e4, dim=DIM, head_dim=DIM, native=128, partial_rotary_factor=1.0)

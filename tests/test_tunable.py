@@ -8,11 +8,12 @@ from conftest import FAMILY_SIZES, NATIVE, VOCABULARY, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM
 from yarn_tune.errors import UserError
 from yarn_tune.families import FAMILIES, rope_facts, rotary_site
+from yarn_tune.learned import Start
 from yarn_tune.objectives import NextToken
 from yarn_tune.rope import yarn_attention_factor
 from yarn_tune.sections import Rope
 from yarn_tune.train import checkpoint_layers
-from yarn_tune.tunable import Start, attach, attach_fixed, detach
+from yarn_tune.tunable import attach, attach_fixed, detach
 
 WINDOW = 4 * NATIVE
 IDS = torch.randint(VOCABULARY, (2, 200), generator=torch.Generator().manual_seed(1))

@@ -60,7 +60,7 @@ def train_command(options: argparse.Namespace) -> Result:
     run = _open(options)
     learned = learn(run)
     values = "\n".join(f"  {name} {value:.6g}" for name, value in learned.summary().items())
-    return f"learned, in {run.folder}:\n{values}", {"run": str(run.folder), "learned": asdict(learned)}
+    return f"learned, in {run.folder}:\n{values}", {"run": str(run.folder), "learned": learned.as_json()}
 
 
 def compare_command(options: argparse.Namespace) -> Result:
@@ -166,11 +166,11 @@ def run_command(options: argparse.Namespace) -> Result:
     from .compare import compare, named_rows
     from .evolve import learn
     from .export import export
+    from .learned import Start
     from .plan import plan
     from .report import write_report
     from .results import as_json, table
     from .serving.verify import verify
-    from .tunable import Start
 
     run = _open(options)
     if is_main_process():

@@ -19,7 +19,8 @@ from .data import heldout_excerpts
 from .errors import UserError
 from .export import learned_of
 from .families import load_tokenizer
-from .measure import Meter, TableOf
+from .learned import Learned, Start
+from .measure import Meter, Method
 from .perplexity import Nats, bucket_edges, by_position, span_nats
 from .recall import recall
 from .recipe import load_recipe
@@ -33,7 +34,6 @@ from .rope import (
 )
 from .sections import Recipe
 from .train import Run
-from .tunable import Learned, Start
 
 
 @dataclass(frozen=True)
@@ -78,23 +78,20 @@ def named_rows(run: Run, others: list[Path]) -> tuple[dict[str, Tuned], list[Pat
     return {name: tuned_of(one) for name, one in zip(names, runs, strict=True)}, checkpoints
 
 
-def methods(start: Start, tuned: dict[str, Tuned]) -> dict[str, TableOf | None]:
-    """Method name -> its table; None is the base with its native window slid."""
+def methods(start: Start, tuned: dict[str, Tuned]) -> dict[str, Method | None]:
+    """Method name -> how it rotates; None is the base with its native window slid."""
     facts, native, factor = start.facts, start.native, start.factor
     theta, dim = facts.theta, facts.dim
 
-    def fixed(inv_freq: Tensor, attention_factor: float = 1.0) -> TableOf:
-        return lambda length: (inv_freq, attention_factor)
-
-    tables: dict[str, TableOf | None] = {
-        "none": fixed(default_inv_freq(theta, dim)),
+    found: dict[str, Method | None] = {
+        "none": Method.fixed(default_inv_freq(theta, dim)),
         "native-window": None,
-        "linear": fixed(linear_inv_freq(theta, dim, factor)),
-        "ntk": fixed(ntk_inv_freq(theta, dim, factor)),
-        "dynamic": lambda length: (dynamic_ntk_inv_freq(theta, dim, factor, length, native), 1.0),
-        "yarn": fixed(start.inv_freq(), yarn_attention_factor(factor)),
+        "linear": Method.fixed(linear_inv_freq(theta, dim, factor)),
+        "ntk": Method.fixed(ntk_inv_freq(theta, dim, factor)),
+        "dynamic": Method(lambda length: (dynamic_ntk_inv_freq(theta, dim, factor, length, native), 1.0)),
+        "yarn": Method.fixed(start.inv_freq(), yarn_attention_factor(factor)),
     }
-    return tables | {name: fixed(one.learned.inv_freq(), one.learned.attention_factor) for name, one in tuned.items()}
+    return found | {name: Method.of(one.learned) for name, one in tuned.items()}
 
 
 def compare(
@@ -118,10 +115,10 @@ def compare(
     meter = Meter(recipe.base, run.folder / "nats", recipe.eval.chunk)
     comparison = Comparison(start.native, start.window, edges, [label for label, _ in excerpts], [])
     measured: dict[str, list[Tensor]] = {}
-    for method, table_of in tqdm(methods(start, tuned).items(), unit="method", file=sys.stderr):
+    for method, how in tqdm(methods(start, tuned).items(), unit="method", file=sys.stderr):
         if only is not None and method not in only:
             continue
-        measure = _measurer(meter, table_of, start.native, recipe.eval.stride)
+        measure = _measurer(meter, how, start.native, recipe.eval.stride)
         row, measured[method] = _row(method, measure, documents, lengths, edges, start.native)
         if method in tuned:
             row = replace(row, tokens_spent=tuned[method].tokens, seconds_spent=tuned[method].seconds)
@@ -153,11 +150,11 @@ Measure = Callable[[Tensor, int], tuple[Tensor, float]]
 """(document, length) -> nats of its first `length` tokens `[length - 1]`, and seconds."""
 
 
-def _measurer(meter: Meter, table_of: TableOf | None, native: int, stride: int | None) -> Measure:
+def _measurer(meter: Meter, how: Method | None, native: int, stride: int | None) -> Measure:
     def measure(document: Tensor, length: int) -> tuple[Tensor, float]:
-        if table_of is None:
+        if how is None:
             return meter.slid(document[:length], native, stride or max(1, native // 4))
-        return meter.tabled(table_of, document[:length])
+        return meter.tabled(how, document[:length])
 
     return measure
 
@@ -189,11 +186,11 @@ def _row(
 
 
 def _with_retrieval(
-    run: Run, comparison: Comparison, tables: dict[str, TableOf | None], tuned: dict[str, Tuned]
+    run: Run, comparison: Comparison, hows: dict[str, Method | None], tuned: dict[str, Tuned]
 ) -> Comparison:
     """Needles for the base, for search-free YaRN and for everything tuned."""
     rows = {row.method for row in comparison.rows} & {"none", "yarn", *tuned}
-    asked = {name: table for name, table in tables.items() if name in rows and table is not None}
+    asked = {name: how for name, how in hows.items() if name in rows and how is not None}
     found = recall(run, asked, comparison.native)
     shares = {name: one.accuracy(beyond=comparison.native) for name, one in found.items()}
     return replace(comparison, rows=[replace(row, retrieved=shares.get(row.method)) for row in comparison.rows])

@@ -22,13 +22,14 @@ from .checkpoint import write_atomically, write_json
 from .data import build_rows
 from .errors import UserError
 from .families import load_model, load_tokenizer
+from .learned import Learned, Start
 from .objectives import NextToken
 from .rope import longrope_inv_freq, yarn_attention_factor
 from .runtime import environment, start
 from .search import SearchState, Settings, initial_factors, search
 from .serving.profiles import Target, settle
 from .train import Run, claim_folder, collate, train
-from .tunable import Learned, Start, TunableRotary, attach_fixed
+from .tunable import at_start, attach_fixed
 
 HEADROOM = 1.25
 """Candidates may stretch a pair by up to this times window / native, as published."""
@@ -46,9 +47,9 @@ def evolve(run: Run) -> Learned:
         UserError: if the recipe, the base or the documents do not allow it.
     """
     recipe = run.recipe
-    begin = Start.of_recipe(recipe)
     target = Target.of_recipe(recipe)
-    rotary = TunableRotary(torch.nn.Identity(), begin, recipe.rope.learn)
+    rotary = at_start(recipe)
+    begin = rotary.start
     settle(rotary.learned(), target)
     rows = build_rows(recipe, load_tokenizer(recipe.base.model, recipe.base.revision))
     accelerator = start(recipe, run.folder)

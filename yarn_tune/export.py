@@ -25,14 +25,16 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from .checkpoint import write_json
 from .errors import CheckFailed, UserError
 from .families import is_hub_id, load_model, load_tokenizer, logit_transform, to_device
+from .learned import Learned
 from .objectives import CHUNK, hidden_states
+from .queries import site_of
 from .sections import Recipe
 from .serving.carriers import EXTRA_KEYS, Served
-from .serving.folding import Folded, fold_checkpoint, fold_named, gains_of, site_of
+from .serving.folding import Folded, fold_checkpoint, fold_named, gains_of
 from .serving.page import serving_page
 from .serving.profiles import Target, serve, settle
 from .train import Run
-from .tunable import Learned, Start, TunableRotary, attach_fixed, detach
+from .tunable import at_start, attach_fixed, detach
 
 COPIED = (
     "*.safetensors",
@@ -65,8 +67,7 @@ def learned_of(run: Run) -> Learned:
     recipe = run.recipe
     if not run.numbers_path.is_file():
         raise UserError(f"{run.folder}: nothing learned here yet; run `yarn-tune train` to the end first")
-    begin = Start.of_recipe(recipe)
-    rotary = TunableRotary(torch.nn.Identity(), begin, recipe.rope.learn)
+    rotary = at_start(recipe)
     rotary.load_numbers(load_file(run.numbers_path))
     learned = settle(rotary.learned(), Target.of_recipe(recipe))
     trained = rotary.table()[0].detach()
@@ -88,6 +89,9 @@ def export(run: Run, overrides_only: bool = False) -> Path:
     if overrides_only:
         # Overrides are a thing of vLLM alone, so the other stacks need not be able to carry them.
         vllm = tuple(name for name in aim.stacks if name.startswith("vllm")) or OVERRIDABLE
+        if learned.gains is not None:
+            raise UserError(f"rope.temperature: {run.recipe.rope.temperature} is folded into the weights, so overrides "
+                            "of the base's config cannot carry it; export a checkpoint")  # fmt: skip
         path = run.folder / "overrides.json"
         write_json(path, serve(learned, replace(aim, stacks=vllm, fold="never")).overrides(aim.base))
         return path
@@ -97,7 +101,7 @@ def export(run: Run, overrides_only: bool = False) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        folded = write_checkpoint(run.recipe, served, aim, partial)
+        folded = write_checkpoint(run.recipe, learned, served, aim, partial)
         fidelity = compare_with_memory(run, learned, served, partial)
         fidelity |= {"fold": asdict(folded)} if folded else {}
         write_json(partial / "fidelity.json", fidelity)
@@ -109,7 +113,7 @@ def export(run: Run, overrides_only: bool = False) -> Path:
     return target
 
 
-def write_checkpoint(recipe: Recipe, served: Served, aim: Target, folder: Path) -> Folded | None:
+def write_checkpoint(recipe: Recipe, learned: Learned, served: Served, aim: Target, folder: Path) -> Folded | None:
     """Copy the base, put the learned rope section into its config, and fold what the config does not carry."""
     base = base_folder(recipe)
     for pattern in COPIED:
@@ -120,13 +124,14 @@ def write_checkpoint(recipe: Recipe, served: Served, aim: Target, folder: Path) 
         # A base with pickled weights only: its tensors are saved anew, in its own dtype.
         load_model(recipe.base.model, recipe.base.revision, "auto").save_pretrained(folder)
     write_json(folder / "config.json", served.config(aim.base))
-    if served.fold == 1.0:
+    folds = served.fold != 1.0 or learned.gains is not None
+    if not folds:
         write_json(folder / "overrides.json", served.overrides(aim.base))
     settings = folder / "tokenizer_config.json"
     if settings.is_file():
         tokenizer = json.loads(settings.read_text(encoding="utf-8"))
         write_json(settings, tokenizer | {"model_max_length": served.max_position_embeddings})
-    return None if served.fold == 1.0 else fold_checkpoint(folder, aim.base, served.fold)
+    return fold_checkpoint(folder, aim.base, served.fold, learned.gains) if folds else None
 
 
 def base_folder(recipe: Recipe) -> Path:
@@ -147,10 +152,10 @@ def compare_with_memory(run: Run, learned: Learned, served: Served, folder: Path
     recipe = run.recipe
     tuned = to_device(load_model(recipe.base.model, recipe.base.revision, "float32"))
     prompts = _prompts(learned, tuned.config.vocab_size)
-    attach_fixed(tuned, lambda length: (learned.inv_freq(), learned.attention_factor))
+    attach_fixed(tuned, lambda length: (learned.inv_freq(), learned.attention_factor), learned.gains)
     expected = _hidden(tuned, prompts)
     detach(tuned)
-    queries = _exact_queries(tuned, served)
+    queries = _exact_queries(tuned, learned, served)
     del tuned
     with rope_warnings() as warnings:
         stock = to_device(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
@@ -179,7 +184,7 @@ def compare_with_memory(run: Run, learned: Learned, served: Served, folder: Path
         "max_abs_logit_difference": differences,
         **rounded,
         "dtype": "float32",
-        "learned": {k: v for k, v in asdict(learned).items() if k != "facts"},
+        "learned": learned.as_json(),
         "carrier": served.carrier,
         "rope_parameters": served.rope_parameters,
         "window": learned.window,
@@ -193,12 +198,12 @@ def _hidden(model: PreTrainedModel, prompts: dict[int, Tensor]) -> dict[int, Ten
     return {length: hidden_states(model, ids[None].to(model.device))[0] for length, ids in prompts.items()}
 
 
-def _exact_queries(model: PreTrainedModel, served: Served) -> dict[str, Tensor]:
+def _exact_queries(model: PreTrainedModel, learned: Learned, served: Served) -> dict[str, Tensor]:
     """The float32 model's query tensors as folding should leave them; none where nothing is folded."""
-    if served.fold == 1.0:
+    if served.fold == 1.0 and learned.gains is None:
         return {}
     site = site_of(model.config.to_dict())
-    gains = gains_of(site, served.fold)
+    gains = gains_of(site, served.fold, learned.gains)
     named = model.named_parameters()
     return {name: fold_named(name, tensor.cpu(), site, gains)[0] for name, tensor in named if site.holds(name)}
 

@@ -7,8 +7,10 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -16,12 +18,38 @@ from transformers import PreTrainedModel
 
 from .checkpoint import write_atomically
 from .families import load_model, to_device
+from .learned import Learned
 from .perplexity import full_nats, slid_nats
 from .sections import Base
 from .tunable import attach_fixed, detach
 
 TableOf = Callable[[int], tuple[Tensor, float]]
 """Length read -> (inverse frequencies `[d/2]`, attention factor)."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to rotate queries and keys, and to scale queries."""
+
+    table_of: TableOf
+    gains: Tensor | None = None
+    """`[tuned layers, groups, d/2]`; see `gains.py`."""
+
+    @classmethod
+    def fixed(cls, inv_freq: Tensor, attention_factor: float = 1.0, gains: Tensor | None = None) -> "Method":
+        """The same table at every length."""
+        return cls(lambda length: (inv_freq, attention_factor), gains)
+
+    @classmethod
+    def of(cls, learned: Learned) -> "Method":
+        """Learned numbers."""
+        return cls.fixed(learned.inv_freq(), learned.attention_factor, learned.gains)
+
+    def facts(self, length: int) -> list[object]:
+        """What it computes at a length, for a key on disk."""
+        inv_freq, factor = self.table_of(length)
+        gains = [] if self.gains is None else [torch.view_as_real(self.gains + 0j).tolist()]
+        return [inv_freq.tolist(), factor, *gains]
 
 
 class Meter:
@@ -41,18 +69,19 @@ class Meter:
             self._model = to_device(load_model(self.base.model, self.base.revision, self.base.dtype))
         return self._model
 
-    def tabled(self, table_of: TableOf, document: Tensor) -> tuple[Tensor, float]:
+    def tabled(self, method: Method, document: Tensor) -> tuple[Tensor, float]:
         """Nats with every token seen by all after it, and the seconds that took (once)."""
-        inv_freq, factor = table_of(len(document) - 1)  # the last token is only predicted
+        read = len(document) - 1  # the last token is only predicted
+        table = method.table_of(read)
 
         def measure() -> Tensor:
-            attach_fixed(self.model, lambda length: (inv_freq, factor))
+            attach_fixed(self.model, lambda length: table, method.gains)
             try:
                 return full_nats(self.model, document, self.chunk)
             finally:
                 detach(self.model)
 
-        return self._known([inv_freq.tolist(), factor], document, measure)
+        return self._known(method.facts(read), document, measure)
 
     def slid(self, document: Tensor, window: int, stride: int) -> tuple[Tensor, float]:
         """Nats of the base with a window slid over the document."""

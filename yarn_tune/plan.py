@@ -14,13 +14,14 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from .data import RowSet, build_rows, missing_files
 from .errors import UserError
-from .families import is_hub_id, load_config, load_tokenizer, rope_facts
+from .families import is_hub_id, load_config, load_tokenizer
+from .learned import Start
 from .objectives import CHUNK
 from .packing import Row
 from .positions import Coverage, coverage, place_contiguous
 from .sections import Recipe
 from .serving.profiles import Target, settle
-from .tunable import Start, TunableRotary
+from .tunable import TunableRotary, at_start
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Plan:
 
     recipe: Recipe
     start: Start | None
-    learned_numbers: int | None
+    learned_numbers: dict[str, int] | None
+    """By kind, as `train.learning_rate` names them."""
     cost: Cost | None
     rows: RowSet | None
     coverage: Coverage
@@ -53,7 +55,7 @@ class Plan:
         lines = [f"{recipe.name}: {recipe.base.model} to a window of {recipe.rope.window} tokens"]
         if self.start is not None:
             lines.append(
-                f"  learns    {self.learned_numbers} numbers ({recipe.rope.learn}), from YaRN at factor "
+                f"  learns    {_numbers_text(recipe, self.learned_numbers or {})}, from YaRN at factor "
                 f"{self.start.factor:g} over a native window of {self.start.native}"
             )
         lines.append(
@@ -86,7 +88,7 @@ def plan(recipe: Recipe) -> Plan:
     """
     notes: list[str] = []
     config = _config(recipe, notes)
-    start = None if config is None else Start.of(rope_facts(config), recipe.rope)
+    begin = None if config is None else at_start(recipe)
     rows = _rows(recipe, notes) if config is not None else None
     if rows is None:
         tokens = recipe.row_tokens()
@@ -103,23 +105,25 @@ def plan(recipe: Recipe) -> Plan:
         )
     if recipe.data.positions == "skip":
         notes.append("WARNING: skip rows are an experiment: with frozen weights they favour local text (README)")
-    numbers = None if start is None else _learned_numbers(recipe, start)
-    target = None if start is None else _target(recipe, start, notes)
+    target = None if begin is None else _target(recipe, begin, notes)
     cost = None if config is None else estimate_cost(recipe, config)
+    start, numbers = (None, None) if begin is None else (begin.start, begin.count())
     return Plan(recipe, start, numbers, cost, rows, covered, notes, target)
 
 
-def _target(recipe: Recipe, start: Start, notes: list[str]) -> Target:
+def _target(recipe: Recipe, begin: TunableRotary, notes: list[str]) -> Target:
     """The stacks to be served; raises if one of those asked for cannot be."""
     target = Target.of_recipe(recipe)
-    settle(TunableRotary(torch.nn.Identity(), start, recipe.rope.learn).learned(), target)
+    settle(begin.learned(), target)
     notes += [f"not served: {name} {reason}" for name, reason in (target.left_out or {}).items()]
     return target
 
 
-def _learned_numbers(recipe: Recipe, start: Start) -> int:
-    pairs = start.facts.dim // 2
-    return {"scale": 2, "ramp": 4, "frequency": pairs + 1, "search": pairs}[recipe.rope.learn]
+def _numbers_text(recipe: Recipe, numbers: dict[str, int]) -> str:
+    """How many numbers are learned, and of which kinds."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in numbers.items())
+    rung = "" if recipe.rope.temperature == "global" else f", temperature {recipe.rope.temperature}"
+    return f"{sum(numbers.values())} numbers ({recipe.rope.learn}{rung}: {kinds})"
 
 
 def _config(recipe: Recipe, notes: list[str]) -> PreTrainedConfig | None:

@@ -9,7 +9,7 @@ from typing import Any
 from .checkpoint import write_json
 from .data import heldout_tokens
 from .families import load_model, load_tokenizer, to_device
-from .measure import TableOf
+from .measure import Method
 from .retrieval import DEMO, PLAIN, Prompt, Retrieval, Wording, retrieve, score_transformers
 from .sections import Recipe, Retrieve
 from .train import Run
@@ -31,12 +31,12 @@ def grid_lengths(wanted: Retrieve, native: int, window: int) -> list[int]:
     return [length - ROOM for length in (*lengths, window)]
 
 
-def recall(run: Run, tables: dict[str, TableOf], native: int) -> dict[str, Retrieval]:
+def recall(run: Run, methods: dict[str, Method], native: int) -> dict[str, Retrieval]:
     """Ask every method the same prompts; what retrieval.json has from before is kept.
 
     Args:
         run: whose recipe has `eval.retrieval`.
-        tables: method name -> its table.
+        methods: by name.
         native: the base's window.
     """
     recipe = run.recipe
@@ -47,17 +47,17 @@ def recall(run: Run, tables: dict[str, TableOf], native: int) -> dict[str, Retri
     lengths = grid_lengths(wanted, native, recipe.rope.window)
     path = run.folder / "retrieval.json"
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    keys = {method: _key(recipe, table_of, lengths, filler) for method, table_of in tables.items()}
-    missing = [method for method in tables if known.get(method, {}).get("key") != keys[method]]
+    keys = {method: _key(recipe, how, lengths, filler) for method, how in methods.items()}
+    missing = [method for method in methods if known.get(method, {}).get("key") != keys[method]]
     if missing:
         model = to_device(load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype))
         for method in missing:
-            attach_fixed(model, tables[method])
+            attach_fixed(model, methods[method].table_of, methods[method].gains)
             asked = ask(partial(score_transformers, model), tokenizer, filler, lengths, wanted)
             detach(model)
             known[method] = {"key": keys[method], "cells": asked.as_json()}
             write_json(path, known)
-    return {method: of_json(known[method]["cells"]) for method in tables}
+    return {method: of_json(known[method]["cells"]) for method in methods}
 
 
 def ask(
@@ -73,7 +73,7 @@ def of_json(cells: list[dict[str, Any]]) -> Retrieval:
     return Retrieval({(cell["length"], cell["depth"]): (cell["right"], cell["asked"]) for cell in cells})
 
 
-def _key(recipe: Recipe, table_of: TableOf, lengths: list[int], filler: list[int]) -> str:
-    tables = [(table.tolist(), factor) for table, factor in map(table_of, lengths)]
+def _key(recipe: Recipe, how: Method, lengths: list[int], filler: list[int]) -> str:
+    tables = [how.facts(length) for length in lengths]
     facts = [recipe.base.model, recipe.base.dtype, repr(recipe.eval.retrieval), lengths, tables, filler]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

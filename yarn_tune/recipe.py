@@ -4,6 +4,7 @@ Every problem of a recipe is reported at once, each with its place (file and key
 write instead. Precedence: defaults < YAML < overrides (`train.steps=50`).
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,18 @@ def _impossible(recipe: Recipe) -> list[str]:
 def _rope_checks(rope: Rope) -> list[Check]:
     inside = rope.native is None or 2 <= rope.native <= rope.window
     native = f"the native window must be between 2 and rope.window ({rope.window}); this tool only extends"
+    searched = "the search learns factors alone; set rope.temperature to global, or learn by gradient"
     swapped = f"must exceed rope.beta_slow ({rope.beta_slow}); are the betas swapped?"
     return [
         (rope.window >= 2, "rope.window", rope.window, "a window is at least 2 tokens"),
         (inside, "rope.native", rope.native, native),
         (rope.factor is None or rope.factor >= 1, "rope.factor", rope.factor, "a factor below 1 shrinks"),
+        (
+            rope.learn != "search" or rope.temperature == "global",
+            "rope.temperature",
+            rope.temperature,
+            searched,
+        ),
         (rope.beta_slow > 0, "rope.beta_slow", rope.beta_slow, "must be positive"),
         (rope.beta_fast > rope.beta_slow, "rope.beta_fast", rope.beta_fast, swapped),
     ]
@@ -117,18 +125,17 @@ def _data_checks(recipe: Recipe) -> list[Check]:
 
 
 def _train_checks(train: Train) -> list[Check]:
-    rates = train.rates()
+    rates, decays = train.rates(), train.decays()
     micro = train.micro_rows >= 1 and train.batch_rows % max(train.micro_rows, 1) == 0
     reentrant = "reentrant checkpointing fails when layers share cos and sin; remove the key or set it to false"
     return [
         (train.steps >= 1, "train.steps", train.steps, "at least 1"),
         (train.batch_rows >= 1, "train.batch_rows", train.batch_rows, "at least 1"),
         (micro, "train.micro_rows", train.micro_rows, f"must divide train.batch_rows ({train.batch_rows})"),
-        (rates.frequency > 0, "train.learning_rate.frequency", rates.frequency, "must be positive"),
-        (rates.temperature > 0, "train.learning_rate.temperature", rates.temperature, "must be positive"),
+        *[(rate > 0, f"train.learning_rate.{kind}", rate, "must be positive") for kind, rate in asdict(rates).items()],
+        *[(d >= 0, f"train.weight_decay.{kind}", d, "must not be negative") for kind, d in asdict(decays).items()],
         (0 <= train.warmup < 1, "train.warmup", train.warmup, "a share of the steps, from 0 to below 1"),
         (train.clip >= 0, "train.clip", train.clip, "a gradient norm, or 0 for none"),
-        (train.weight_decay >= 0, "train.weight_decay", train.weight_decay, "must not be negative"),
         (not train.use_reentrant, "train.use_reentrant", train.use_reentrant, reentrant),
         (train.search.generations >= 1, "train.search.generations", train.search.generations, "at least 1"),
         (train.search.parents >= 2, "train.search.parents", train.search.parents, "at least 2"),

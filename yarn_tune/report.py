@@ -9,13 +9,13 @@ import matplotlib as mpl
 from .compare import Tuned
 from .data import build_rows
 from .families import load_tokenizer
+from .learned import Learned, Start
 from .positions import Coverage
 from .recall import of_json as cells_of
 from .results import Comparison, table
 from .retrieval import heat_map
 from .rope import default_inv_freq, ntk_inv_freq
 from .train import Run
-from .tunable import Learned, Start
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first)

@@ -21,8 +21,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .learned import Start
 from .rope import default_inv_freq, ntk_inv_freq
-from .tunable import Start
 
 Factors = list[float]
 Fitness = Callable[[Factors], float]

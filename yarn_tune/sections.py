@@ -36,8 +36,9 @@ class Rope:
     learn: Literal["scale", "ramp", "frequency", "search"] = "frequency"
     """scale: s and t. ramp: also beta_fast and beta_slow. frequency: one factor per rotary pair, and t. search: the
     factors by evolutionary search instead of a gradient (LongRoPE), t as YaRN has it."""
-    temperature: Literal["global"] = "global"
-    """One attention temperature for the whole model."""
+    temperature: Literal["global", "layer", "head", "spectral", "phase"] = "global"
+    """global: one attention temperature for the whole model. On top of it, folded into the queries: layer, head: one
+    gain each; spectral: one a head and rotary pair; phase: that, and one angle each."""
     init: Literal["yarn"] = "yarn"
     """Every parameterisation starts as search-free YaRN, exactly."""
     beta_fast: float = 32.0
@@ -76,6 +77,18 @@ class Rates:
 
     frequency: float = 0.02
     temperature: float = 0.01
+    gain: float = 0.03
+    phase: float = 0.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decays:
+    """Pulls towards search-free YaRN, one per kind of learned number."""
+
+    frequency: float = 0.0
+    temperature: float = 0.0
+    gain: float = 0.0
+    phase: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +118,9 @@ class Train:
     """Share of the steps during which the rate rises; then a cosine down to a tenth of the peak."""
     clip: float = 1.0
     """Largest gradient norm; 0 switches clipping off."""
-    weight_decay: float = 0.0
-    """Pull of every learned number towards search-free YaRN."""
+    weight_decay: Decays | float = 0.0
+    """Pull of every learned number towards search-free YaRN, where a gain is 1 and a phase 0; AdamW's, so a step moves
+    a number by at most rate x decay of its distance."""
     objective: Literal["next-token"] = "next-token"
     seed: int = 0
     search: Search = field(default_factory=Search)
@@ -118,10 +132,18 @@ class Train:
     keep_checkpoints: int = 3
 
     def rates(self) -> Rates:
-        """Both rates, also when the recipe gives one number."""
+        """All rates, also when the recipe gives one number."""
         if isinstance(self.learning_rate, Rates):
             return self.learning_rate
-        return Rates(frequency=self.learning_rate, temperature=self.learning_rate)
+        rate = self.learning_rate
+        return Rates(frequency=rate, temperature=rate, gain=rate, phase=rate)
+
+    def decays(self) -> Decays:
+        """All decays, also when the recipe gives one number."""
+        if isinstance(self.weight_decay, Decays):
+            return self.weight_decay
+        decay = self.weight_decay
+        return Decays(frequency=decay, temperature=decay, gain=decay, phase=decay)
 
 
 @dataclass(frozen=True, kw_only=True)

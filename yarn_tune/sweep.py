@@ -12,10 +12,10 @@ from torch import Tensor
 from .compare import methods
 from .data import heldout_excerpts
 from .families import load_tokenizer
+from .learned import Start
 from .measure import Meter
 from .perplexity import Nats, span_nats
 from .train import Run
-from .tunable import Start
 
 SWEPT = ("linear", "ntk", "dynamic", "yarn")
 
@@ -48,11 +48,11 @@ def sweep(run: Run, factors: list[float]) -> list[Cell]:
         length = round(factor * begin.native)
         documents = [ids for _, ids in heldout_excerpts(recipe, tokenizer, length, recipe.eval.documents)]
         slid = _mean([meter.slid(document, begin.native, stride)[0] for document in documents], length)
-        tables = methods(replace(begin, factor=factor, window=length), {})
+        hows = methods(replace(begin, factor=factor, window=length), {})
         for method in SWEPT:
-            table_of = tables[method]
-            assert table_of is not None
-            nats = [meter.tabled(table_of, document)[0] for document in documents]
+            how = hows[method]
+            assert how is not None
+            nats = [meter.tabled(how, document)[0] for document in documents]
             cells.append(Cell(method, factor, length, _mean(nats, length), slid))
     return cells
 

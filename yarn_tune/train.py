@@ -33,12 +33,13 @@ from .checkpoint import (
 from .data import RowSet, build_rows
 from .errors import CheckFailed, UserError
 from .families import load_model, load_tokenizer, switch_off_dropout
+from .learned import Learned
 from .objectives import NextToken
 from .positions import Placed
 from .runtime import environment, start
 from .sections import Recipe
 from .serving.profiles import Target, settle
-from .tunable import Learned, Start, TunableRotary, attach
+from .tunable import TunableRotary, at_start, attach
 
 RERUN_FREELY = ("eval", "export", "runtime")
 """Recipe sections that may change between the parts of an interrupted run."""
@@ -65,17 +66,16 @@ def train(run: Run) -> Learned:
         CheckFailed: if the loss became NaN or infinite; the last good state is kept.
     """
     recipe = run.recipe
-    begin = Start.of_recipe(recipe)
     # What cannot be served is refused before anything is learned.
-    target = Target.of_recipe(recipe)
-    settle(TunableRotary(torch.nn.Identity(), begin, recipe.rope.learn).learned(), target)
+    begin, target = at_start(recipe), Target.of_recipe(recipe)
+    settle(begin.learned(), target)
     rows = build_rows(recipe, load_tokenizer(recipe.base.model, recipe.base.revision))
     accelerator = start(recipe, run.folder)
     claim_folder(run)
 
     model = load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype).to(accelerator.device)
     switch_off_dropout(model)
-    rotary = attach(model, begin, recipe.rope.learn)
+    rotary = attach(model, begin.start, begin.learn, begin.gains)
     if recipe.train.gradient_checkpointing:
         checkpoint_layers(model)
     model.train()
@@ -144,8 +144,12 @@ def fit(run: Run, accelerator: Accelerator, model: PreTrainedModel, rotary: Tuna
 
 def make_optimizer(rotary: TunableRotary, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW over the learned offsets; weight decay pulls them to zero, which is search-free YaRN."""
-    groups = [{"params": members, "name": kind} for kind, members in rotary.parameter_groups().items()]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), weight_decay=recipe.train.weight_decay)
+    decays = recipe.train.decays()
+    groups = [
+        {"params": members, "name": kind, "weight_decay": getattr(decays, kind)}
+        for kind, members in rotary.parameter_groups().items()
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95))
 
 
 def rate_share(step: int, steps: int, warmup: float) -> float:
@@ -162,7 +166,7 @@ def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int) -> No
     share = rate_share(step, recipe.train.steps, recipe.train.warmup)
     rates = recipe.train.rates()
     for group in optimizer.param_groups:
-        group["lr"] = share * (rates.frequency if group["name"] == "frequency" else rates.temperature)
+        group["lr"] = share * getattr(rates, group["name"])
 
 
 def collate(rows: list[Placed], device: torch.device) -> dict[str, Tensor]:

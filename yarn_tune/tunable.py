@@ -16,118 +16,29 @@ YaRN to the last bit and weight decay pulls towards it:
 Tensors have shape (1,) or (d/2,), never (): DeepSpeed and FSDP refuse scalars. They stay float32 whatever
 happens to the model: a bfloat16 step near log 4 is 0.8% of the factor.
 
-Temperatures per layer, head and pair commute with the rotation, so they belong on q, beside this module and not
-in it; `Learned` and the export leave room for them.
+Temperatures per layer, head and pair commute with the rotation, so they are applied to q, by hooks (`gains.py`); their
+numbers are kept here, so that everything learned is in one module.
 """
 
 import inspect
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from .errors import UserError
-from .families import FULL, RopeFacts, load_config, rope_facts, rotary_site
-from .rope import default_inv_freq, longrope_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
-from .sections import Recipe, Rope
-
-
-@dataclass(frozen=True, kw_only=True)
-class Learned:
-    """Learned numbers in natural units, enough to rebuild the table: what the export serves.
-
-    The table is `factors`, where given; else YaRN's over a window of `original` tokens, of which only the ratio to
-    the betas matters.
-    """
-
-    learn: str
-    facts: RopeFacts
-    native: int
-    window: int
-    temperature: float
-    scale: float | None = None
-    original: int | None = None
-    beta_fast: float | None = None
-    beta_slow: float | None = None
-    truncate: bool = False
-    """Whether the ramp's ends are rounded outwards, as published."""
-    factors: list[float] | None = None
-
-    @property
-    def attention_factor(self) -> float:
-        """What multiplies cos and sin."""
-        return 1.0 / math.sqrt(self.temperature)
-
-    def inv_freq(self) -> Tensor:
-        """The table as a stock model computes it from these numbers, float32 `[d/2]`."""
-        theta, dim = self.facts.theta, self.facts.dim
-        if self.factors is not None:
-            return longrope_inv_freq(theta, dim, self.factors)
-        assert self.scale is not None
-        assert self.original is not None
-        assert self.beta_fast is not None
-        assert self.beta_slow is not None
-        betas = self.beta_fast, self.beta_slow
-        return yarn_inv_freq(theta, dim, self.scale, self.original, *betas, truncate=self.truncate)
-
-    def summary(self) -> dict[str, float]:
-        """A few numbers for a progress line."""
-        shown = {"temperature": self.temperature}
-        if self.scale is not None:
-            shown["scale"] = self.scale
-        if self.learn == "ramp":
-            shown |= {"beta_fast": self.beta_fast or 0.0, "beta_slow": self.beta_slow or 0.0}
-        if self.factors is not None:
-            shown |= {"slowest_factor": self.factors[-1], "largest_factor": max(self.factors)}
-        return shown
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """Where learning starts: search-free YaRN for this base and window."""
-
-    facts: RopeFacts
-    native: int
-    window: int
-    factor: float
-    beta_fast: float
-    beta_slow: float
-
-    @classmethod
-    def of(cls, facts: RopeFacts, rope: Rope) -> "Start":
-        """Fill the recipe's nulls from the base model.
-
-        Raises:
-            UserError: if the window is smaller than the native one.
-        """
-        native = rope.native or facts.native
-        if rope.window < native:
-            raise UserError(
-                f"rope.window: {rope.window} is smaller than the base model's native window {native}; "
-                "this tool only extends (rope.native overrides what the config says)"
-            )
-        return cls(
-            facts=facts,
-            native=native,
-            window=rope.window,
-            factor=rope.factor or rope.window / native,
-            beta_fast=rope.beta_fast,
-            beta_slow=rope.beta_slow,
-        )
-
-    @classmethod
-    def of_recipe(cls, recipe: Recipe) -> "Start":
-        """`of` for the base a recipe names; reads its config, no weights."""
-        return cls.of(rope_facts(load_config(recipe.base.model, recipe.base.revision)), recipe.rope)
-
-    def inv_freq(self) -> Tensor:
-        """Search-free YaRN's table, float32 `[d/2]`."""
-        return yarn_inv_freq(self.facts.theta, self.facts.dim, self.factor, self.native, self.beta_fast, self.beta_slow)
+from .families import FULL, config_json, rotary_site
+from .gains import Gains, gains_for, scale_queries
+from .learned import Learned, Start
+from .queries import site_of
+from .rope import default_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
+from .sections import Recipe
 
 
 class _Rotary(nn.Module):
@@ -137,6 +48,10 @@ class _Rotary(nn.Module):
         super().__init__()
         # In a tuple, so that the stock module is not registered as a child of this one.
         self._stock = (stock,)
+        self.handles: list[RemovableHandle] = []
+        """Of the hooks on the queries."""
+        self.bypassed = False
+        """Whether the model is, for now, the untouched base; see `untouched`."""
         self._layout: Callable[..., Any] = inspect.unwrap(type(stock).forward)
 
     @property
@@ -155,6 +70,8 @@ class _Rotary(nn.Module):
         """
         if layer_type not in (None, FULL):
             return self.stock(x, position_ids, layer_type)
+        if self.bypassed:
+            return self.stock(x, position_ids) if layer_type is None else self.stock(x, position_ids, layer_type)
         inv_freq, multiplier = self.table(position_ids)
         prefix, kind = ("", ()) if layer_type is None else (f"{layer_type}_", (layer_type,))
         values = {f"{prefix}inv_freq": inv_freq.to(x.device), f"{prefix}attention_scaling": multiplier}
@@ -182,9 +99,9 @@ class FixedRotary(_Rotary):
 class TunableRotary(_Rotary):
     """The learned numbers. See the module docstring for what is learned under each `learn`."""
 
-    def __init__(self, stock: nn.Module, start: Start, learn: str) -> None:
+    def __init__(self, stock: nn.Module, start: Start, learn: str, gains: Gains | None = None) -> None:
         super().__init__(stock)
-        self.start, self.learn = start, learn
+        self.start, self.learn, self.gains = start, learn, gains
         sizes = {
             "scale": {"log_scale": 1},
             "ramp": {"log_scale": 1, "log_beta_fast": 1, "log_beta_slow": 1},
@@ -231,6 +148,7 @@ class TunableRotary(_Rotary):
             "native": self.start.native,
             "window": self.start.window,
             "temperature": temperature,
+            "gains": None if self.gains is None else self.gains.exact(),
         }
         if "log_factor" in self.offsets:
             base = default_inv_freq(self.start.facts.theta, self.start.facts.dim, torch.float64)
@@ -240,7 +158,14 @@ class TunableRotary(_Rotary):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by kind, for their learning rates."""
-        return {"frequency": list(self.offsets.values()), "temperature": [self.log_temperature]}
+        own = {"frequency": list(self.offsets.values()), "temperature": [self.log_temperature]}
+        return own if self.gains is None else own | self.gains.parameter_groups()
+
+    def count(self) -> dict[str, int]:
+        """How many numbers of each kind are learned."""
+        groups = self.parameter_groups()
+        found = {kind: sum(p.numel() for p in members) for kind, members in groups.items()}
+        return found if self.learn != "search" else {"frequency": found["frequency"]}
 
     def numbers(self) -> dict[str, Tensor]:
         """Copies of the offsets by name, on the CPU, for saving; `load_numbers` takes them back."""
@@ -280,17 +205,46 @@ class TunableRotary(_Rotary):
 RotaryT = TypeVar("RotaryT", bound=_Rotary)
 
 
-def attach(model: PreTrainedModel, start: Start, learn: str) -> TunableRotary:
-    """Freeze the model and swap its rotary module for a trainable one, at search-free YaRN.
+def at_start(recipe: Recipe) -> TunableRotary:
+    """What a recipe learns, at its start and without a model: to count, to settle, to load saved numbers into.
 
-    The model must be loaded in its final dtype already. `detach` undoes it.
+    Raises:
+        UserError: if this base cannot carry what is to be learned.
     """
-    return _swap(model, lambda stock: TunableRotary(stock, start, learn).to(model.device))
+    gains = gains_for(config_json(recipe.base.model, recipe.base.revision), recipe.rope.temperature)
+    return TunableRotary(nn.Identity(), Start.of_recipe(recipe), recipe.rope.learn, gains)
 
 
-def attach_fixed(model: PreTrainedModel, table_of: Callable[[int], tuple[Tensor, float]]) -> FixedRotary:
-    """Swap the rotary module for one with a given table; see `FixedRotary`."""
-    return _swap(model, lambda stock: FixedRotary(stock, table_of))
+def attach(model: PreTrainedModel, start: Start, learn: str, gains: Gains | None = None) -> TunableRotary:
+    """Freeze the model, swap its rotary module for a trainable one, and put gains on its queries, if there are any.
+
+    The model must be loaded in its final dtype already, and starts as search-free YaRN. `detach` undoes it.
+    """
+    rotary = _swap(model, lambda stock: TunableRotary(stock, start, learn, gains).to(model.device))
+    if gains is not None:
+        rotary.handles = scale_queries(model, gains.site, lambda: None if rotary.bypassed else gains())
+    return rotary
+
+
+def attach_fixed(
+    model: PreTrainedModel, table_of: Callable[[int], tuple[Tensor, float]], gains: Tensor | None = None
+) -> FixedRotary:
+    """Swap the rotary module for one with a given table, and multiply queries by `gains`; see `FixedRotary`."""
+    rotary = _swap(model, lambda stock: FixedRotary(stock, table_of))
+    if gains is not None:
+        placed = gains.to(model.device, torch.complex64 if gains.is_complex() else torch.float32)
+        rotary.handles = scale_queries(model, site_of(model.config.to_dict()), lambda: placed)
+    return rotary
+
+
+@contextmanager
+def untouched(rotary: TunableRotary) -> Iterator[None]:
+    """For a while, the model it is attached to computes what the base does."""
+    rotary.bypassed = True
+    try:
+        yield
+    finally:
+        rotary.bypassed = False
 
 
 def _swap(model: PreTrainedModel, make: Callable[[nn.Module], RotaryT]) -> RotaryT:
@@ -308,4 +262,6 @@ def detach(model: PreTrainedModel) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, _Rotary):
+                for handle in child.handles:
+                    handle.remove()
                 setattr(parent, name, child.stock)

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from yarn_tune.errors import UserError
 from yarn_tune.families import FULL
-from yarn_tune.serving.folding import PLACES, QUERY_NORMS, fold, fold_checkpoint, fold_named, site_of
+from yarn_tune.queries import PLACES, QUERY_NORMS, site_of
+from yarn_tune.serving.folding import fold, fold_checkpoint, fold_named
 
 A = 1.27
 IDS = torch.randint(1, VOCABULARY, (2, 96), generator=torch.Generator().manual_seed(0))
@@ -154,14 +155,14 @@ def test_a_gain_a_head_and_pair_commutes_with_the_rotation(family):
     site = site_of(config.to_dict())
     heads, dim = site.rows.shape
     generator = torch.Generator().manual_seed(0)
-    gains = 0.5 + torch.rand(heads, dim // 2, generator=generator, dtype=torch.float64)
+    gains = 0.5 + torch.rand(3, heads, dim // 2, generator=generator, dtype=torch.float64)
     weight = torch.randn(heads * dim, 64, generator=generator, dtype=torch.float64)
     x = torch.randn(64, generator=generator, dtype=torch.float64)
-    named, exact = fold_named("model.layers.0.self_attn.q_proj.weight", weight, site, gains)
+    named, exact = fold_named("model.layers.1.self_attn.q_proj.weight", weight, site, gains)
     assert torch.equal(named, exact)
-    assert torch.equal(fold(weight, site, gains), exact)
+    assert torch.equal(fold(weight, site, gains[1]), exact)
     plain, scaled = (weight @ x).reshape(heads, dim), (exact @ x).reshape(heads, dim)
     first = torch.arange(dim).reshape(-1, 2)[:, 0] if family == "cohere" else torch.arange(dim // 2)
     second = first + (1 if family == "cohere" else dim // 2)
     for part in (first, second):
-        torch.testing.assert_close(scaled[:, part], plain[:, part] * gains)
+        torch.testing.assert_close(scaled[:, part], plain[:, part] * gains[1])

@@ -11,12 +11,12 @@ from transformers import AutoConfig, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from yarn_tune.errors import UserError
 from yarn_tune.families import RopeFacts
+from yarn_tune.learned import Learned
 from yarn_tune.rope import longrope_attention_factor, snapped_betas
 from yarn_tune.sections import StackName
 from yarn_tune.serving.carriers import lengths_for, longest
 from yarn_tune.serving.profiles import Target, serve, settle, unserved
 from yarn_tune.serving.stacks import DEFAULT, STACKS, reading
-from yarn_tune.tunable import Learned
 
 HEADS = (32, 64, 128, 256)
 

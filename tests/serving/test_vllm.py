@@ -56,7 +56,18 @@ LEARNED = {
     "frequency": ("frequency", {"log_temperature": -0.3}),
 }
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox", "phi3", "gemma3_text", "cohere", "olmo3")
-CASES = [
+RUNGS = [
+    *(("llama", rung) for rung in ("layer", "head", "spectral", "phase")),
+    ("qwen2", "phase"),  # with biases
+    ("qwen3", "spectral"),  # in the norm shared by the heads
+    ("olmo3", "spectral"),  # in the norm across heads
+    ("gpt_neox", "phase"),  # a quarter of each head, q, k and v of a head in one tensor
+    ("phi3", "phase"),  # q, k and v in one tensor
+    ("gemma3_text", "spectral"),  # 1 + weight
+    ("cohere", "phase"),  # interleaved pairs
+]
+"""Temperatures by layer, head and pair, in the weights."""
+CASES = [*RUNGS] + [
     (family, learned)
     for family in FAMILIES
     for learned in LEARNED
@@ -65,11 +76,18 @@ CASES = [
 ]
 
 
+DEMO_LEARNED = ("scale-below", "ramp", "frequency", "spectral", "phase")
+
+
 def exported(folder: Path, family: str, learned: str, base: Path | None = None, window: int = WINDOW) -> Path:
-    learn, offsets = LEARNED[learned]
+    rung = learned if learned not in LEARNED else "global"
+    learn, offsets = LEARNED.get(learned, LEARNED["scale-above" if family == "cohere" else "frequency"])
     folder.mkdir(parents=True, exist_ok=True)
     base = base or save_tiny(folder / "base", family, **SIZE, **EXTRA.get(family, {}))
-    settings = ("export.tolerance=1e-3",)  # random weights; the comparison with vLLM is the test here
+    settings = (
+        "export.tolerance=1e-3",
+        f"rope.temperature={rung}",
+    )  # random weights; the comparison with vLLM is the test here
     return export(finished_run(folder, learn, family, window, base, settings, **offsets))
 
 
@@ -95,7 +113,7 @@ def demo_job(checkpoint: Path, **options: object) -> Job:
 def checkpoints(tmp_path_factory) -> dict[tuple[str, str], Path]:
     folder = tmp_path_factory.mktemp("exports")
     made = {(family, learned): exported(folder / f"{family}-{learned}", family, learned) for family, learned in CASES}
-    for learned in ("scale-below", "ramp", "frequency"):
+    for learned in DEMO_LEARNED:
         made["demo", learned] = exported(folder / f"demo-{learned}", "llama", learned, DEMO, window=2048)
     return made
 
@@ -110,7 +128,7 @@ def served(checkpoints, vllm_python):
     return {case: (asked, answer) for (case, asked), answer in zip(jobs.items(), said, strict=True)}
 
 
-EVERY = [*CASES, *(("demo", learned) for learned in ("scale-below", "ramp", "frequency"))]
+EVERY = [*CASES, *(("demo", learned) for learned in DEMO_LEARNED)]
 
 
 @pytest.mark.parametrize("case", EVERY, ids="-".join)

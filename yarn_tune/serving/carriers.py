@@ -36,6 +36,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..families import FULL, layout_of
+from ..learned import Learned
 from ..rope import (
     correction_range,
     default_inv_freq,
@@ -44,7 +45,6 @@ from ..rope import (
     yarn_attention_factor,
     yarn_inv_freq,
 )
-from ..tunable import Learned
 
 EXTRA_KEYS = {"attn_factor", "short_mscale", "long_mscale"}
 """Keys transformers does not know and says so: they are for other stacks."""

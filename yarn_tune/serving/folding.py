@@ -1,21 +1,16 @@
-"""The attention temperature in the weights: query rows multiplied, exactly, instead of a key in the config.
+"""What is learned about queries, in the weights: query rows multiplied, exactly, instead of keys in the config.
 
 Logits are q . k, and RoPE rotates both in pairs. Multiplying the two rows of a pair in the query projection by one
-number commutes with the rotation, so it changes the logit of that pair by that number and nothing else: no server
-can miss it. Keys stay as they are, so a KV cache is the same with and without.
-
-Where the query is normalised between projection and rotation, the number goes into the norm's weight; there it is
-shared by the heads, unless the norm is across all of them. Where the norm comes after the rotation, or a clamp sits
-between, folding is not exact and is refused.
+complex number commutes with the rotation (`queries.py` has the places): no server can miss it. Keys stay as they are,
+so a KV cache is the same with and without. The attention temperature goes here where a stack reads no key for it; the
+gains learned by layer, head and pair always do.
 
 "Exact" is real arithmetic: a checkpoint in bfloat16 rounds every folded weight anew (about 0.1% each);
 `Folded.rounding` says how much that was.
 
-Shapes: gains are `[groups, d/2]`, groups being query heads, or 1 where they share a norm; `rows` is `[groups, d]`.
+Shapes: gains are `[tuned layers, groups, d/2]`, groups being query heads, or 1 where they share a norm.
 """
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,31 +19,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from ..errors import UserError
-from ..families import FULL, INTERLEAVED, layout_of
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where one family's queries can be scaled before they are rotated."""
-
-    pattern: re.Pattern[str]
-    """Matches tensor names; group 1 is the layer, group `head` (if there is one) the head."""
-    rows: Tensor
-    """Index of each group's rotated rows in the first dimension (flattened, for a norm), `[groups, d]`."""
-    pairs: Tensor
-    """Which pair each of the d rotated rows belongs to, `[d]`."""
-    layers: frozenset[int]
-    """Layers that use the tuned table."""
-    shift: float = 0.0
-    """1 where the norm multiplies by 1 + weight."""
-
-    def holds(self, name: str) -> bool:
-        """Whether a tensor of that name is to be scaled."""
-        match = self.pattern.search(name)
-        return match is not None and int(match[1]) in self.layers
+from ..queries import Site, scaled, site_of
 
 
 @dataclass(frozen=True)
@@ -62,33 +35,10 @@ class Folded:
     """Root mean square of the relative change by rounding to the checkpoint's dtype; 0 for float32 to its precision."""
 
 
-def site_of(config: dict[str, Any]) -> Site:
-    """Where the temperature of this model can go.
-
-    Raises:
-        UserError: if it cannot be folded exactly, with the reason.
-    """
-    layout = layout_of(config)
-    bare = CONFIG_MAPPING[layout.model_type].from_dict(config)
-    kind, head_dim = layout.model_type, layout.head_dim
-    if kind not in PLACES:
-        raise UserError(f"folding: where {kind} scales its queries was not established; see export.stacks")
-    names, rows_of = PLACES[kind]
-    if getattr(bare, "clip_qkv", None):
-        raise UserError(f"folding: this {kind} clamps its queries (clip_qkv) before rotating them, so it is not exact")
-    normed = any(getattr(bare, key, False) for key in ("use_qk_norm", "qk_layernorm"))
-    if normed:
-        names, rows_of = QUERY_NORMS[kind]
-    dim = _rotary_dim(config, bare, head_dim)
-    half = torch.arange(dim // 2)
-    pairs = half.repeat_interleave(2) if kind in INTERLEAVED else torch.cat([half, half])
-    plus_one = kind in ("gemma3_text",)
-    return Site(re.compile(names), rows_of(bare, dim), pairs, _layers(bare), 1.0 if plus_one else 0.0)
-
-
-def gains_of(site: Site, gain: float) -> Tensor:
-    """The same gain everywhere, float64 `[groups, d/2]`."""
-    return torch.full((site.rows.shape[0], site.pairs.numel() // 2), gain, dtype=torch.float64)
+def gains_of(site: Site, gain: float, gains: Tensor | None = None) -> Tensor:
+    """What queries are multiplied by in all, `[tuned layers, groups, d/2]`: `gain`, and learned `gains` on top."""
+    shape = (len(site.layers), site.groups, site.pairs.numel() // 2)
+    return gain * (torch.ones(shape, dtype=torch.float64) if gains is None else gains)
 
 
 def fold(tensor: Tensor, site: Site, gains: Tensor) -> Tensor:
@@ -97,22 +47,33 @@ def fold(tensor: Tensor, site: Site, gains: Tensor) -> Tensor:
     Args:
         tensor: `[rows, ...]`.
         site: where its rows are.
-        gains: float64 `[groups, d/2]`.
+        gains: `[groups, d/2]` of this tensor's layer, float64 or complex128.
     """
-    factor = torch.ones(tensor.shape[0], dtype=torch.float64)
-    factor[site.rows.reshape(-1)] = gains[:, site.pairs].reshape(-1)
-    shape = (-1,) + (1,) * (tensor.ndim - 1)
-    return ((tensor.double() + site.shift) * factor.reshape(shape) - site.shift).to(tensor.dtype)
+    rows_last = (tensor.double() + site.shift).movedim(0, -1)
+    return (scaled(rows_last, site, gains).movedim(-1, 0) - site.shift).to(tensor.dtype)
 
 
-def fold_checkpoint(folder: Path, config: dict[str, Any], gain: float) -> Folded:
-    """Multiply the attention logits of rotated dimensions by `gain` in the checkpoint's weight files, in place.
+def fold_named(name: str, tensor: Tensor, site: Site, gains: Tensor) -> tuple[Tensor, Tensor]:
+    """`fold` for a tensor by its name, and the same without rounding (float64); gains are those of all layers."""
+    flat = tensor.reshape(-1) if site.normed else tensor
+    exact = fold(flat.double(), site, site.gains_for(name, gains)).reshape(tensor.shape)
+    return exact.to(tensor.dtype), exact
+
+
+def fold_checkpoint(folder: Path, config: dict[str, Any], gain: float, gains: Tensor | None = None) -> Folded:
+    """Multiply the rotated rows of the queries in the checkpoint's weight files, in place.
+
+    Args:
+        folder: of the checkpoint.
+        config: its config.json.
+        gain: for all rotated dimensions of tuned layers.
+        gains: learned ones on top, `[tuned layers, groups, d/2]`.
 
     Raises:
         UserError: if this family cannot carry it; nothing is written then.
     """
     site = site_of(config)
-    gains = gains_of(site, gain)
+    whole = gains_of(site, gain, gains)
     tensors = numbers = 0
     squares = 0.0
     for path in sorted(folder.glob("*.safetensors")):
@@ -122,8 +83,8 @@ def fold_checkpoint(folder: Path, config: dict[str, Any], gain: float) -> Folded
             continue
         weights = load_file(path)
         for name in names:
-            new, exact = fold_named(name, weights[name], site, gains)
-            changed = exact != weights[name].double()
+            new, exact = fold_named(name, weights[name], site, whole)
+            changed = (exact != weights[name].double()) & (exact != 0)
             squares += ((new.double()[changed] / exact[changed] - 1) ** 2).sum().item()
             weights[name] = new
             tensors, numbers = tensors + 1, numbers + int(changed.sum())
@@ -131,115 +92,3 @@ def fold_checkpoint(folder: Path, config: dict[str, Any], gain: float) -> Folded
     if not tensors:
         raise UserError(f"folding: no query projection found in {folder}")
     return Folded(gain, tensors, numbers, (squares / max(1, numbers)) ** 0.5)
-
-
-def fold_named(name: str, tensor: Tensor, site: Site, gains: Tensor) -> tuple[Tensor, Tensor]:
-    """`fold` for one head's tensor or all heads', and the same without rounding (float64)."""
-    match = site.pattern.search(name)
-    assert match is not None
-    if "head" in site.pattern.groupindex:
-        head = int(match["head"])
-        gains = gains[head : head + 1] if gains.shape[0] > 1 else gains
-    flat = tensor.reshape(-1) if "norm" in name else tensor
-    exact = fold(flat.double(), site, gains).reshape(tensor.shape)
-    return exact.to(tensor.dtype), exact
-
-
-def _rotary_dim(config: dict[str, Any], bare: PreTrainedConfig, head_dim: int) -> int:
-    section = bare.rope_parameters
-    section = section if "rope_theta" in section else section[FULL]
-    return int(head_dim * section.get("partial_rotary_factor", 1.0))
-
-
-def _layers(config: PreTrainedConfig) -> frozenset[int]:
-    """Layers whose queries are rotated with the table that is tuned."""
-    count = config.num_hidden_layers
-    kinds = getattr(config, "layer_types", None) or [FULL] * count
-    if config.model_type in ("gemma3_text", "olmo3"):
-        return frozenset(i for i in range(count) if kinds[i] == FULL)
-    if config.model_type in ("cohere2", "exaone4") and "sliding_attention" in kinds:
-        return frozenset(i for i in range(count) if kinds[i] != FULL)  # the others have no positions
-    without = getattr(config, "no_rope_layers", None)
-    if config.model_type == "smollm3" and without:
-        return frozenset(i for i in range(count) if without[i])  # 1 means that the layer does rotate
-    return frozenset(range(count))
-
-
-# Where the rotated rows of every head are.
-
-RowsOf = Callable[[PreTrainedConfig, int], Tensor]
-
-
-def _head_dim(config: PreTrainedConfig) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def _grid(starts: Tensor, dim: int) -> Tensor:
-    return starts[:, None] + torch.arange(dim)
-
-
-def separate(config: PreTrainedConfig, dim: int) -> Tensor:
-    """A query projection (or norm across heads), head after head; also the first block of a fused [q; k; v]."""
-    return _grid(torch.arange(config.num_attention_heads) * _head_dim(config), dim)
-
-
-def per_head(config: PreTrainedConfig, dim: int) -> Tensor:
-    """[q, k, v] of head 0, then of head 1, ..."""
-    return _grid(torch.arange(config.num_attention_heads) * 3 * _head_dim(config), dim)
-
-
-def shared(config: PreTrainedConfig, dim: int) -> Tensor:
-    """One norm for every head."""
-    return _grid(torch.zeros(1, dtype=torch.long), dim)
-
-
-def falcon(config: PreTrainedConfig, dim: int) -> Tensor:
-    """Groups of [queries, k, v] (new decoder), all queries first (multi-query), or per head."""
-    heads, size = config.num_attention_heads, _head_dim(config)
-    if config.new_decoder_architecture:
-        groups = config.num_kv_heads
-        each = heads // groups
-        starts = torch.arange(heads) + 2 * (torch.arange(heads) // each)
-        return _grid(starts * size, dim)
-    return separate(config, dim) if config.multi_query else per_head(config, dim)
-
-
-def latent(config: PreTrainedConfig, dim: int) -> Tensor:
-    """DeepSeek's queries: in each head the unrotated part first."""
-    size = config.qk_nope_head_dim + config.qk_rope_head_dim
-    return _grid(torch.arange(config.num_attention_heads) * size + config.qk_nope_head_dim, config.qk_rope_head_dim)
-
-
-Q_PROJ = r"layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)$"
-Q_NORM = r"layers\.(\d+)\.self_attn\.q_norm\.weight$"
-NEOX = r"layers\.(\d+)\.attention\.query_key_value\.(weight|bias)$"
-FUSED = r"layers\.(\d+)\.self_attn\.query_key_value\.(weight|bias)$"
-
-PLACES: dict[str, tuple[str, RowsOf]] = {
-    **dict.fromkeys(
-        (
-            "arcee", "cohere", "cohere2", "gemma", "gemma2", "glm", "glm4", "gpt_oss", "granite", "granitemoe", "llama",
-            "mistral", "mixtral", "nemotron", "olmo", "phi", "qwen2", "qwen2_moe", "seed_oss", "smollm3", "stablelm",
-            "starcoder2",
-        ),
-        (Q_PROJ, separate),
-    ),
-    **dict.fromkeys(("qwen3", "qwen3_moe", "exaone4", "gemma3_text"), (Q_NORM, shared)),
-    **dict.fromkeys(("olmo2", "olmo3"), (Q_NORM, separate)),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), (r"layers\.(\d+)\.self_attn\.q(_b)?_proj\.weight$", latent)),
-    "gpt_neox": (NEOX, per_head),
-    "persimmon": (FUSED, per_head),
-    "phi3": (r"layers\.(\d+)\.self_attn\.qkv_proj\.weight$", separate),
-    "falcon": (r"h\.(\d+)\.self_attention\.query_key_value\.(weight|bias)$", falcon),
-}  # fmt: skip
-"""Model type -> tensor names and their rows. Families whose norm follows the rotation (HunYuan, Llama 4 with
-qk-norm, NanoChat) are left out: there a temperature before it does nothing."""
-
-Q_LAYERNORM = r"layers\.(\d+)\.self_attn\.q_layernorm\.(weight|bias)$"
-QUERY_NORMS: dict[str, tuple[str, RowsOf]] = {
-    "phi": (Q_LAYERNORM, shared),
-    "persimmon": (Q_LAYERNORM, shared),
-    "cohere": (Q_NORM, separate),
-    "stablelm": (r"layers\.(\d+)\.self_attn\.q_layernorm\.norms\.(?P<head>\d+)\.weight$", shared),
-}
-"""The same where the config switches a norm of the queries on."""

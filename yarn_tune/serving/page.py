@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 from ..families import FULL, layout_of
-from ..tunable import Learned
+from ..learned import Learned
 from .carriers import Served
 from .folding import Folded
 from .profiles import Target, unserved

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..families import FULL, config_json, layout_of
+from ..learned import Learned
+from ..queries import site_of
 from ..rope import default_inv_freq
 from ..sections import Recipe
-from ..tunable import Learned
 from .carriers import Served, default_section, forms, longrope_carriers, yarn_carriers
-from .folding import site_of
 from .readers import Reading, Table
 from .stacks import DEFAULT, STACKS, reading
 
@@ -66,6 +66,9 @@ def settle(learned: Learned, target: Target) -> Learned:
     Raises:
         UserError: if no carrier serves all stacks of the target, naming each and what it would lose.
     """
+    if learned.gains is not None and target.fold == "never":
+        raise UserError("export.fold: never, but gains by layer, head or pair can only be folded into the queries; "
+                        "set rope.temperature: global, or allow folding")  # fmt: skip
     for folded in (False, True):
         for numbers in forms(learned):
             if _first(numbers, target, folded) is not None:

@@ -1,0 +1,213 @@
+"""Where each family's queries can be scaled before they are rotated: tensor names, rows, and which pair a row is in.
+
+RoPE rotates q and k in pairs of rows. Whatever multiplies both rows of a pair of q by one number, or turns the pair by
+one angle, commutes with the rotation, and so it can be learned beside it and folded into the checkpoint. Where the
+query is normalised between projection and rotation, the norm's weight is the place; it is shared by the heads, unless
+the norm is across all of them, and it can hold no turn. Where the norm comes after the rotation, or a clamp sits
+between, nothing can be folded exactly, and the family is refused.
+
+Shapes: `rows` is `[groups, d]`, groups being query heads, or 1 where they share a norm; `pairs` is `[d]`.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from .errors import UserError
+from .families import FULL, INTERLEAVED, layout_of
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where one family's queries can be scaled before they are rotated."""
+
+    pattern: re.Pattern[str]
+    """Matches tensor names; group 1 is the layer, group `head` (if there is one) the head."""
+    rows: Tensor
+    """Index of each group's rotated rows in the first dimension (flattened, for a norm), `[groups, d]`."""
+    pairs: Tensor
+    """Which pair each of the d rotated rows belongs to, `[d]`."""
+    layers: frozenset[int]
+    """Layers that use the tuned table."""
+    shift: float = 0.0
+    """1 where the norm multiplies by 1 + weight."""
+
+    @property
+    def groups(self) -> int:
+        """Query heads, or 1 where they share a norm."""
+        return self.rows.shape[0]
+
+    @property
+    def normed(self) -> bool:
+        """Whether the place is a norm's weight, which can hold no turn of a pair."""
+        return "norm" in self.pattern.pattern
+
+    def holds(self, name: str) -> bool:
+        """Whether a tensor of that name is to be scaled."""
+        match = self.pattern.search(name)
+        return match is not None and int(match[1]) in self.layers
+
+    def gains_for(self, name: str, gains: Tensor) -> Tensor:
+        """Those of one tensor, `[groups, d/2]`, out of `[tuned layers, groups, d/2]`."""
+        match = self.pattern.search(name)
+        assert match is not None
+        own = gains[sorted(self.layers).index(int(match[1]))]
+        if "head" in self.pattern.groupindex and own.shape[0] > 1:
+            head = int(match["head"])
+            return own[head : head + 1]
+        return own
+
+
+def scaled(x: Tensor, site: Site, gains: Tensor) -> Tensor:
+    """`x` with its rotated rows multiplied; differentiable, and computed at least in the precision of `gains`.
+
+    A pair (first, second) is read as the complex number first + i second, which is how RoPE turns it.
+
+    Args:
+        x: `[..., rows]`.
+        site: where the rotated rows are.
+        gains: real or complex `[groups, d/2]`.
+    """
+    rows, own = site.rows.reshape(-1), gains[:, site.pairs].reshape(-1)
+    dtype = own.real.dtype
+    real = torch.ones(x.shape[-1], dtype=dtype, device=x.device).index_put((rows.to(x.device),), own.real)
+    if not gains.is_complex():
+        return x * real
+    # The other row of each row's pair, and the sign with which it comes in.
+    order = site.pairs.argsort(stable=True).reshape(-1, 2)
+    other, sign = torch.empty_like(site.pairs), torch.ones(site.pairs.shape, dtype=dtype)
+    other[order[:, 0]], other[order[:, 1]], sign[order[:, 0]] = order[:, 1], order[:, 0], -1.0
+    partner = torch.arange(x.shape[-1])
+    partner[rows] = site.rows[:, other].reshape(-1)
+    signed = own.imag * sign.repeat(site.groups).to(x.device)
+    imaginary = torch.zeros(x.shape[-1], dtype=dtype, device=x.device).index_put((rows.to(x.device),), signed)
+    return x * real + x[..., partner.to(x.device)] * imaginary
+
+
+def site_of(config: dict[str, Any]) -> Site:
+    """Where the temperature of this model can go.
+
+    Raises:
+        UserError: if it cannot be folded exactly, with the reason.
+    """
+    layout = layout_of(config)
+    bare = CONFIG_MAPPING[layout.model_type].from_dict(config)
+    kind, head_dim = layout.model_type, layout.head_dim
+    if kind not in PLACES:
+        raise UserError(f"folding: where {kind} scales its queries was not established; see export.stacks")
+    names, rows_of = PLACES[kind]
+    if getattr(bare, "clip_qkv", None):
+        raise UserError(f"folding: this {kind} clamps its queries (clip_qkv) before rotating them, so it is not exact")
+    normed = any(getattr(bare, key, False) for key in ("use_qk_norm", "qk_layernorm"))
+    if normed:
+        names, rows_of = QUERY_NORMS[kind]
+    dim = _rotary_dim(config, bare, head_dim)
+    half = torch.arange(dim // 2)
+    pairs = half.repeat_interleave(2) if kind in INTERLEAVED else torch.cat([half, half])
+    plus_one = kind in ("gemma3_text",)
+    return Site(re.compile(names), rows_of(bare, dim), pairs, _layers(bare), 1.0 if plus_one else 0.0)
+
+
+def _rotary_dim(config: dict[str, Any], bare: PreTrainedConfig, head_dim: int) -> int:
+    section = bare.rope_parameters
+    section = section if "rope_theta" in section else section[FULL]
+    return int(head_dim * section.get("partial_rotary_factor", 1.0))
+
+
+def _layers(config: PreTrainedConfig) -> frozenset[int]:
+    """Layers whose queries are rotated with the table that is tuned."""
+    count = config.num_hidden_layers
+    kinds = getattr(config, "layer_types", None) or [FULL] * count
+    if config.model_type in ("gemma3_text", "olmo3"):
+        return frozenset(i for i in range(count) if kinds[i] == FULL)
+    if config.model_type in ("cohere2", "exaone4") and "sliding_attention" in kinds:
+        return frozenset(i for i in range(count) if kinds[i] != FULL)  # the others have no positions
+    without = getattr(config, "no_rope_layers", None)
+    if config.model_type == "smollm3" and without:
+        return frozenset(i for i in range(count) if without[i])  # 1 means that the layer does rotate
+    return frozenset(range(count))
+
+
+# Where the rotated rows of every head are.
+
+RowsOf = Callable[[PreTrainedConfig, int], Tensor]
+
+
+def _head_dim(config: PreTrainedConfig) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _grid(starts: Tensor, dim: int) -> Tensor:
+    return starts[:, None] + torch.arange(dim)
+
+
+def separate(config: PreTrainedConfig, dim: int) -> Tensor:
+    """A query projection (or norm across heads), head after head; also the first block of a fused [q; k; v]."""
+    return _grid(torch.arange(config.num_attention_heads) * _head_dim(config), dim)
+
+
+def per_head(config: PreTrainedConfig, dim: int) -> Tensor:
+    """[q, k, v] of head 0, then of head 1, ..."""
+    return _grid(torch.arange(config.num_attention_heads) * 3 * _head_dim(config), dim)
+
+
+def shared(config: PreTrainedConfig, dim: int) -> Tensor:
+    """One norm for every head."""
+    return _grid(torch.zeros(1, dtype=torch.long), dim)
+
+
+def falcon(config: PreTrainedConfig, dim: int) -> Tensor:
+    """Groups of [queries, k, v] (new decoder), all queries first (multi-query), or per head."""
+    heads, size = config.num_attention_heads, _head_dim(config)
+    if config.new_decoder_architecture:
+        groups = config.num_kv_heads
+        each = heads // groups
+        starts = torch.arange(heads) + 2 * (torch.arange(heads) // each)
+        return _grid(starts * size, dim)
+    return separate(config, dim) if config.multi_query else per_head(config, dim)
+
+
+def latent(config: PreTrainedConfig, dim: int) -> Tensor:
+    """DeepSeek's queries: in each head the unrotated part first."""
+    size = config.qk_nope_head_dim + config.qk_rope_head_dim
+    return _grid(torch.arange(config.num_attention_heads) * size + config.qk_nope_head_dim, config.qk_rope_head_dim)
+
+
+Q_PROJ = r"layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)$"
+Q_NORM = r"layers\.(\d+)\.self_attn\.q_norm\.weight$"
+NEOX = r"layers\.(\d+)\.attention\.query_key_value\.(weight|bias)$"
+FUSED = r"layers\.(\d+)\.self_attn\.query_key_value\.(weight|bias)$"
+
+PLACES: dict[str, tuple[str, RowsOf]] = {
+    **dict.fromkeys(
+        (
+            "arcee", "cohere", "cohere2", "gemma", "gemma2", "glm", "glm4", "gpt_oss", "granite", "granitemoe", "llama",
+            "mistral", "mixtral", "nemotron", "olmo", "phi", "qwen2", "qwen2_moe", "seed_oss", "smollm3", "stablelm",
+            "starcoder2",
+        ),
+        (Q_PROJ, separate),
+    ),
+    **dict.fromkeys(("qwen3", "qwen3_moe", "exaone4", "gemma3_text"), (Q_NORM, shared)),
+    **dict.fromkeys(("olmo2", "olmo3"), (Q_NORM, separate)),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), (r"layers\.(\d+)\.self_attn\.q(_b)?_proj\.weight$", latent)),
+    "gpt_neox": (NEOX, per_head),
+    "persimmon": (FUSED, per_head),
+    "phi3": (r"layers\.(\d+)\.self_attn\.qkv_proj\.weight$", separate),
+    "falcon": (r"h\.(\d+)\.self_attention\.query_key_value\.(weight|bias)$", falcon),
+}  # fmt: skip
+"""Model type -> tensor names and their rows. Families whose norm follows the rotation (HunYuan, Llama 4 with
+qk-norm, NanoChat) are left out: there a temperature before it does nothing."""
+
+Q_LAYERNORM = r"layers\.(\d+)\.self_attn\.q_layernorm\.(weight|bias)$"
+QUERY_NORMS: dict[str, tuple[str, RowsOf]] = {
+    "phi": (Q_LAYERNORM, shared),
+    "persimmon": (Q_LAYERNORM, shared),
+    "cohere": (Q_NORM, separate),
+    "stablelm": (r"layers\.(\d+)\.self_attn\.q_layernorm\.norms\.(?P<head>\d+)\.weight$", shared),
+}
+"""The same where the config switches a norm of the queries on."""
