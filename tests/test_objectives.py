@@ -5,13 +5,13 @@ import torch
 from conftest import FAMILY_SIZES, NATIVE, VOCABULARY, tiny_model
 from torch.nn import functional as F
 from yarn_tune import objectives
+from yarn_tune.batches import collate
 from yarn_tune.families import logit_transform, rope_facts
 from yarn_tune.learned import Start
 from yarn_tune.objectives import NextToken, exact_nats, fused_nats
 from yarn_tune.packing import Row
 from yarn_tune.positions import IGNORED, place_contiguous, place_skip
 from yarn_tune.sections import Rope
-from yarn_tune.train import collate
 from yarn_tune.tunable import attach
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from conftest import recipe_tree, save_tiny
 from safetensors.torch import load_file
 from yarn_tune.checkpoint import latest_state
 from yarn_tune.errors import CheckFailed, UserError
-from yarn_tune.objectives import NextToken
+from yarn_tune.lessons import Objective
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.train import Run, rate_share, train
 
@@ -105,14 +105,14 @@ def test_rates_rise_then_fall_to_a_tenth():
 
 def test_nan_stops_with_the_last_good_values(make_run, monkeypatch):
     run = make_run(steps=6, checkpoint_every=100)
-    forward, calls = NextToken.forward, []
+    forward, calls = Objective.forward, []
 
     def spoiled(self, *args, **kwargs):
         calls.append(1)
         nats = forward(self, *args, **kwargs)
         return nats * float("nan") if len(calls) == 7 else nats
 
-    monkeypatch.setattr(NextToken, "forward", spoiled)
+    monkeypatch.setattr(Objective, "forward", spoiled)
     with pytest.raises(CheckFailed, match="step 4: loss nan"):
         train(run)
     state = latest_state(run.folder / "checkpoints")

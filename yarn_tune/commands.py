@@ -248,8 +248,7 @@ def retrieve_command(options: argparse.Namespace) -> Result:
 
     from .data import heldout_tokens
     from .families import load_model, load_tokenizer, to_device
-    from .recall import WORDINGS
-    from .retrieval import heat_map, retrieve, score_server, score_transformers, table
+    from .retrieval import WORDINGS, heat_map, retrieve, score_server, score_transformers, table
 
     lengths = _numbers("--lengths", options.lengths, int)
     depths = _numbers("--depths", options.depths, float)

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from .batches import collate
 from .checkpoint import write_atomically, write_json
 from .data import build_rows
 from .errors import UserError
@@ -28,7 +29,7 @@ from .rope import longrope_inv_freq, yarn_attention_factor
 from .runtime import environment, start
 from .search import SearchState, Settings, initial_factors, search
 from .serving.profiles import Target, settle
-from .train import Run, claim_folder, collate, train
+from .train import Run, claim_folder, train
 from .tunable import at_start, attach_fixed
 
 HEADROOM = 1.25

@@ -7,7 +7,7 @@ other across a jump (`skip`) say so in `joined`, and the caller passes an all-on
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,24 @@ class Placed:
     position_ids: list[int]
     labels: list[int]
     joined: bool = False
+    answers: int = 0
+    """How many labels before the last one are the answer to a planted question."""
+
+    def pieces(self, length: int) -> "list[Placed]":
+        """The row as shorter ones, each from position zero; answers, whose needle may be elsewhere, do not count."""
+        if length >= len(self.input_ids):
+            return [self]
+        labels = list(self.labels)
+        if self.answers:
+            labels[-self.answers - 1 : -1] = [IGNORED] * self.answers
+        starts = range(0, len(labels) - length + 1, length)
+        ids = self.input_ids
+        return [Placed(ids[a : a + length], list(range(length)), labels[a : a + length]) for a in starts]
+
+    def only_last(self, tail: int) -> "Placed":
+        """The same row, of whose targets only the last `tail` count."""
+        skipped = max(0, len(self.labels) - tail)
+        return replace(self, labels=[IGNORED] * skipped + self.labels[skipped:])
 
     @property
     def targets(self) -> int:

@@ -110,7 +110,7 @@ def site_of(config: dict[str, Any]) -> Site:
     half = torch.arange(dim // 2)
     pairs = half.repeat_interleave(2) if kind in INTERLEAVED else torch.cat([half, half])
     plus_one = kind in ("gemma3_text",)
-    return Site(re.compile(names), rows_of(bare, dim), pairs, _layers(bare), 1.0 if plus_one else 0.0)
+    return Site(re.compile(names), rows_of(bare, dim), pairs, tuned_layers(bare), 1.0 if plus_one else 0.0)
 
 
 def _rotary_dim(config: dict[str, Any], bare: PreTrainedConfig, head_dim: int) -> int:
@@ -119,7 +119,7 @@ def _rotary_dim(config: dict[str, Any], bare: PreTrainedConfig, head_dim: int) -
     return int(head_dim * section.get("partial_rotary_factor", 1.0))
 
 
-def _layers(config: PreTrainedConfig) -> frozenset[int]:
+def tuned_layers(config: PreTrainedConfig) -> frozenset[int]:
     """Layers whose queries are rotated with the table that is tuned."""
     count = config.num_hidden_layers
     kinds = getattr(config, "layer_types", None) or [FULL] * count

@@ -10,12 +10,10 @@ from .checkpoint import write_json
 from .data import heldout_tokens
 from .families import load_model, load_tokenizer, to_device
 from .measure import Method
-from .retrieval import DEMO, PLAIN, Prompt, Retrieval, Wording, retrieve, score_transformers
+from .retrieval import WORDINGS, Prompt, Retrieval, retrieve, score_transformers
 from .sections import Recipe, Retrieve
 from .train import Run
 from .tunable import attach_fixed, detach
-
-WORDINGS: dict[str, Wording] = {"plain": PLAIN, "demo": DEMO}
 
 ROOM = 16
 """Tokens left of a window for the answer."""

@@ -70,6 +70,7 @@ def _impossible(recipe: Recipe) -> list[str]:
     checks = [
         *_rope_checks(recipe.rope),
         *_data_checks(recipe),
+        *_gradient_checks(recipe),
         *_train_checks(recipe.train),
         *_other_checks(recipe),
         *_retrieval_checks(recipe),
@@ -121,6 +122,53 @@ def _data_checks(recipe: Recipe) -> list[Check]:
             "skip rows are cut from single documents: set data.packing to long",
         ),
         (not skip or 2 <= data.spans <= row_tokens // 2, "data.spans", data.spans, spans),
+        (0 <= data.needles <= 1, "data.needles", data.needles, "a share of the rows, from 0.0 to 1.0"),
+        (
+            data.needles == 0 or (not skip and data.packing == "long"),
+            "data.needles",
+            data.needles,
+            "questions are planted in contiguous rows (data.positions: contiguous, data.packing: long)",
+        ),
+        *_length_checks(recipe),
+    ]
+
+
+def _length_checks(recipe: Recipe) -> list[Check]:
+    data, train, row_tokens = recipe.data, recipe.train, recipe.row_tokens()
+    lengths, skip = data.lengths, data.positions == "skip"
+    fit = lengths is None or (bool(lengths) and all(2 <= n <= row_tokens and row_tokens % n == 0 for n in lengths))
+    whole = "needs rows of one span each: set data.positions to contiguous and data.packing to long"
+    single = not skip and data.packing == "long"
+    tail, taught = train.tail, train.objective != "next-token" or train.guard > 0
+    return [
+        (fit, "data.lengths", lengths, f"lengths that divide data.row_tokens ({row_tokens}), or null"),
+        (lengths is None or single, "data.lengths", lengths, whole),
+        (tail is None or 1 <= tail < row_tokens, "train.tail", tail, f"from 1 to below data.row_tokens ({row_tokens})"),
+        (tail is None or single, "train.tail", tail, whole),
+        (
+            tail is None or not train.gradient_checkpointing,
+            "train.gradient_checkpointing",
+            train.gradient_checkpointing,
+            "with train.tail it must be false: it drops the KV cache, and only the tail's activations are kept anyway",
+        ),
+        (
+            tail is None or train.guard == 0 or lengths is not None,
+            "train.guard",
+            train.guard,
+            "the tail of a long row is never inside the native window: add the native window to data.lengths",
+        ),
+        (
+            not taught or data.packing == "long",
+            "data.packing",
+            data.packing,
+            "the base is asked about rows of one span: with this objective or guard set it to long",
+        ),
+        (
+            not (taught and skip) or row_tokens % data.spans == 0,
+            "data.spans",
+            data.spans,
+            f"with this objective it must divide data.row_tokens ({row_tokens})",
+        ),
     ]
 
 
@@ -135,6 +183,15 @@ def _train_checks(train: Train) -> list[Check]:
         *[(rate > 0, f"train.learning_rate.{kind}", rate, "must be positive") for kind, rate in asdict(rates).items()],
         *[(d >= 0, f"train.weight_decay.{kind}", d, "must not be negative") for kind, d in asdict(decays).items()],
         (0 <= train.warmup < 1, "train.warmup", train.warmup, "a share of the steps, from 0 to below 1"),
+        (train.guard >= 0, "train.guard", train.guard, "must not be negative"),
+        (train.answer_weight >= 0, "train.answer_weight", train.answer_weight, "must not be negative"),
+        (
+            train.teacher_stride is None or train.teacher_stride >= 1,
+            "train.teacher_stride",
+            train.teacher_stride,
+            "at least 1, or null",
+        ),
+        (train.probes >= 1, "train.probes", train.probes, "at least 1"),
         (train.clip >= 0, "train.clip", train.clip, "a gradient norm, or 0 for none"),
         (not train.use_reentrant, "train.use_reentrant", train.use_reentrant, reentrant),
         (train.search.generations >= 1, "train.search.generations", train.search.generations, "at least 1"),
@@ -149,6 +206,13 @@ def _train_checks(train: Train) -> list[Check]:
         (train.checkpoint_every >= 1, "train.checkpoint_every", train.checkpoint_every, "at least 1"),
         (train.keep_checkpoints >= 2, "train.keep_checkpoints", train.keep_checkpoints, "at least 2"),
     ]
+
+
+def _gradient_checks(recipe: Recipe) -> list[Check]:
+    low = recipe.rope.temperature in ("global", "layer")
+    few = "too many numbers to estimate a gradient from forward passes; set train.gradient to backprop"
+    forward = recipe.train.gradient == "forward"
+    return [(not forward or low, "rope.temperature", recipe.rope.temperature, few)]
 
 
 def _retrieval_checks(recipe: Recipe) -> list[Check]:

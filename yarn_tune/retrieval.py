@@ -60,6 +60,9 @@ DEMO = Wording(
 )
 """What data/tiny-base was trained on (`number_sentences` of its train.py)."""
 
+WORDINGS = {"plain": PLAIN, "demo": DEMO}
+"""As recipes name them."""
+
 
 @dataclass(frozen=True)
 class Prompt:

@@ -69,6 +69,21 @@ class Data:
     window (an experiment: with frozen weights it is biased towards local text)."""
     spans: int = 2
     """Spans a row, for `positions: skip`."""
+    lengths: list[int] | None = None
+    """Lengths that rows are cut to, one for each step; null: rows are read whole."""
+    order: Literal["mixed", "staged"] = "mixed"
+    """Of `lengths`. mixed: they take turns. staged: one after another, each for its share of the steps."""
+    needles: float = 0.0
+    """Share of the rows that end in a question for a number stated somewhere in them."""
+    wording: Literal["plain", "demo"] = "plain"
+    """Of those questions; see `eval.retrieval.wording`."""
+
+    def length_at(self, step: int, steps: int) -> int | None:
+        """What rows are cut to in a step; None where they are read whole."""
+        if self.lengths is None:
+            return None
+        turn = step if self.order == "mixed" else step * len(self.lengths) // steps
+        return self.lengths[turn % len(self.lengths)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +136,21 @@ class Train:
     weight_decay: Decays | float = 0.0
     """Pull of every learned number towards search-free YaRN, where a gain is 1 and a phase 0; AdamW's, so a step moves
     a number by at most rate x decay of its distance."""
-    objective: Literal["next-token"] = "next-token"
+    objective: Literal["next-token", "far-weighted", "distill"] = "next-token"
+    """next-token. far-weighted: tokens count by how much better they are predicted than from the native window alone.
+    distill: the base's own predictions from its native window, slid along the row."""
+    guard: float = 0.0
+    """Weight of KL(base || tuned) inside the native window: keeps short texts as they were."""
+    answer_weight: float = 50.0
+    """Of each token of the answer to a planted question (`data.needles`); other tokens count 1."""
+    teacher_stride: int | None = None
+    """Step of the base's window along a row, where the base is asked; null: half the native window."""
+    tail: int | None = None
+    """Prefix rows: a gradient for the last so many tokens of a row alone, which see all before them; null: for all."""
+    gradient: Literal["backprop", "forward"] = "backprop"
+    """forward: estimated from forward passes alone (memory of inference): `rope.temperature` global or layer."""
+    probes: int = 4
+    """Random directions a step, two forwards each, for `gradient: forward`; up to four numbers are taken one by one."""
     seed: int = 0
     search: Search = field(default_factory=Search)
     gradient_checkpointing: bool = True

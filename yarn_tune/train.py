@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ import torch
 import yaml
 from accelerate import Accelerator
 from safetensors.torch import save
-from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from .batches import Batch, backward, forward_only
 from .checkpoint import (
     State,
     latest_state,
@@ -32,10 +33,11 @@ from .checkpoint import (
 )
 from .data import RowSet, build_rows
 from .errors import CheckFailed, UserError
+from .estimate import estimate_gradient
 from .families import load_model, load_tokenizer, switch_off_dropout
 from .learned import Learned
-from .objectives import NextToken
-from .positions import Placed
+from .lessons import Lesson, Objective
+from .needles import plant
 from .runtime import environment, start
 from .sections import Recipe
 from .serving.profiles import Target, settle
@@ -69,7 +71,8 @@ def train(run: Run) -> Learned:
     # What cannot be served is refused before anything is learned.
     begin, target = at_start(recipe), Target.of_recipe(recipe)
     settle(begin.learned(), target)
-    rows = build_rows(recipe, load_tokenizer(recipe.base.model, recipe.base.revision))
+    tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
+    rows = plant(build_rows(recipe, tokenizer), recipe, tokenizer)
     accelerator = start(recipe, run.folder)
     claim_folder(run)
 
@@ -96,7 +99,9 @@ def fit(run: Run, accelerator: Accelerator, model: PreTrainedModel, rotary: Tuna
     """The steps themselves."""
     recipe, settings = run.recipe, run.recipe.train
     optimizer = make_optimizer(rotary, recipe)
-    objective, optimizer = accelerator.prepare(NextToken(model), optimizer)
+    lesson = Lesson.of(recipe, rotary.start.native)
+    objective, optimizer = accelerator.prepare(Objective(model, rotary, lesson), optimizer)
+    parameters = list(rotary.parameters())
     done = resume(run, rotary, optimizer)
     log = MetricsLog(run, accelerator, done)
     bar = tqdm(
@@ -107,22 +112,18 @@ def fit(run: Run, accelerator: Accelerator, model: PreTrainedModel, rotary: Tuna
         begun = time.monotonic()
         set_rates(optimizer, recipe, step)
 
-        # Forward and backward, micro-batch by micro-batch; every process knows the whole batch's targets.
-        batch = rows.batch(step, settings.batch_rows, settings.seed)
-        targets = max(1, sum(row.targets for row in batch))
-        mine = batch[accelerator.process_index :: accelerator.num_processes]
-        total = torch.zeros((), device=accelerator.device)
-        for at in range(0, len(mine), settings.micro_rows):
-            nats = objective(**collate(mine[at : at + settings.micro_rows], accelerator.device))
-            # Gradients are averaged over processes, and the loss is a mean over all processes' targets.
-            accelerator.backward(nats * accelerator.num_processes / targets)
-            total += nats.detach()
-        loss = accelerator.reduce(total, reduction="sum").item() / targets
+        # A gradient, from a backward pass or from forward passes alone.
+        batch = Batch.of(recipe, rows, step)
+        if settings.gradient == "backprop":
+            aim, loss = backward(accelerator, objective, batch)
+        else:
+            read = partial(forward_only, accelerator, objective, batch)
+            estimate_gradient(parameters, read, settings.probes, settings.seed, step)
+            aim, loss = read()
 
         # One update, unless it would spoil what was learned.
-        parameters = list(rotary.parameters())
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip or math.inf).item()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        if not (math.isfinite(aim) and math.isfinite(loss) and math.isfinite(norm)):
             checkpoint_now(run, accelerator, rotary, optimizer, step)
             raise CheckFailed(
                 f"step {step + 1}: loss {loss}, gradient norm {norm}; the values after step {step} are kept in "
@@ -132,7 +133,8 @@ def fit(run: Run, accelerator: Accelerator, model: PreTrainedModel, rotary: Tuna
         optimizer.zero_grad()
 
         # Tell, and save.
-        seconds, tokens, learned = time.monotonic() - begun, len(batch) * recipe.row_tokens(), rotary.learned()
+        seconds, learned = time.monotonic() - begun, rotary.learned()
+        tokens = settings.batch_rows * recipe.row_tokens()
         log.write(step + 1, loss, norm, tokens, seconds, learned)
         bar.set_postfix_str(progress_text(loss, learned, tokens / seconds))
         bar.update()
@@ -167,18 +169,6 @@ def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int) -> No
     rates = recipe.train.rates()
     for group in optimizer.param_groups:
         group["lr"] = share * getattr(rates, group["name"])
-
-
-def collate(rows: list[Placed], device: torch.device) -> dict[str, Tensor]:
-    """Rows as tensors `[b, n]`. Joined rows get an all-ones mask, which lets spans see each other."""
-    batch = {
-        "input_ids": torch.tensor([row.input_ids for row in rows], device=device),
-        "position_ids": torch.tensor([row.position_ids for row in rows], device=device),
-        "labels": torch.tensor([row.labels for row in rows], device=device),
-    }
-    if rows[0].joined:
-        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-    return batch
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:

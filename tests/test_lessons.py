@@ -1,0 +1,208 @@
+"""Objectives, the base as teacher, and prefix rows, against plain computations from whole logits."""
+
+import math
+
+import pytest
+import torch
+from conftest import FAMILY_SIZES, NATIVE, VOCABULARY, tiny_model
+from torch.nn import functional as F
+from yarn_tune import objectives, teacher
+from yarn_tune.batches import collate
+from yarn_tune.families import rope_facts
+from yarn_tune.gains import gains_for
+from yarn_tune.learned import Start
+from yarn_tune.lessons import MOST, Lesson, Objective
+from yarn_tune.packing import Row
+from yarn_tune.perplexity import slid_nats
+from yarn_tune.positions import IGNORED, Placed, place_contiguous
+from yarn_tune.prefix import tail_states
+from yarn_tune.sections import Rope
+from yarn_tune.teacher import divergence, teacher_states, windows
+from yarn_tune.tunable import attach, detach, untouched
+
+CPU = torch.device("cpu")
+LENGTH = 3 * NATIVE + 10
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    return torch.randint(1, VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def tuned(family: str = "llama", temperature: str = "global", learn: str = "frequency", **extra: object):
+    model = tiny_model(family, **extra)
+    start = Start.of(rope_facts(model.config), Rope(window=4 * NATIVE))
+    rotary = attach(model, start, learn, gains_for(model.config.to_dict(), temperature))
+    with torch.no_grad():
+        for number, parameter in enumerate(rotary.parameters()):
+            parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(number))
+    return model, rotary
+
+
+def rows(count: int = 2, length: int = LENGTH) -> list[Placed]:
+    return [place_contiguous(Row(tokens(length, seed), [length])) for seed in range(count)]
+
+
+def gradients(rotary):
+    found = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in rotary.parameters()]
+    rotary.zero_grad()
+    return found
+
+
+# Prefix rows.
+
+
+ONE_LAYER = {family: {"num_hidden_layers": 1} for family in FAMILY_SIZES} | {
+    family: {"num_hidden_layers": 1, "layer_types": ["full_attention"]} for family in ("gemma3_text", "olmo3")
+}
+
+
+@pytest.mark.parametrize("tail", [2, 40, 150])
+@pytest.mark.parametrize("family", FAMILY_SIZES)
+def test_the_gradient_through_all_keys_is_exact(family, tail):
+    """In a model of one layer nothing is left out, so the gradient is that of the whole row, for every family."""
+    model, rotary = tuned(family, **ONE_LAYER[family])
+    objective = Objective(model, rotary, Lesson())
+    batch = collate([row.only_last(tail) for row in rows()], CPU)
+    whole = objective(**batch)
+    whole[0].backward()
+    expected = gradients(rotary)
+    last = objective(**batch, tail=tail)
+    last[0].backward()
+    torch.testing.assert_close(last, whole, rtol=1e-5, atol=1e-4)
+    assert all(bool((g != 0).any()) for g in expected)
+    for found, wanted in zip(gradients(rotary), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=2e-3, atol=2e-5 * wanted.abs().max().item() + 1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILY_SIZES)
+def test_the_tail_sees_the_whole_row(family):
+    """With all layers (and sliding ones among them), its hidden states are those of the whole row."""
+    model, rotary = tuned(family)
+    batch = collate(rows(), CPU)
+    with torch.no_grad():
+        whole = objectives.hidden_states(model, batch["input_ids"], batch["position_ids"])
+        last = tail_states(model, rotary, batch["input_ids"], 50)
+    torch.testing.assert_close(last, whole[:, -50:], rtol=1e-4, atol=1e-4)
+
+
+def test_gains_get_a_gradient_from_the_tail_alone():
+    """In one layer, queries of the prefix have no part in the loss of the tail."""
+    model, rotary = tuned(temperature="phase", num_hidden_layers=1)
+    objective = Objective(model, rotary, Lesson())
+    batch = collate([row.only_last(30) for row in rows()], CPU)
+    objective(**batch)[0].backward()
+    expected = gradients(rotary)
+    objective(**batch, tail=30)[0].backward()
+    for found, wanted in zip(gradients(rotary), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=2e-3, atol=2e-5 * wanted.abs().max().item() + 1e-6)
+
+
+# The teacher.
+
+
+@pytest.mark.parametrize("length", [10, NATIVE, NATIVE + 1, 3 * NATIVE, 3 * NATIVE + 17])
+@pytest.mark.parametrize("stride", [1, 16, NATIVE - 1])
+def test_windows_keep_every_token_once(length, stride):
+    for last in {1, min(5, length), length}:
+        kept = []
+        for end, count in windows(length, NATIVE, stride, last):
+            assert min(NATIVE, length) <= end <= length
+            assert count <= max(stride, min(NATIVE, length))
+            kept += range(end - count, end)
+        assert kept == list(range(length - last, length))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "cohere"])
+def test_the_teacher_is_the_slid_native_window(family):
+    """The same nats as `compare` measures for it, with the same stride."""
+    model, rotary = tuned(family)
+    row = torch.tensor(tokens(LENGTH + 1))
+    taught = teacher_states(model, rotary, row[None, :-1], NATIVE - 1, 15, LENGTH)[0]
+    head, transform = model.get_output_embeddings(), Objective(model, rotary, Lesson()).transform
+    nats = objectives.exact_nats(taught, row[1:], head, transform)
+    detach(model)
+    torch.testing.assert_close(nats, slid_nats(model, row, NATIVE, 15), rtol=1e-4, atol=1e-4)
+
+
+def test_the_divergence_is_that_of_whole_softmaxes(monkeypatch):
+    monkeypatch.setattr(teacher, "CHUNK", 16)
+    head = torch.nn.Linear(32, VOCABULARY).requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(50, 32, generator=generator).requires_grad_()
+    taught = torch.randn(50, 32, generator=generator)
+    found = divergence(hidden, taught, head, None)
+    found.sum().backward()
+    gradient, hidden.grad = hidden.grad, None
+    logs = F.log_softmax(head(hidden), -1), F.log_softmax(head(taught), -1)
+    expected = F.kl_div(*logs, reduction="none", log_target=True).sum(-1)
+    expected.sum().backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradient, hidden.grad)
+    assert divergence(taught, taught, head, None).abs().max() < 1e-6
+
+
+# Objectives.
+
+
+def plain(model, rotary, batch):
+    """(nats of the tuned model, the base's nats and KL from native windows) of every token, `[b, n]`, whole logits."""
+    ids, labels = batch["input_ids"], batch["labels"].clamp(min=0)
+    with torch.no_grad():
+        logs = F.log_softmax(model(ids, use_cache=False).logits, -1)
+        nats = -logs.gather(-1, labels[..., None])[..., 0]
+        near, divergences = [], []
+        with untouched(rotary):
+            for i in range(ids.shape[1]):
+                # Strides of half a native window: the window ends where the token's stride does.
+                end = NATIVE if i < NATIVE else min(NATIVE + 32 * math.ceil((i + 1 - NATIVE) / 32), ids.shape[1])
+                window = model(ids[:, end - NATIVE : end], use_cache=False).logits[:, i - end]
+                said = F.log_softmax(window, -1)
+                near.append(-said.gather(-1, labels[:, i, None])[:, 0])
+                divergences.append((said.exp() * (said - logs[:, i])).sum(-1))
+    return nats, torch.stack(near, 1), torch.stack(divergences, 1)
+
+
+@pytest.mark.parametrize("objective", ["next-token", "far-weighted", "distill"])
+@pytest.mark.parametrize("guard", [0.0, 0.7])
+def test_objectives_from_whole_logits(objective, guard):
+    model, rotary = tuned()
+    batch = collate(rows(), CPU)
+    answers = torch.zeros_like(batch["labels"], dtype=torch.bool)
+    answers[0, -9:-1] = True
+    nats, near, divergences = plain(model, rotary, batch)
+    counted = batch["labels"] != IGNORED
+    inside = (batch["position_ids"] < NATIVE) & ~answers
+    weights = {
+        "next-token": torch.ones_like(nats),
+        "far-weighted": (near - nats).exp().clamp(max=MOST),
+        "distill": torch.zeros_like(nats),
+    }[objective]
+    weights = torch.where(answers, 3.0, weights)
+    pulls = guard * inside + (~answers if objective == "distill" else 0.0)
+    expected = ((weights * nats + pulls * divergences) * counted).sum()
+    lesson = Lesson(objective, guard, 3.0, NATIVE, NATIVE // 2)
+    found = Objective(model, rotary, lesson)(**batch, answers=answers)
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(found[1], (nats * counted).sum(), rtol=1e-5, atol=1e-2)
+
+
+def test_at_the_base_nothing_is_to_be_learned_inside_the_native_window():
+    """Distilling a model of factor 1 into itself: no loss and no gradient."""
+    model = tiny_model()
+    rotary = attach(model, Start.of(rope_facts(model.config), Rope(window=NATIVE)), "frequency")
+    batch = collate(rows(2, NATIVE), CPU)
+    found = Objective(model, rotary, Lesson("distill", 0.5, 1.0, NATIVE, NATIVE // 2))(**batch)
+    found[0].backward()
+    assert abs(found[0].item()) < 1e-3
+    assert all(p.grad.abs().max() < 1e-3 for p in rotary.parameters())
+
+
+def test_spans_of_a_skip_row_are_taught_one_by_one():
+    model, rotary = tuned()
+    ids = torch.tensor([tokens(80)])
+    lesson = Lesson("far-weighted", 0.0, 1.0, NATIVE, NATIVE // 2, spans=2)
+    objective = Objective(model, rotary, lesson)
+    with torch.no_grad():
+        taught = objective._taught(ids, 80)
+        alone = [teacher_states(model, rotary, part, NATIVE, NATIVE // 2, 40) for part in ids.split(40, 1)]
+    torch.testing.assert_close(taught, torch.cat(alone, 1))

@@ -1,0 +1,54 @@
+"""Questions planted in training rows: a number stated somewhere in the text and asked for at the row's end.
+
+Prose rewards near context most of all, and what is learned from it alone can unlearn to look far back. Rows with a
+question keep (or teach) that. They are the prompts of `retrieval.py`, with other words, numbers and places than any
+measurement has, made from the training documents, with the answer behind.
+"""
+
+import random
+
+from transformers import PreTrainedTokenizerBase
+
+from .data import RowSet
+from .errors import UserError
+from .positions import IGNORED, Placed
+from .retrieval import WORDINGS, build_prompt
+from .sections import Recipe
+
+FIRST_SEED = 1_000_000
+"""Measurements count their prompts from zero."""
+
+
+def plant(rows: RowSet, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RowSet:
+    """The rows, a share `data.needles` of them with a question; which ones is a function of the recipe's seed.
+
+    Raises:
+        UserError: if rows are too short for a question.
+    """
+    if recipe.data.needles == 0:
+        return rows
+    rng = random.Random(f"needles/{recipe.train.seed}")
+    chosen = set(rng.sample(range(len(rows.rows)), round(recipe.data.needles * len(rows.rows))))
+    planted = [
+        _asking(row, recipe, tokenizer, FIRST_SEED + number, rng.random()) if number in chosen else row
+        for number, row in enumerate(rows.rows)
+    ]
+    return RowSet(planted, rows.packed, rows.available)
+
+
+def _asking(row: Placed, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, seed: int, depth: float) -> Placed:
+    """A row of the same length that ends in a question and its answer."""
+    wording, size = WORDINGS[recipe.data.wording], len(row.input_ids)
+    # How long the answer is follows from the words, not from the length.
+    answer = len(build_prompt(tokenizer, _enough(row, size), size, depth, 1, seed, wording).answer_ids)
+    try:
+        prompt = build_prompt(tokenizer, _enough(row, size), size - answer, depth, 1, seed, wording)
+    except UserError as error:
+        raise UserError(f"data.needles: {error}") from error
+    ids = [*prompt.ids, *prompt.answer_ids]
+    return Placed(ids, list(range(size)), [*ids[1:], IGNORED], answers=answer)
+
+
+def _enough(row: Placed, size: int) -> list[int]:
+    """The row's text, twice: special tokens are taken out of filler, which must not become too short by that."""
+    return (row.input_ids * 2)[: 2 * size]

@@ -1,0 +1,74 @@
+"""The untouched base as a teacher: what it says of every token from at most its native window before it.
+
+Inside the native window these are the base's own predictions, which the tuned model should keep; beyond, they are those
+of the native window slid over the row, which is what is hard to beat on text without far structure.
+
+Shapes: b rows, T tokens a row, h hidden size, v vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from .objectives import CHUNK, Transform, hidden_states
+from .tunable import TunableRotary, untouched
+
+
+def windows(length: int, native: int, stride: int, last: int) -> list[tuple[int, int]]:
+    """(end, tokens kept at the end) of the windows whose kept tokens are the last `last` of `length`, in order.
+
+    Every window is `min(native, length)` long; a token has at least `native - stride` tokens before it in its window,
+    or all there are.
+    """
+    done = length - last
+    found = []
+    if done < native:
+        end = min(native, length)
+        found.append((end, end - done))
+        done = end
+    while done < length:
+        end = min(done + stride, length)
+        found.append((end, end - done))
+        done = end
+    return found
+
+
+@torch.no_grad()
+def teacher_states(
+    model: PreTrainedModel, rotary: TunableRotary, input_ids: Tensor, native: int, stride: int, last: int
+) -> Tensor:
+    """The base's last hidden states for the last `last` tokens of rows `[b, T]`: `[b, last, h]`.
+
+    Windows are read several at a time, up to as many tokens as the rows have.
+    """
+    rows, length = input_ids.shape
+    size = min(native, length)
+    planned = windows(length, native, stride, last)
+    most = max(1, length // size)
+    parts = []
+    with untouched(rotary):
+        for at in range(0, len(planned), most):
+            group = planned[at : at + most]
+            ids = torch.cat([input_ids[:, end - size : end] for end, _ in group])
+            hidden = hidden_states(model, ids).split(rows)
+            parts += [states[:, -kept:] for states, (_, kept) in zip(hidden, group, strict=True)]
+    return torch.cat(parts, 1)
+
+
+def divergence(hidden: Tensor, taught: Tensor, head: nn.Module, transform: Transform) -> Tensor:
+    """KL(teacher || model) in nats of each token, float32 `[tokens]`, from states `[tokens, h]`, chunk by chunk."""
+
+    def logs(states: Tensor) -> Tensor:
+        logits = head(states).float()
+        return F.log_softmax(transform(logits) if transform else logits, -1)
+
+    def nats(part: Tensor, wanted: Tensor) -> Tensor:
+        said = logs(wanted)
+        return (said.exp() * (said - logs(part))).sum(-1)
+
+    pairs = zip(hidden.split(CHUNK), taught.split(CHUNK), strict=True)
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        return torch.cat([checkpoint(nats, part, wanted, use_reentrant=False) for part, wanted in pairs])
+    return torch.cat([nats(part, wanted) for part, wanted in pairs])
