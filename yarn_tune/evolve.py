@@ -64,7 +64,7 @@ def evolve(run: Run) -> Learned:
     rotary.load_numbers(offsets_of(state.best, begin))
     learned = settle(rotary.learned(), target)
     write_atomically(run.numbers_path, save(rotary.numbers()))
-    write_json(run.folder / "learned.json", {"learn": learned.learn, **learned.summary()})
+    write_json(run.folder / "learned.json", {"learn": learned.learn, "numbers": rotary.count(), **learned.summary()})
     accelerator.end_training()
     return learned
 

@@ -121,18 +121,21 @@ class Objective(nn.Module):
         inside = (position_ids[counted] < lesson.native).float() * lesson.guard
         pulls = inside + (1.0 if lesson.objective == "distill" else 0.0)
         pulls = torch.where(asked[counted], 0.0, pulls)
-        loss = (weights * nats).sum()
-        if bool((pulls > 0).any()):
-            head = self.model.get_output_embeddings()
-            assert head is not None
-            loss = loss + (pulls * divergence(hidden[counted], taught, head, self.transform)).sum()
-        return loss
+        pulled = pulls > 0
+        head = self.model.get_output_embeddings()
+        assert head is not None
+        apart = divergence(hidden[counted][pulled], taught[pulled], head, self.transform)
+        return (weights * nats).sum() + (pulls[pulled] * apart).sum()
 
     def _taught(self, input_ids: Tensor, last: int) -> Tensor:
         """The base's hidden states of the last tokens of each row, `[b, last, h]`; each span of a row by itself."""
         rows, length = input_ids.shape
-        spans = self.lesson.spans
+        spans, native = self.lesson.spans, self.lesson.native
+        if self.lesson.objective == "next-token" and spans == 1 and last == length > native:
+            # The guard alone: the base is asked inside its window only, and never slid.
+            inside = teacher_states(self.model, self._rotary[0], input_ids[:, :native], native, 1, native)
+            return torch.nn.functional.pad(inside, (0, 0, 0, length - native))
         ids = input_ids.reshape(rows * spans, length // spans)
         last = min(last, ids.shape[1])
-        states = teacher_states(self.model, self._rotary[0], ids, self.lesson.native, self.lesson.stride, last)
+        states = teacher_states(self.model, self._rotary[0], ids, native, self.lesson.stride, last)
         return states.reshape(rows, spans * last, -1)

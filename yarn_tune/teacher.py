@@ -68,6 +68,8 @@ def divergence(hidden: Tensor, taught: Tensor, head: nn.Module, transform: Trans
         said = logs(wanted)
         return (said.exp() * (said - logs(part))).sum(-1)
 
+    if not len(hidden):
+        return torch.zeros(0, device=hidden.device)
     pairs = zip(hidden.split(CHUNK), taught.split(CHUNK), strict=True)
     if torch.is_grad_enabled() and hidden.requires_grad:
         return torch.cat([checkpoint(nats, part, wanted, use_reentrant=False) for part, wanted in pairs])

@@ -89,7 +89,9 @@ def train(run: Run) -> Learned:
         rotary.set_scale(learned.scale)
     if accelerator.is_main_process:
         write_atomically(run.numbers_path, save(rotary.numbers()))
-        write_json(run.folder / "learned.json", {"learn": learned.learn, **learned.summary()})
+        write_json(
+            run.folder / "learned.json", {"learn": learned.learn, "numbers": rotary.count(), **learned.summary()}
+        )
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return learned

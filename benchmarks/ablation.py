@@ -1,0 +1,147 @@
+"""Rung x objective x row plan on the demo, several seeds each: what earns its keep.
+
+    python benchmarks/ablation.py [--steps 60] [--seeds 0 1 2] [--only phase needles] [--out benchmarks/results]
+
+Every line is the demo's recipe with a few settings changed, all with the same steps and the same tokens a step. A run
+that is there already is not repeated. Figures are means over seeds with half their range behind; `gap closed` is the
+share of the distance between search-free YaRN and the slid native window; `step` is a step's median time against the
+first line's.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from yarn_tune.compare import compare, named_rows
+from yarn_tune.evolve import learn
+from yarn_tune.recipe import load_recipe
+from yarn_tune.results import Comparison
+from yarn_tune.train import Run
+
+PHASE = ("rope.temperature=phase",)
+ASKED = (*PHASE, "data.wording=demo", "data.needles=0.25")
+LINES: dict[str, tuple[str, ...]] = {
+    # Rungs: next-token loss, full rows.
+    "scale and t": ("rope.learn=scale",),
+    "frequency and t": (),
+    "+ layer": ("rope.temperature=layer",),
+    "+ head": ("rope.temperature=head",),
+    "+ spectral": ("rope.temperature=spectral",),
+    "+ phase": PHASE,
+    # Objectives: frequency, t and phase.
+    "phase, needles": ASKED,
+    "phase, needles, guard 1": (*ASKED, "train.guard=1.0"),
+    "phase, far-weighted": (*PHASE, "train.objective=far-weighted"),
+    "phase, distill": (*PHASE, "train.objective=distill"),
+    "phase, distill, needles": (*ASKED, "train.objective=distill"),
+    "phase, decay 0.3, needles": (*ASKED, "train.weight_decay.gain=0.3", "train.weight_decay.phase=0.3"),
+    # Row plans: frequency, t and phase, needles.
+    "phase, needles, prefix rows": (*ASKED, "train.tail=512"),
+    "phase, needles, staged": (*ASKED, "data.lengths=[512,1024,2048]", "data.order=staged"),
+    "phase, needles, mixed": (*ASKED, "data.lengths=[256,2048]"),
+    "phase, skip rows": (*PHASE, "data.positions=skip", "data.row_tokens=512", "train.batch_rows=16"),
+    "phase, skip rows, far-weighted": (
+        *PHASE, "data.positions=skip", "data.row_tokens=512", "train.batch_rows=16", "train.objective=far-weighted",
+    ),
+    # Gradients from forward passes.
+    "scale and t, forward": ("rope.learn=scale", "train.gradient=forward"),
+    "frequency and t, forward": ("train.gradient=forward",),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--recipe", default="recipes/tiny-demo.yaml")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="*", help="lines, by name")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"))
+    options = parser.parse_args()
+    found: dict[str, list[dict[str, float]]] = {}
+    for seed in options.seeds:  # seed by seed, so that a broken-off table has every line
+        for name in options.only or LINES:
+            settings = [*LINES[name], f"train.steps={options.steps}", f"train.seed={seed}"]
+            found.setdefault(name, []).append(measure(options, f"{name} {seed}".replace(" ", "_"), settings))
+            (options.out / "ablation.json").write_text(json.dumps(found, indent=1) + "\n")
+        print(table(found), flush=True)
+
+
+def measure(options: argparse.Namespace, name: str, settings: list[str]) -> dict[str, float]:
+    """One run's figures."""
+    recipe = load_recipe(options.recipe, [*settings, f"name={name}", "train.keep_checkpoints=2"])
+    run = Run(recipe, options.runs / name)
+    if not run.numbers_path.is_file():
+        learn(run)
+    tuned, _ = named_rows(run, [])
+    # Search-free methods are measured once: what was measured lies in the folder of the first run.
+    (options.runs / "nats").mkdir(exist_ok=True, parents=True)
+    nats = run.folder / "nats"
+    if not nats.exists():
+        nats.symlink_to((options.runs / "nats").resolve())
+    known = options.runs / "retrieval.json"
+    if known.is_file() and not (run.folder / "retrieval.json").is_file():
+        kept = {k: v for k, v in json.loads(known.read_text()).items() if k in ("none", "yarn")}
+        (run.folder / "retrieval.json").write_text(json.dumps(kept))
+    comparison = compare(run, tuned, only=["none", "native-window", "yarn", "tuned"])
+    if not known.is_file():
+        known.write_text((run.folder / "retrieval.json").read_text())
+    return figures(run, comparison)
+
+
+def figures(run: Run, comparison: Comparison) -> dict[str, float]:
+    """What the table shows of one run."""
+    window = comparison.window
+    nll = {row.method: row.nll[window] for row in comparison.rows}
+    short = {row.method: row.short_nll for row in comparison.rows}
+    tuned = comparison.row("tuned")
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    numbers = json.loads((run.folder / "learned.json").read_text())["numbers"]
+    return {
+        "numbers": sum(numbers.values()),
+        "nll": nll["tuned"],
+        "yarn": nll["yarn"],
+        "slid": nll["native-window"],
+        "closed": (nll["yarn"] - nll["tuned"]) / (nll["yarn"] - nll["native-window"]),
+        "tax": short["tuned"] - short["none"],
+        "yarn_tax": short["yarn"] - short["none"],
+        "retrieved": (tuned.retrieved or (float("nan"),))[0],
+        "yarn_retrieved": (comparison.row("yarn").retrieved or (float("nan"),))[0],
+        "step_seconds": statistics.median(line["seconds"] for line in lines),
+    }
+
+
+def table(found: dict[str, list[dict[str, float]]]) -> str:
+    """Markdown."""
+    lines = ["| learned, how | numbers | NLL | gap closed | short tax | retrieved | step |", "|---" * 7 + "|"]
+    first = next(iter(found.values()))
+    unit = statistics.mean(one["step_seconds"] for one in first)
+    lines.append(
+        f"| nothing: search-free YaRN | 0 | {first[0]['yarn']:.3f} | 0% | {first[0]['yarn_tax']:+.3f} | "
+        f"{first[0]['yarn_retrieved']:.0%} | |"
+    )
+    lines.append(f"| nothing: native window, slid | 0 | {first[0]['slid']:.3f} | 100% | +0.000 | | |")
+    for name, runs in found.items():
+        cells = [
+            f"{runs[0]['numbers']:.0f}",
+            spread([one["nll"] for one in runs], "{:.3f}"),
+            spread([100 * one["closed"] for one in runs], "{:.0f}", "%"),
+            spread([one["tax"] for one in runs], "{:+.3f}"),
+            spread([100 * one["retrieved"] for one in runs], "{:.0f}", "%"),
+            f"{statistics.mean(one['step_seconds'] for one in runs) / unit:.1f}x",
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float], form: str, unit: str = "") -> str:
+    """Mean, and half the range."""
+    mean = form.format(statistics.mean(values)) + unit
+    half = (max(values) - min(values)) / 2
+    return mean if len(values) == 1 else f"{mean} ± {form.replace('+', '').format(half)}"
+
+
+if __name__ == "__main__":
+    main()
