@@ -148,7 +148,7 @@ def test_what_a_family_cannot_carry_is_refused_by_name(family, rung, extra, mess
 
 def test_gains_need_folding(tmp_path):
     run = finished_run(tmp_path, "frequency", settings=("rope.temperature=head",))
-    with pytest.raises(UserError, match=r"rope.temperature: head is folded into the weights"):
+    with pytest.raises(UserError, match=r"rope.temperature: what is learned there is in the weights"):
         export(run, overrides_only=True)
     never = parse_recipe(run.recipe.to_dict(), ["export.fold=never"])
     with pytest.raises(UserError, match=r"export.fold: never"):

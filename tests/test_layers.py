@@ -14,6 +14,7 @@ ORDER = (
     "positions",
     "families",
     "queries",
+    "lora",
     "gains",
     "learned",
     "tunable",

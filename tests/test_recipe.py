@@ -28,7 +28,7 @@ def test_defaults_and_overrides(tmp_path):
     recipe = load_recipe(path, ["train.steps=50", "train.learning_rate=1e-3", "rope.learn=scale", "data.rows=null"])
     assert recipe.name == "mine"
     assert (recipe.train.steps, recipe.rope.learn, recipe.data.rows) == (50, "scale", None)
-    assert recipe.train.rates() == Rates(frequency=1e-3, temperature=1e-3, gain=1e-3, phase=1e-3)
+    assert recipe.train.rates() == Rates(frequency=1e-3, temperature=1e-3, gain=1e-3, phase=1e-3, lora=1e-3)
     assert (recipe.row_tokens(), recipe.rows()) == (1024, 50 * 4)
     assert parse_recipe(recipe.to_dict(), []) == recipe
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -18,14 +19,15 @@ def write_card(run: Run, export: Path) -> Path:
     window = fidelity["window"]
     header = {"base_model": recipe.base.model, **licence_of(recipe), "tags": ["long-context", "rope", "yarn_tune"]}
     learned = fidelity["learned"]
+    gains = _gains_text(learned["gains"])
     numbers = "one factor per rotary pair" if learned["factors"] else f"RoPE scale {learned['scale']:.6g}"
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {recipe.name}",
         f"{recipe.base.model}, extended from {learned['native']} to {window} tokens by [yarn_tune]"
         "(https://pypi.org/project/yarn-tune/): the weights are the base's"
-        + (" but for the folded temperature" if "fold" in fidelity else ", byte for byte")
-        + f"; learned were {numbers} and the attention temperature {learned['temperature']:.6g}, in "
+        + (" but for temperatures folded into the query projections" if "fold" in fidelity else ", byte for byte")
+        + f"; learned were {numbers} and the attention temperature {learned['temperature']:.6g}{gains}, in "
         f"{recipe.train.steps} steps on {recipe.train.steps * recipe.train.batch_rows * recipe.row_tokens():,} tokens.",
         f"    vllm serve THIS-FOLDER --max-model-len {window}",
         "SERVING.md has the command for each stack that was checked, and what the others would do.",
@@ -37,6 +39,15 @@ def write_card(run: Run, export: Path) -> Path:
     path = export / "README.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
+
+
+def _gains_text(gains: dict[str, Any] | None) -> str:
+    """What was learned about queries by layer, head and pair."""
+    if gains is None:
+        return ""
+    layers, groups, pairs = gains["shape"]
+    what = "gains and phases" if gains["complex"] else "gains"
+    return f" and {what} of the queries ({layers} layers x {groups} groups x {pairs} pairs)"
 
 
 def licence_of(recipe: Recipe) -> dict[str, str]:

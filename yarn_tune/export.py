@@ -26,6 +26,7 @@ from .checkpoint import write_json
 from .errors import CheckFailed, UserError
 from .families import is_hub_id, load_model, load_tokenizer, logit_transform, to_device
 from .learned import Learned
+from .lora import merge_checkpoint, with_lora
 from .objectives import CHUNK, hidden_states
 from .queries import site_of
 from .sections import Recipe
@@ -89,9 +90,10 @@ def export(run: Run, overrides_only: bool = False) -> Path:
     if overrides_only:
         # Overrides are a thing of vLLM alone, so the other stacks need not be able to carry them.
         vllm = tuple(name for name in aim.stacks if name.startswith("vllm")) or OVERRIDABLE
-        if learned.gains is not None:
-            raise UserError(f"rope.temperature: {run.recipe.rope.temperature} is folded into the weights, so overrides "
-                            "of the base's config cannot carry it; export a checkpoint")  # fmt: skip
+        for place, held in (("rope.temperature", learned.gains), ("lora", learned.lora)):
+            if held is not None:
+                raise UserError(f"{place}: what is learned there is in the weights, so overrides of the base's config "
+                                "cannot carry it; export a checkpoint")  # fmt: skip
         path = run.folder / "overrides.json"
         write_json(path, serve(learned, replace(aim, stacks=vllm, fold="never")).overrides(aim.base))
         return path
@@ -125,7 +127,9 @@ def write_checkpoint(recipe: Recipe, learned: Learned, served: Served, aim: Targ
         load_model(recipe.base.model, recipe.base.revision, "auto").save_pretrained(folder)
     write_json(folder / "config.json", served.config(aim.base))
     folds = served.fold != 1.0 or learned.gains is not None
-    if not folds:
+    if learned.lora is not None:
+        merge_checkpoint(folder, learned.lora)
+    elif not folds:
         write_json(folder / "overrides.json", served.overrides(aim.base))
     settings = folder / "tokenizer_config.json"
     if settings.is_file():
@@ -152,10 +156,11 @@ def compare_with_memory(run: Run, learned: Learned, served: Served, folder: Path
     recipe = run.recipe
     tuned = to_device(load_model(recipe.base.model, recipe.base.revision, "float32"))
     prompts = _prompts(learned, tuned.config.vocab_size)
-    attach_fixed(tuned, lambda length: (learned.inv_freq(), learned.attention_factor), learned.gains)
-    expected = _hidden(tuned, prompts)
-    detach(tuned)
-    queries = _exact_queries(tuned, learned, served)
+    with with_lora(tuned, learned.lora):
+        attach_fixed(tuned, lambda length: (learned.inv_freq(), learned.attention_factor), learned.gains)
+        expected = _hidden(tuned, prompts)
+        detach(tuned)
+        changed = _exact_weights(tuned, learned, served)
     del tuned
     with rope_warnings() as warnings:
         stock = to_device(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
@@ -166,12 +171,12 @@ def compare_with_memory(run: Run, learned: Learned, served: Served, folder: Path
         raise CheckFailed(f"export: transformers warns about the exported rope section: {bad[0]}")
     differences = {n: _logit_difference(stock, expected[n], found[n]) for n in prompts}
     rounded = {}
-    if queries and max(differences.values()) > recipe.export.tolerance:
+    if changed and max(differences.values()) > recipe.export.tolerance:
         # A bfloat16 base rounds what is folded into it. That is reported; the fold itself must be exact.
         rounded = {"max_abs_logit_difference_after_rounding": differences}
         for name, parameter in stock.named_parameters():
-            if name in queries:
-                parameter.copy_(queries[name])
+            if name in changed:
+                parameter.copy_(changed[name])
         found = _hidden(stock, prompts)
         differences = {n: _logit_difference(stock, expected[n], found[n]) for n in prompts}
     worst = max(differences.values())
@@ -198,14 +203,15 @@ def _hidden(model: PreTrainedModel, prompts: dict[int, Tensor]) -> dict[int, Ten
     return {length: hidden_states(model, ids[None].to(model.device))[0] for length, ids in prompts.items()}
 
 
-def _exact_queries(model: PreTrainedModel, learned: Learned, served: Served) -> dict[str, Tensor]:
-    """The float32 model's query tensors as folding should leave them; none where nothing is folded."""
-    if served.fold == 1.0 and learned.gains is None:
-        return {}
-    site = site_of(model.config.to_dict())
-    gains = gains_of(site, served.fold, learned.gains)
-    named = model.named_parameters()
-    return {name: fold_named(name, tensor.cpu(), site, gains)[0] for name, tensor in named if site.holds(name)}
+def _exact_weights(model: PreTrainedModel, learned: Learned, served: Served) -> dict[str, Tensor]:
+    """What merging and folding should leave, from the float32 model with LoRA merged; only what they change."""
+    named = dict(model.named_parameters())
+    changed = {name: named[name].cpu().clone() for name in learned.lora or {}}
+    if served.fold != 1.0 or learned.gains is not None:
+        site = site_of(model.config.to_dict())
+        gains = gains_of(site, served.fold, learned.gains)
+        changed |= {n: fold_named(n, tensor.cpu(), site, gains)[0] for n, tensor in named.items() if site.holds(n)}
+    return changed
 
 
 def _prompts(learned: Learned, vocabulary: int) -> dict[int, Tensor]:

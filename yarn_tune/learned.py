@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .errors import UserError
 from .families import RopeFacts, load_config, rope_facts
+from .lora import Factors
 from .rope import longrope_inv_freq, yarn_inv_freq
 from .sections import Recipe, Rope
 
@@ -34,6 +35,8 @@ class Learned:
     factors: list[float] | None = None
     gains: Tensor | None = None
     """What queries are multiplied by, `[tuned layers, groups, d/2]` in double precision; see `gains.py`."""
+    lora: Factors | None = None
+    """Changes of the weights, merged before anything is folded; see `lora.py`."""
 
     @property
     def attention_factor(self) -> float:
@@ -67,9 +70,9 @@ class Learned:
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the base's facts and the gains, of which there may be many: those are in the weights."""
-        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("facts", "gains")}
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("facts", "gains", "lora")}
         gains = None if self.gains is None else {"shape": list(self.gains.shape), "complex": self.gains.is_complex()}
-        return named | {"gains": gains}
+        return named | {"gains": gains, "lora": sorted(self.lora or ())}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ Shapes: a document is `[T]` token ids; its nats are float32 `[T - 1]`, entry i f
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 from .checkpoint import write_atomically
 from .families import load_model, to_device
 from .learned import Learned
+from .lora import Factors, with_lora
 from .perplexity import full_nats, slid_nats
 from .sections import Base
 from .tunable import attach_fixed, detach
@@ -34,22 +36,37 @@ class Method:
     table_of: TableOf
     gains: Tensor | None = None
     """`[tuned layers, groups, d/2]`; see `gains.py`."""
+    lora: Factors | None = None
+    """Changes of the weights."""
 
     @classmethod
-    def fixed(cls, inv_freq: Tensor, attention_factor: float = 1.0, gains: Tensor | None = None) -> "Method":
+    def fixed(cls, inv_freq: Tensor, attention_factor: float = 1.0) -> "Method":
         """The same table at every length."""
-        return cls(lambda length: (inv_freq, attention_factor), gains)
+        return cls(lambda length: (inv_freq, attention_factor))
 
     @classmethod
     def of(cls, learned: Learned) -> "Method":
         """Learned numbers."""
-        return cls.fixed(learned.inv_freq(), learned.attention_factor, learned.gains)
+        table = (learned.inv_freq(), learned.attention_factor)
+        return cls(lambda length: table, learned.gains, learned.lora)
+
+    @contextmanager
+    def on(self, model: PreTrainedModel, length: int | None = None) -> Iterator[None]:
+        """For a while, the model computes this; at every length as at `length`, if one is given."""
+        table = None if length is None else self.table_of(length)
+        with with_lora(model, self.lora):
+            attach_fixed(model, self.table_of if table is None else lambda read: table, self.gains)
+            try:
+                yield
+            finally:
+                detach(model)
 
     def facts(self, length: int) -> list[object]:
         """What it computes at a length, for a key on disk."""
         inv_freq, factor = self.table_of(length)
         gains = [] if self.gains is None else [torch.view_as_real(self.gains + 0j).tolist()]
-        return [inv_freq.tolist(), factor, *gains]
+        lora = [[name, *(factor.tolist() for factor in pair)] for name, pair in (self.lora or {}).items()]
+        return [inv_freq.tolist(), factor, *gains, *lora]
 
 
 class Meter:
@@ -72,14 +89,10 @@ class Meter:
     def tabled(self, method: Method, document: Tensor) -> tuple[Tensor, float]:
         """Nats with every token seen by all after it, and the seconds that took (once)."""
         read = len(document) - 1  # the last token is only predicted
-        table = method.table_of(read)
 
         def measure() -> Tensor:
-            attach_fixed(self.model, lambda length: table, method.gains)
-            try:
+            with method.on(self.model, read):
                 return full_nats(self.model, document, self.chunk)
-            finally:
-                detach(self.model)
 
         return self._known(method.facts(read), document, measure)
 

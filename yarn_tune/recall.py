@@ -13,7 +13,6 @@ from .measure import Method
 from .retrieval import WORDINGS, Prompt, Retrieval, retrieve, score_transformers
 from .sections import Recipe, Retrieve
 from .train import Run
-from .tunable import attach_fixed, detach
 
 ROOM = 16
 """Tokens left of a window for the answer."""
@@ -50,9 +49,8 @@ def recall(run: Run, methods: dict[str, Method], native: int) -> dict[str, Retri
     if missing:
         model = to_device(load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype))
         for method in missing:
-            attach_fixed(model, methods[method].table_of, methods[method].gains)
-            asked = ask(partial(score_transformers, model), tokenizer, filler, lengths, wanted)
-            detach(model)
+            with methods[method].on(model):
+                asked = ask(partial(score_transformers, model), tokenizer, filler, lengths, wanted)
             known[method] = {"key": keys[method], "cells": asked.as_json()}
             write_json(path, known)
     return {method: of_json(known[method]["cells"]) for method in methods}

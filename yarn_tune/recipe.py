@@ -212,7 +212,19 @@ def _gradient_checks(recipe: Recipe) -> list[Check]:
     low = recipe.rope.temperature in ("global", "layer")
     few = "too many numbers to estimate a gradient from forward passes; set train.gradient to backprop"
     forward = recipe.train.gradient == "forward"
-    return [(not forward or low, "rope.temperature", recipe.rope.temperature, few)]
+    lora, searched = recipe.lora, recipe.rope.learn == "search"
+    return [
+        (not forward or low, "rope.temperature", recipe.rope.temperature, few),
+        (lora is None or not forward, "lora", lora, few),
+        (
+            lora is None or not searched,
+            "lora",
+            lora,
+            "the search learns factors alone; remove it",
+        ),
+        (lora is None or lora.rank >= 1, "lora.rank", lora and lora.rank, "at least 1"),
+        (lora is None or bool(lora.targets), "lora.targets", lora and lora.targets, "name at least one module"),
+    ]
 
 
 def _retrieval_checks(recipe: Recipe) -> list[Check]:

@@ -41,6 +41,8 @@ def write_report(run: Run, comparison: Comparison, tuned: Tuned, start: Start) -
     plot_by_position(comparison, run.folder / "nll_by_position.png")
     plot_factors(learned, start, run.folder / "factors.png")
     plot_steps(run.folder / "metrics.jsonl", run.folder / "steps.png")
+    if learned.gains is not None:
+        plot_gains(learned, run.folder / "gains.png")
     rows = build_rows(recipe, load_tokenizer(recipe.base.model, recipe.base.revision))
     plot_coverage(rows.coverage(start.window), run.folder / "coverage.png")
     values = "\n".join(f"- {name}: {value:.6g}" for name, value in learned.summary().items())
@@ -53,7 +55,9 @@ def write_report(run: Run, comparison: Comparison, tuned: Tuned, start: Start) -
         "`short tax`: change inside the native window against the base. `key tokens`: mean over tokens that need far "
         "context. `retrieved`: needles found in prompts longer than the native window.\n\n"
         f"![NLL by position](nll_by_position.png)\n\n{_retrieval(run, comparison)}"
-        f"## Learned\n\n{values}\n\n![factor per rotary pair](factors.png)\n\n![loss and temperature](steps.png)\n\n"
+        f"## Learned\n\n{values}\n\n![factor per rotary pair](factors.png)\n\n"
+        f"{'' if learned.gains is None else '![gain per layer, head and pair](gains.png)' + chr(10) * 2}"
+        "![loss and temperature](steps.png)\n\n"
         "## Positions\n\nWhich relative distances the rows trained:\n\n![coverage](coverage.png)\n"
     )
     path = run.folder / "report.md"
@@ -139,6 +143,26 @@ def plot_factors(learned: Learned, start: Start, path: Path) -> None:
     axes.set_ylabel("factor (old frequency / new)")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def plot_gains(learned: Learned, path: Path) -> None:
+    """Gain of the queries (1 / temperature) by layer and head, and by rotary pair; phases below, if there are any."""
+    assert learned.gains is not None
+    layers, groups, pairs = learned.gains.shape
+    phases = learned.gains.is_complex()
+    values = [("gain (1 is the base)", learned.gains.abs(), 1.0)]
+    values += [("phase (rad)", learned.gains.angle(), 0.0)] if phases else []
+    height = 1.2 + 0.12 * max(6, layers * groups)
+    figure, panels = plt.subplots(len(values), 1, figsize=(8, height * len(values)), squeeze=False)
+    for axes, (label, value, middle) in zip(panels[:, 0], values, strict=True):
+        reach = max(1e-3, (value - middle).abs().max().item())
+        grid = value.reshape(layers * groups, pairs).tolist()
+        image = axes.imshow(grid, aspect="auto", cmap="PuOr", vmin=middle - reach, vmax=middle + reach)
+        figure.colorbar(image, ax=axes, label=label)
+        axes.set_yticks([layer * groups - 0.5 for layer in range(layers)], [str(layer) for layer in range(layers)])
+        axes.set_ylabel(f"layer ({groups} heads each)" if groups > 1 else "layer")
+        axes.set_xlabel("rotary pair (0 turns fastest)")
     _save(figure, path)
 
 

@@ -46,6 +46,15 @@ class Rope:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank changes of the weights, trained beside the learned numbers and merged at export."""
+
+    rank: int = 8
+    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    """Names of linear modules."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """Documents, and how they become rows."""
 
@@ -94,6 +103,8 @@ class Rates:
     temperature: float = 0.01
     gain: float = 0.03
     phase: float = 0.03
+    lora: float = 0.002
+    """Of the factors themselves, not in log space."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +115,7 @@ class Decays:
     temperature: float = 0.0
     gain: float = 0.0
     phase: float = 0.0
+    lora: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,14 +177,14 @@ class Train:
         if isinstance(self.learning_rate, Rates):
             return self.learning_rate
         rate = self.learning_rate
-        return Rates(frequency=rate, temperature=rate, gain=rate, phase=rate)
+        return Rates(frequency=rate, temperature=rate, gain=rate, phase=rate, lora=rate)
 
     def decays(self) -> Decays:
         """All decays, also when the recipe gives one number."""
         if isinstance(self.weight_decay, Decays):
             return self.weight_decay
         decay = self.weight_decay
-        return Decays(frequency=decay, temperature=decay, gain=decay, phase=decay)
+        return Decays(frequency=decay, temperature=decay, gain=decay, phase=decay, lora=decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +264,8 @@ class Recipe:
     base: Base
     rope: Rope
     data: Data
+    lora: Lora | None = None
+    """null: the weights stay as they are."""
     train: Train = field(default_factory=Train)
     eval: Eval = field(default_factory=Eval)
     export: Export = field(default_factory=Export)

@@ -78,7 +78,7 @@ def train(run: Run) -> Learned:
 
     model = load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype).to(accelerator.device)
     switch_off_dropout(model)
-    rotary = attach(model, begin.start, begin.learn, begin.gains)
+    rotary = attach(model, begin.start, begin.learn, begin.gains, recipe.lora)
     if recipe.train.gradient_checkpointing:
         checkpoint_layers(model)
     model.train()
@@ -103,7 +103,7 @@ def fit(run: Run, accelerator: Accelerator, model: PreTrainedModel, rotary: Tuna
     optimizer = make_optimizer(rotary, recipe)
     lesson = Lesson.of(recipe, rotary.start.native)
     objective, optimizer = accelerator.prepare(Objective(model, rotary, lesson), optimizer)
-    parameters = list(rotary.parameters())
+    parameters = rotary.trainable()
     done = resume(run, rotary, optimizer)
     log = MetricsLog(run, accelerator, done)
     bar = tqdm(

@@ -36,9 +36,10 @@ from .errors import UserError
 from .families import FULL, config_json, rotary_site
 from .gains import Gains, gains_for, scale_queries
 from .learned import Learned, Start
+from .lora import PREFIX, add_lora, factors_of, remove_lora, switch_lora
 from .queries import site_of
 from .rope import default_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
-from .sections import Recipe
+from .sections import Lora, Recipe
 
 
 class _Rotary(nn.Module):
@@ -102,6 +103,9 @@ class TunableRotary(_Rotary):
     def __init__(self, stock: nn.Module, start: Start, learn: str, gains: Gains | None = None) -> None:
         super().__init__(stock)
         self.start, self.learn, self.gains = start, learn, gains
+        self.lora: dict[str, nn.Parameter] = {}
+        """LoRA factors by name; they are parameters of the model's adapters, not of this module."""
+        self.adapters: list[nn.Module] = []
         sizes = {
             "scale": {"log_scale": 1},
             "ramp": {"log_scale": 1, "log_beta_fast": 1, "log_beta_slow": 1},
@@ -149,6 +153,7 @@ class TunableRotary(_Rotary):
             "window": self.start.window,
             "temperature": temperature,
             "gains": None if self.gains is None else self.gains.exact(),
+            "lora": factors_of(self.numbers()),
         }
         if "log_factor" in self.offsets:
             base = default_inv_freq(self.start.facts.theta, self.start.facts.dim, torch.float64)
@@ -159,7 +164,12 @@ class TunableRotary(_Rotary):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by kind, for their learning rates."""
         own = {"frequency": list(self.offsets.values()), "temperature": [self.log_temperature]}
-        return own if self.gains is None else own | self.gains.parameter_groups()
+        own |= {} if self.gains is None else self.gains.parameter_groups()
+        return own | ({"lora": list(self.lora.values())} if self.lora else {})
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Everything that is learned."""
+        return [*self.parameters(), *self.lora.values()]
 
     def count(self) -> dict[str, int]:
         """How many numbers of each kind are learned."""
@@ -169,7 +179,8 @@ class TunableRotary(_Rotary):
 
     def numbers(self) -> dict[str, Tensor]:
         """Copies of the offsets by name, on the CPU, for saving; `load_numbers` takes them back."""
-        return {name: p.detach().cpu().clone() for name, p in self.named_parameters()}
+        named = {**dict(self.named_parameters()), **self.lora}
+        return {name: p.detach().cpu().clone() for name, p in named.items()}
 
     @torch.no_grad()
     def load_numbers(self, numbers: dict[str, Tensor]) -> None:
@@ -178,7 +189,9 @@ class TunableRotary(_Rotary):
         Raises:
             UserError: if names, shapes or values do not fit this parameterisation.
         """
-        own = dict(self.named_parameters())
+        if not self.adapters:  # without a model, the factors are kept as they come
+            self.lora = {name: nn.Parameter(t) for name, t in numbers.items() if name.startswith(PREFIX)}
+        own = {**dict(self.named_parameters()), **self.lora}
         if {n: tuple(t.shape) for n, t in numbers.items()} != {n: tuple(p.shape) for n, p in own.items()}:
             shapes = {n: tuple(t.shape) for n, t in numbers.items()}
             raise UserError(f"saved numbers {shapes} do not fit rope.learn={self.learn!r} on this base model")
@@ -215,12 +228,16 @@ def at_start(recipe: Recipe) -> TunableRotary:
     return TunableRotary(nn.Identity(), Start.of_recipe(recipe), recipe.rope.learn, gains)
 
 
-def attach(model: PreTrainedModel, start: Start, learn: str, gains: Gains | None = None) -> TunableRotary:
-    """Freeze the model, swap its rotary module for a trainable one, and put gains on its queries, if there are any.
+def attach(
+    model: PreTrainedModel, start: Start, learn: str, gains: Gains | None = None, lora: Lora | None = None
+) -> TunableRotary:
+    """Freeze the model, swap its rotary module for a trainable one; gains go on its queries, LoRA beside its weights.
 
     The model must be loaded in its final dtype already, and starts as search-free YaRN. `detach` undoes it.
     """
     rotary = _swap(model, lambda stock: TunableRotary(stock, start, learn, gains).to(model.device))
+    if lora is not None:
+        rotary.lora, rotary.adapters = add_lora(model, lora)
     if gains is not None:
         rotary.handles = scale_queries(model, gains.site, lambda: None if rotary.bypassed else gains())
     return rotary
@@ -241,10 +258,12 @@ def attach_fixed(
 def untouched(rotary: TunableRotary) -> Iterator[None]:
     """For a while, the model it is attached to computes what the base does."""
     rotary.bypassed = True
+    switch_lora(rotary.adapters, False)
     try:
         yield
     finally:
         rotary.bypassed = False
+        switch_lora(rotary.adapters, True)
 
 
 def _swap(model: PreTrainedModel, make: Callable[[nn.Module], RotaryT]) -> RotaryT:
@@ -259,6 +278,7 @@ def _swap(model: PreTrainedModel, make: Callable[[nn.Module], RotaryT]) -> Rotar
 
 def detach(model: PreTrainedModel) -> None:
     """Put the stock rotary module back. What was learned is in the module `attach` returned."""
+    remove_lora(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, _Rotary):

@@ -89,7 +89,7 @@ def _carried(base: str, learned: Learned, served: Served, aim: Target, folded: F
     """What stands where."""
     section, longest = served.rope_parameters, served.max_position_embeddings
     layers = f", of {FULL} layers only" if layout_of(aim.base).nested else ""
-    place = "config.json, under the key of each reader" if folded is None else "folded into the queries"
+    place = "folded into the queries" if served.fold != 1.0 else "config.json, under the key of each reader"
     lines = [
         "## What is carried where",
         "",
@@ -98,12 +98,29 @@ def _carried(base: str, learned: Learned, served: Served, aim: Target, folded: F
         f"- Window: {learned.window}. max_position_embeddings and the tokenizer's model_max_length are {longest}: the "
         "lengths in the config are chosen such that every stack computes the same frequencies and multiplier.",
     ]
+    if learned.gains is not None:
+        layers_, groups, pairs = learned.gains.shape
+        turned = (
+            f" and turned by up to {learned.gains.angle().abs().max():.2g} rad" if learned.gains.is_complex() else ""
+        )
+        lines.append(
+            f"- Temperatures by layer, head or pair: folded into the queries of {layers_} layers ({groups} x {pairs} "
+            f"gains each, from {learned.gains.abs().min():.3g} to {learned.gains.abs().max():.3g}{turned})."
+        )
+    if learned.lora is not None:
+        lines.append(f"- LoRA: merged into {len(learned.lora)} tensors, before anything was folded.")
     if folded is not None:
         lines += [
-            f"- Folded: {folded.numbers} numbers in {folded.tensors} tensors multiplied by {folded.gain:.8g}; rounding "
-            f"to the checkpoint's dtype changed them by {folded.rounding:.1e} (root mean square, relative).",
+            f"- Folded: {folded.numbers} numbers in {folded.tensors} tensors"
+            + (f", all multiplied by {folded.gain:.8g}" if folded.gain != 1.0 else "")
+            + f"; rounding to the checkpoint's dtype changed them by {folded.rounding:.1e} "
+            "(root mean square, relative).",
             "- The base cannot be served with overrides instead of this checkpoint: its weights lack the fold.",
         ]
+    elif learned.lora is not None:
+        lines.append(
+            "- The base cannot be served with overrides instead of this checkpoint: its weights lack the merge."
+        )
     else:
         overrides = json.dumps(served.overrides(aim.base))
         lines += [

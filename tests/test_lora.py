@@ -1,0 +1,151 @@
+"""LoRA beside the learned numbers: no change at the start, merged exactly, away without a trace."""
+
+import json
+
+import pytest
+import torch
+from conftest import NATIVE, VOCABULARY, recipe_tree, save_tiny, tiny_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from yarn_tune.compare import Tuned, compare, tuned_of
+from yarn_tune.errors import UserError
+from yarn_tune.export import export, learned_of
+from yarn_tune.families import rope_facts
+from yarn_tune.gains import gains_for
+from yarn_tune.learned import Start
+from yarn_tune.lora import factors_of, with_lora
+from yarn_tune.recipe import RecipeError, parse_recipe
+from yarn_tune.sections import Lora, Rope
+from yarn_tune.train import Run, train
+from yarn_tune.tunable import attach, detach, untouched
+
+IDS = torch.randint(1, VOCABULARY, (2, 150), generator=torch.Generator().manual_seed(0))
+LORA = ("lora.rank=4", "rope.temperature=phase", "train.learning_rate={lora: 0.02}")
+
+
+def tuned(dtype=torch.float32, lora=True):
+    model = tiny_model(dtype=dtype)
+    start = Start.of(rope_facts(model.config), Rope(window=4 * NATIVE))
+    gains = gains_for(model.config.to_dict(), "head")
+    return model, attach(model, start, "frequency", gains, Lora(rank=4) if lora else None)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(IDS, use_cache=False).logits
+
+
+def test_the_start_is_yarn_and_every_factor_learns():
+    expected = logits(tuned(lora=False)[0])
+    model, rotary = tuned()
+    assert torch.equal(logits(model), expected)
+    assert rotary.count()["lora"] == 3 * 4 * (2 * (64 + 64) + 2 * (64 + 32))
+    with torch.no_grad():
+        for parameter in rotary.lora.values():
+            parameter.add_(0.02)
+    model(IDS, use_cache=False).logits.square().mean().backward()
+    assert all(bool((p.grad != 0).any()) for p in rotary.trainable())
+    learning = {id(p) for p in model.parameters() if p.requires_grad}
+    assert learning == {id(p) for p in rotary.trainable()}
+
+
+def test_factors_stay_float32_in_a_bfloat16_model():
+    _, rotary = tuned(torch.bfloat16)
+    assert {p.dtype for p in rotary.trainable()} == {torch.float32}
+
+
+def test_untouched_and_detached_it_is_the_base():
+    plain = logits(tiny_model())
+    model, rotary = tuned()
+    with torch.no_grad():
+        for parameter in rotary.trainable():
+            parameter.normal_(0, 0.2)
+    changed = logits(model)
+    with untouched(rotary):
+        assert torch.equal(logits(model), plain)
+    assert torch.equal(logits(model), changed)
+    detach(model)
+    assert torch.equal(logits(model), plain)
+    assert set(model.state_dict()) == set(tiny_model().state_dict())
+
+
+def test_merged_weights_compute_what_adapters_do():
+    model, rotary = tuned()
+    with torch.no_grad():
+        for parameter in rotary.lora.values():
+            parameter.normal_(0, 0.2)
+    expected = logits(model)
+    factors = factors_of(rotary.numbers())
+    detach(model)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    plain, _ = model, attach(model, rotary.start, "frequency", rotary.gains)
+    with with_lora(model, factors):
+        torch.testing.assert_close(logits(plain), expected, rtol=1e-4, atol=1e-4)
+    detach(model)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_trained_run_is_exported_measured_and_resumed(tmp_path, dtype):
+    base = tmp_path / "base"
+    save_tiny(base)
+    if dtype == "bfloat16":
+        tiny_model(dtype=torch.bfloat16).save_pretrained(base)
+    tree = recipe_tree(base, tmp_path, steps=3, checkpoint_every=1)
+    tree["base"]["dtype"] = dtype
+    run = Run(parse_recipe(tree, list(LORA)), tmp_path / "run")
+    train(run)
+    numbers = run.numbers_path.read_bytes()
+    assert any(name.startswith("lora.") for name in load_file(run.numbers_path))
+    run.numbers_path.unlink()
+    (run.folder / "checkpoints" / "step-000003" / "state.json").unlink()
+    train(run)
+    assert run.numbers_path.read_bytes() == numbers
+    target = export(run)
+    fidelity = json.loads((target / "fidelity.json").read_text())
+    assert max(fidelity["max_abs_logit_difference"].values()) <= 1e-4
+    assert len(fidelity["learned"]["lora"]) == 12
+    assert "LoRA: merged into 12 tensors" in (target / "SERVING.md").read_text()
+    assert not (target / "overrides.json").exists()
+    if dtype == "float32":
+        comparison = compare(run, {"tuned": tuned_of(run)}, [target])
+        one, other = (comparison.row(name).nll[256] for name in ("tuned", "checkpoint run/export"))
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_measuring_without_lora_says_something_else(tmp_path):
+    save_tiny(tmp_path / "base")
+    tree = recipe_tree(tmp_path / "base", tmp_path, steps=3)
+    run = Run(parse_recipe(tree, list(LORA)), tmp_path / "run")
+    train(run)
+    learned = learned_of(run)
+    without = Tuned(type(learned)(**{**vars(learned), "lora": None}), 0, 0.0)
+    comparison = compare(
+        run, {"tuned": Tuned(learned, 0, 0.0), "tuned-without": without}, only=["tuned", "tuned-without"]
+    )
+    assert abs(comparison.row("tuned").nll[256] - comparison.row("tuned-without").nll[256]) > 1e-4
+
+
+def test_what_cannot_be(tmp_path):
+    save_tiny(tmp_path / "base")
+    tree = recipe_tree(tmp_path / "base", tmp_path)
+    with pytest.raises(UserError, match=r"lora.targets: \['query'\] are not in this model; it has .*q_proj"):
+        train(Run(parse_recipe(tree, ["lora.targets=[query]"]), tmp_path / "run"))
+    for setting, message in (
+        ("lora.rank=0", "lora.rank: at least 1"),
+        ("rope.learn=search", "the search learns factors alone"),
+        ("train.gradient=forward", "too many numbers to estimate"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            parse_recipe(recipe_tree(tmp_path / "base", tmp_path), ["lora.targets=[q_proj]", setting])
+
+
+def test_stock_transformers_loads_the_merged_checkpoint(tmp_path):
+    save_tiny(tmp_path / "base")
+    run = Run(parse_recipe(recipe_tree(tmp_path / "base", tmp_path, steps=2), list(LORA)), tmp_path / "run")
+    train(run)
+    merged = AutoModelForCausalLM.from_pretrained(export(run)).state_dict()
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base").state_dict()
+    assert set(merged) == set(base)
+    changed = {name.split(".")[-2] for name in base if not torch.equal(base[name], merged[name])}
+    assert changed == {"q_proj", "k_proj", "v_proj", "o_proj"}

@@ -1,0 +1,109 @@
+"""LoRA beside the ladder: low-rank changes of the weights, trained with the learned numbers and merged at export.
+
+peft puts the adapters in; what leaves this module are the factors alone, so that measuring and exporting need no peft
+model: a weight W becomes W + B A, which is then folded like any other.
+
+Shapes: A is `[rank, in]`, B is `[out, rank]`; a change is `[out, in]`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .errors import UserError
+from .sections import Lora
+
+Factors = dict[str, tuple[Tensor, Tensor]]
+"""Name of a weight -> (B, A), float32."""
+
+PREFIX = "lora."
+"""Of the factors' names among the saved numbers."""
+
+
+def add_lora(model: PreTrainedModel, lora: Lora) -> tuple[dict[str, nn.Parameter], list[nn.Module]]:
+    """Put adapters beside the target modules; they start at no change and are float32 whatever the model is.
+
+    Returns the trainable factors, as `lora.<weight>.A` and `lora.<weight>.B`, and the modules that hold them.
+
+    Raises:
+        UserError: if no module of the model has such a name.
+    """
+    # alpha = rank: the change is B A, and the learning rate alone says how fast it grows.
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.rank, target_modules=lora.targets, lora_dropout=0.0)
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    try:
+        inject_adapter_in_model(config, model)
+    except ValueError as error:
+        kinds = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
+        raise UserError(f"lora.targets: {lora.targets} are not in this model; it has {', '.join(kinds)}") from error
+    found: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        for factor in ("A", "B"):
+            ending = f".lora_{factor}.default.weight"
+            if name.endswith(ending):
+                parameter.data = parameter.data.float()
+                found[f"{PREFIX}{name.removesuffix(ending)}.weight.{factor}"] = parameter
+        # peft freezes everything else, and what was trainable with it.
+        parameter.requires_grad_(name in trainable or ".lora_" in name)
+    return found, [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def switch_lora(adapters: list[nn.Module], on: bool) -> None:
+    """Let the adapters take part in the forward pass, or not; what is trainable stays so."""
+    for module in adapters:
+        module._disable_adapters = not on  # type: ignore[assignment]
+
+
+def remove_lora(model: PreTrainedModel) -> None:
+    """Put the plain modules back."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LoraLayer):
+                setattr(parent, name, child.get_base_layer())
+
+
+def factors_of(numbers: dict[str, Tensor]) -> Factors | None:
+    """The factors among saved numbers; None if there are none."""
+    weights = sorted({name.removeprefix(PREFIX)[:-2] for name in numbers if name.startswith(PREFIX)})
+    return {w: (numbers[f"{PREFIX}{w}.B"], numbers[f"{PREFIX}{w}.A"]) for w in weights} or None
+
+
+def merged(weight: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
+    """W + B A, rounded once to the dtype of W."""
+    b, a = (factor.to(weight.device, torch.float32) for factor in factors)
+    return (weight.float() + b @ a).to(weight.dtype)
+
+
+@contextmanager
+def with_lora(model: PreTrainedModel, factors: Factors | None) -> Iterator[None]:
+    """For a while, the model's weights are the merged ones; they are put back as they were, to the bit."""
+    parameters = dict(model.named_parameters())
+    kept = {name: parameters[name].detach().clone() for name in factors or {}}
+    try:
+        with torch.no_grad():
+            for name, pair in (factors or {}).items():
+                parameters[name].copy_(merged(parameters[name], pair))
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in kept.items():
+                parameters[name].copy_(weight)
+
+
+def merge_checkpoint(folder: Path, factors: Factors) -> None:
+    """Merge into the checkpoint's weight files, in place."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            names, metadata = set(file.keys()) & set(factors), file.metadata()
+        if names:
+            weights = load_file(path)
+            weights |= {name: merged(weights[name], factors[name]) for name in names}
+            save_file(weights, path, metadata=metadata)
