@@ -25,6 +25,9 @@ from yarn_tune.tunable import TunableRotary
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
+CLASSIC = ("rope.temperature=global", "data.needles=0", "eval.retrieval=null")
+"""The demo's recipe down to one factor a pair and t, which is what the search learns."""
+
 BACKWARD = 3
 """Forward passes a training step costs."""
 
@@ -48,7 +51,7 @@ def main() -> None:
 
 def by_gradient(folder: Path) -> list[dict[str, float]]:
     """Points after every tenth step, and search-free YaRN at zero."""
-    recipe = load_recipe("recipes/tiny-demo.yaml", ["train.keep_checkpoints=20", "eval.retrieval=null"])
+    recipe = load_recipe("recipes/tiny-demo.yaml", [*CLASSIC, "train.keep_checkpoints=20"])
     run = Run(recipe, folder)
     if not run.numbers_path.is_file():
         train(run)

@@ -1,0 +1,126 @@
+"""What a training step costs: time as a multiple of one forward, memory as a multiple of a prefill.
+
+    python benchmarks/step_cost.py [--model data/tiny-base] [--tokens 2048 8192] [--out benchmarks/results]
+
+Every cell is a process of its own, so that its peak memory is its own: resident memory above that of the loaded model
+(on a GPU: allocated memory). A prefill is one forward without gradients that keeps keys and values, as for inference.
+Learned are one factor a pair, t, and gains and phases by layer, head and pair.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import DynamicCache
+from yarn_tune.families import load_model, rope_facts, to_device
+from yarn_tune.gains import gains_for
+from yarn_tune.learned import Start
+from yarn_tune.lessons import Lesson, Objective
+from yarn_tune.objectives import hidden_states
+from yarn_tune.sections import Rope
+from yarn_tune.train import checkpoint_layers
+from yarn_tune.tunable import attach
+
+WAYS = ("prefill", "forward", "backprop", "checkpointing", "prefix rows", "forward only")
+TAIL = 0.25
+"""Share of a prefix row that gets a gradient."""
+REPEATS = 3
+
+
+def main() -> None:
+    """Measure every cell and print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="data/tiny-base")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 4096, 8192])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--cell", nargs=2, metavar=("WAY", "TOKENS"), help="one cell, in this process")
+    options = parser.parse_args()
+    if options.cell:
+        print(json.dumps(cell(options.model, options.dtype, options.cell[0], int(options.cell[1]))))
+        return
+    found = []
+    for tokens in options.tokens:
+        for way in WAYS:
+            command = [sys.executable, __file__, "--model", options.model, "--dtype", options.dtype, "--cell", way]
+            said = subprocess.run([*command, str(tokens)], check=True, capture_output=True, text=True)
+            found.append({"way": way, "tokens": tokens, **json.loads(said.stdout.splitlines()[-1])})
+            print(found[-1], file=sys.stderr)
+    (options.out / "step-cost.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(table(found))
+
+
+def cell(model_name: str, dtype: str, way: str, tokens: int) -> dict[str, float]:
+    """Median seconds and peak MiB of one way to read a row."""
+    model = to_device(load_model(model_name, dtype=dtype))
+    start = Start.of(rope_facts(model.config), Rope(window=tokens))
+    rotary = attach(model, start, "frequency", gains_for(model.config.to_dict(), "phase"))
+    if way == "checkpointing":
+        checkpoint_layers(model)
+        model.train()
+    objective = Objective(model, rotary, Lesson())
+    ids = torch.randint(1, model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(model.device)
+    positions = torch.arange(tokens, device=model.device)[None]
+    labels = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], -100)], 1)
+
+    def prefill() -> None:
+        with torch.no_grad():
+            hidden_states(model, ids, cache=DynamicCache(config=model.config))
+
+    def forward() -> None:
+        with torch.no_grad():
+            objective(ids, positions, labels)
+
+    def step() -> None:
+        tail = int(TAIL * tokens) if way == "prefix rows" else None
+        objective(ids, positions, labels, tail=tail)[0].backward()
+
+    def forward_only() -> None:
+        forward()
+        forward()
+
+    run: Callable[[], None] = {"prefill": prefill, "forward": forward, "forward only": forward_only}.get(way, step)
+    base = memory()
+    if torch.accelerator.is_available():
+        torch.accelerator.reset_peak_memory_stats()
+    times = []
+    for _ in range(REPEATS):
+        begun = time.monotonic()
+        run()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        times.append(time.monotonic() - begun)
+    return {"seconds": round(statistics.median(times), 3), "mib": round(memory() - base, 1)}
+
+
+def memory() -> float:
+    """Peak so far, MiB."""
+    if torch.accelerator.is_available():
+        return torch.accelerator.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def table(found: list[dict[str, float]]) -> str:
+    """Markdown: time in forwards and memory in prefills, by tokens a row."""
+    at = {(one["way"], one["tokens"]): one for one in found}
+    tokens = sorted({int(one["tokens"]) for one in found})
+    lines = ["| | " + " | ".join(f"{n} tokens: time, memory" for n in tokens) + " |", "|---" * (1 + len(tokens)) + "|"]
+    for way in WAYS:
+        cells = []
+        for n in tokens:
+            seconds = at[way, n]["seconds"] / at["forward", n]["seconds"]
+            cells.append(f"{seconds:.2f}x, {at[way, n]['mib'] / at['prefill', n]['mib']:.2f}x")
+        lines.append(f"| {way} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
