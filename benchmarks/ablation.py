@@ -2,7 +2,7 @@
 
     python benchmarks/ablation.py [--steps 40] [--seeds 0 1 2] [--only phase needles] [--out benchmarks/results]
 
-Every line is the demo's recipe at a quarter of its batch, with a few settings changed, and the same tokens a step. A run
+Every line is the demo's recipe at a quarter of its batch with a few settings changed. A run
 that is there already is not repeated. Figures are means over seeds with half their range behind; `gap closed` is the
 share of the distance between search-free YaRN and the slid native window; `step` is a step's median time against the
 first line's.
@@ -20,8 +20,12 @@ from yarn_tune.results import Comparison
 from yarn_tune.train import Run
 
 SMALL = (
-    "rope.temperature=global", "data.needles=0", "train.batch_rows=1", "train.micro_rows=1", "eval.retrieval.per_cell=2",
-)  # fmt: skip
+    "rope.temperature=global",
+    "data.needles=0",
+    "train.batch_rows=1",
+    "train.micro_rows=1",
+    "eval.retrieval.per_cell=2",
+)
 """The demo's recipe down to one factor a pair, t, and one row a step."""
 PHASE = ("rope.temperature=phase",)
 ASKED = (*PHASE, "data.wording=demo", "data.needles=0.25")

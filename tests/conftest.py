@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from yarn_tune.recipe import parse_recipe
 from yarn_tune.serving.profiles import Target, settle
 from yarn_tune.train import Run, claim_folder
 from yarn_tune.tunable import at_start
+
+if find_spec("deepspeed"):
+    import deepspeed  # noqa: F401  (it logs to the stdout there is when it is imported, which must not be a test's)
 
 NATIVE = 64
 VOCABULARY = 128
