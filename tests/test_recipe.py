@@ -35,7 +35,9 @@ def test_defaults_and_overrides(tmp_path):
 
 def test_rates_by_kind():
     recipe = parse_recipe(copy.deepcopy(GOOD), ["train.learning_rate.frequency=0.5"])
-    assert recipe.train.rates() == Rates(frequency=0.5)
+    assert recipe.train.rates() == Rates(frequency=0.5, gain=0.03)
+    by_rung = [recipe.train.rates(rung).gain for rung in ("layer", "head", "spectral", "phase")]
+    assert by_rung == [0.01, 0.02, 0.03, 0.03]
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,8 @@ class Rates:
 
     frequency: float = 0.02
     temperature: float = 0.01
-    gain: float = 0.03
+    gain: float | None = None
+    """null: 0.01 for a gain a layer, 0.02 a head, 0.03 a rotary pair: what moves more must move slower."""
     phase: float = 0.03
     lora: float = 0.002
     """Of the factors themselves, not in log space."""
@@ -172,10 +173,12 @@ class Train:
     """Steps between saved states; an interrupted run loses at most this many."""
     keep_checkpoints: int = 3
 
-    def rates(self) -> Rates:
-        """All rates, also when the recipe gives one number."""
+    def rates(self, temperature: str = "global") -> Rates:
+        """All rates, also when the recipe gives one number; `temperature` is the rung."""
         if isinstance(self.learning_rate, Rates):
-            return self.learning_rate
+            own = self.learning_rate.gain
+            by_rung = {"layer": 0.01, "head": 0.02}.get(temperature, 0.03)
+            return dataclasses.replace(self.learning_rate, gain=by_rung if own is None else own)
         rate = self.learning_rate
         return Rates(frequency=rate, temperature=rate, gain=rate, phase=rate, lora=rate)
 
