@@ -83,7 +83,7 @@ def test_folders_that_are_no_runs(recipe, tmp_path, capsys):
 
 def test_the_whole_path_and_json(recipe, capsys):
     assert main(["plan", str(recipe)]) == 0
-    assert "numbers (frequency), from YaRN at factor 4 over a native window of 64" in capsys.readouterr().out
+    assert "9 numbers (frequency: 8 frequency, 1 temperature), from YaRN at factor 4 over a native window of 64" in capsys.readouterr().out
     assert main(["run", str(recipe), "--json"]) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
@@ -103,6 +103,22 @@ def test_the_whole_path_and_json(recipe, capsys):
     report = Path("runs/small/report.md").read_text()
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", report):
         assert (Path("runs/small") / picture).stat().st_size > 5000
+
+
+def test_gains_have_a_picture_and_a_line_in_card_and_page(recipe, capsys):
+    assert main(["run", str(recipe), "rope.temperature=phase", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["passed"]
+    assert "![gain per layer, head and pair](gains.png)" in Path("runs/small/report.md").read_text()
+    assert Path("runs/small/gains.png").stat().st_size > 5000
+    card = Path("runs/small/export/README.md").read_text()
+    assert "but for temperatures folded into the query projections" in card
+    assert "gains and phases of the queries (3 layers x 4 groups x 8 pairs)" in card
+    page = Path("runs/small/export/SERVING.md").read_text()
+    assert "folded into the queries of 3 layers (4 x 8 gains each" in page
+    assert "Attention factor" in page
+    assert "under the key of each reader" in page
+    assert main(["export", "runs/small", "--overrides-only"]) == 2
+    assert "rope.temperature" in capsys.readouterr().err
 
 
 def test_eval_protocols(recipe, capsys):

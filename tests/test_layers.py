@@ -29,6 +29,7 @@ ORDER = (
     "retrieval",
     "needles",
     "batches",
+    "interrupts",
     "search",
     "serving",
     "serving.readers",

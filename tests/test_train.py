@@ -194,3 +194,29 @@ def test_killed_at_any_moment_it_continues_bit_for_bit(make_run, tmp_path):
     assert [{k: v for k, v in line.items() if k not in drop} for line in metrics(broken)] == [
         {k: v for k, v in line.items() if k not in drop} for line in metrics(whole)
     ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_the_step_it_is_in(make_run, tmp_path, number):
+    """As a scheduler does it: exit code 128 + n, nothing lost, and the same numbers in the end."""
+    whole = make_run("whole", steps=40, checkpoint_every=1000, batch_rows=4)
+    train(whole)
+    recipe = tmp_path / "stopped.yaml"
+    recipe.write_text(yaml.safe_dump(whole.recipe.to_dict() | {"name": "stopped"}))
+    log = tmp_path / "runs" / "stopped" / "metrics.jsonl"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "yarn_tune", "train", str(recipe)]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 2):
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, said
+    done = log.read_text().count("\n")
+    assert f"stopped by {number.name} after step {done} of 40, which is saved" in said
+    assert "Traceback" not in said
+    assert latest_state(log.parent / "checkpoints").step == done
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert all(
+        torch.equal(value, load_file(log.parent / "learned.safetensors")[n]) for n, value in numbers(whole).items()
+    )

@@ -1,7 +1,7 @@
 """The command line: parse, call one function, print.
 
-Exit codes: 0 fine, 2 the user's mistake, 3 a check that failed, 130 interrupted, 1 our fault. With `--json` one JSON
-object goes to stdout; progress and logs always go to stderr.
+Exit codes: 0 fine, 2 the user's mistake, 3 a check that failed, 128 + n stopped by signal n, 1 our fault. With `--json`
+one JSON object goes to stdout; progress and logs always go to stderr.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from . import commands
 from .commands import Result
-from .errors import CheckFailed, UserError
+from .errors import CheckFailed, Interrupted, UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,6 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"yarn-tune: {error}", file=sys.stderr)
         return 2
+    except Interrupted as error:
+        print(f"yarn-tune: {error}", file=sys.stderr)
+        return 128 + error.signal
     except KeyboardInterrupt:
         print("yarn-tune: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130

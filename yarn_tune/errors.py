@@ -1,4 +1,4 @@
-"""The one exception a user is meant to see."""
+"""The exceptions a user is meant to see."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,11 @@ class UserError(ValueError):
 
 class CheckFailed(RuntimeError):
     """A check of ours (fidelity of an export, for example) did not hold. Exit code 3."""
+
+
+class Interrupted(RuntimeError):
+    """A signal asked for a stop, and everything done so far is saved. Exit code 128 + the signal's number."""
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal

@@ -7,6 +7,7 @@ from a checkpoint ends with the same values, bit for bit, as one that was never 
 
 import json
 import math
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -32,9 +33,10 @@ from .checkpoint import (
     write_json,
 )
 from .data import RowSet, build_rows
-from .errors import CheckFailed, UserError
+from .errors import CheckFailed, Interrupted, UserError
 from .estimate import estimate_gradient
 from .families import load_model, load_tokenizer, switch_off_dropout
+from .interrupts import Request, requested
 from .learned import Learned
 from .lessons import Lesson, Objective
 from .needles import plant
@@ -66,6 +68,7 @@ def train(run: Run) -> Learned:
     Raises:
         UserError: if the recipe, the base or the documents do not allow it.
         CheckFailed: if the loss became NaN or infinite; the last good state is kept.
+        Interrupted: if SIGTERM or SIGINT asked for a stop; the state after the last step is kept.
     """
     recipe = run.recipe
     # What cannot be served is refused before anything is learned.
@@ -83,7 +86,8 @@ def train(run: Run) -> Learned:
         checkpoint_layers(model)
     model.train()
 
-    fit(run, accelerator, model, rotary, rows)
+    with requested() as request:
+        fit(run, accelerator, model, rotary, rows, request)
     learned = settle(rotary.learned(), target)
     if learned.scale is not None:
         rotary.set_scale(learned.scale)
@@ -97,8 +101,10 @@ def train(run: Run) -> Learned:
     return learned
 
 
-def fit(run: Run, accelerator: Accelerator, model: PreTrainedModel, rotary: TunableRotary, rows: RowSet) -> None:
-    """The steps themselves."""
+def fit(
+    run: Run, accelerator: Accelerator, model: PreTrainedModel, rotary: TunableRotary, rows: RowSet, request: Request
+) -> None:
+    """The steps themselves; `request` may ask to stop between two of them."""
     recipe, settings = run.recipe, run.recipe.train
     optimizer = make_optimizer(rotary, recipe)
     lesson = Lesson.of(recipe, rotary.start.native)
@@ -140,8 +146,15 @@ def fit(run: Run, accelerator: Accelerator, model: PreTrainedModel, rotary: Tuna
         log.write(step + 1, loss, norm, tokens, seconds, learned)
         bar.set_postfix_str(progress_text(loss, learned, tokens / seconds))
         bar.update()
-        if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
+        asked = request.agreed(accelerator)
+        if asked or (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
             checkpoint_now(run, accelerator, rotary, optimizer, step + 1)
+        if asked and step + 1 < settings.steps:
+            raise Interrupted(
+                asked,
+                f"stopped by {signal.Signals(asked).name} after step {step + 1} of {settings.steps}, which is saved; "
+                "the same command continues from there",
+            )
 
     bar.close()
 
