@@ -174,7 +174,7 @@ def test_objectives_from_whole_logits(objective, guard):
     inside = (batch["position_ids"] < NATIVE) & ~answers
     weights = {
         "next-token": torch.ones_like(nats),
-        "far-weighted": (near - nats).exp().clamp(max=MOST),
+        "far-weighted": (near - nats).exp().clamp(1.0, MOST),
         "distill": torch.zeros_like(nats),
     }[objective]
     weights = torch.where(answers, 3.0, weights)

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+
+from .errors import UserError
 
 Tensors = dict[str, Tensor]
 
@@ -74,6 +77,19 @@ def latest_state(folder: Path) -> State | None:
             tensors = load(content)
             return State(meta["step"], _part(tensors, "numbers."), _part(tensors, "optimizer."))
     return None
+
+
+def read_tensors(path: Path) -> Tensors:
+    """A safetensors file of ours.
+
+    Raises:
+        UserError: if it is damaged or cut short.
+    """
+    try:
+        return load(path.read_bytes())
+    except (SafetensorError, OSError, ValueError, KeyError, OverflowError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{path} cannot be read ({reason}): delete it, and the same command makes it again") from error
 
 
 def _part(tensors: Tensors, prefix: str) -> Tensors:

@@ -206,7 +206,10 @@ def _encode(record: dict[str, Any], where: str, text_key: str, tokenizer: PreTra
     """One document as token ids with the end-of-text token behind it; [] for an empty one."""
     ending = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     if record.get("input_ids") is not None:
-        ids = [int(token) for token in record["input_ids"]]
+        try:
+            ids = [int(token) for token in record["input_ids"]]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: input_ids must be a list of numbers ({error})") from error
         if ids and not (min(ids) >= 0 and max(ids) < len(tokenizer)):
             raise UserError(f"{where}: input_ids reach {max(ids)}, outside the tokenizer's {len(tokenizer)} tokens")
         return ids if not ids or ids[-1:] == ending else [*ids, *ending]

@@ -18,11 +18,10 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from .checkpoint import write_json
+from .checkpoint import read_tensors, write_json
 from .errors import CheckFailed, UserError
 from .families import is_hub_id, load_model, load_tokenizer, logit_transform, to_device
 from .learned import Learned
@@ -69,7 +68,7 @@ def learned_of(run: Run) -> Learned:
     if not run.numbers_path.is_file():
         raise UserError(f"{run.folder}: nothing learned here yet; run `yarn-tune train` to the end first")
     rotary = at_start(recipe)
-    rotary.load_numbers(load_file(run.numbers_path))
+    rotary.load_numbers(read_tensors(run.numbers_path))
     learned = settle(rotary.learned(), Target.of_recipe(recipe))
     trained = rotary.table()[0].detach()
     error = (learned.inv_freq() / trained - 1).abs().max().item()

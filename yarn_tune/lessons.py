@@ -2,8 +2,9 @@
 
     objective       a token's loss
     next-token      its nats
-    far-weighted    its nats, times min(p / p_near, 5): p is the probability the model gives it now, p_near what
-                    the base gives it from its native window alone (LongCE, arXiv:2410.23771)
+    far-weighted    its nats, times p / p_near between 1 and 5: p is the probability the model gives it now, p_near
+                    what the base gives it from its native window alone. LongCE (arXiv:2410.23771) but for the 1: with
+                    few numbers to learn, tokens that may weigh less are given up (3.54 nats instead of 3.14)
     distill         KL(base || model): the base reads with its native window slid along the row
 
 `guard` adds KL(base || model) inside the native window, whatever the objective. Answers to planted questions
@@ -114,7 +115,7 @@ class Objective(nn.Module):
         taught = self._taught(input_ids, labels.shape[1])[counted]
         if lesson.objective == "far-weighted":
             with torch.no_grad():
-                gain = (self._nats(taught, labels[counted]) - nats.detach()).exp().clamp(max=MOST)
+                gain = (self._nats(taught, labels[counted]) - nats.detach()).exp().clamp(1.0, MOST)
             weights = torch.where(asked[counted], weights, gain)
         if lesson.objective == "distill":
             weights = torch.where(asked[counted], weights, 0.0)
