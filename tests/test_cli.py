@@ -208,11 +208,22 @@ def test_a_failed_check_is_exit_code_three(recipe, capsys, monkeypatch):
     assert not Path("runs/small/export").exists()
 
 
-def test_two_processes_equal_one(recipe):
+WAYS = {
+    "classic": (),
+    "phase": ("rope.temperature=phase", "train.guard=0.5"),
+    "prefix": ("rope.temperature=phase", "train.tail=64", "train.gradient_checkpointing=false"),
+    "lora": ("lora.rank=2", "train.objective=distill"),
+    "forward": ("rope.learn=scale", "train.gradient=forward"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_equal_one(recipe, way):
     """Data parallel over gloo: the same global batch gives the same numbers."""
-    assert main(["train", str(recipe), "name=one"]) == 0
+    settings = WAYS[way]
+    assert main(["train", str(recipe), "name=one", *settings]) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29613"]
-    command += ["-m", "yarn_tune", "train", str(recipe), "name=two", "runtime.processes=2"]
+    command += ["-m", "yarn_tune", "train", str(recipe), "name=two", "runtime.processes=2", *settings]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )

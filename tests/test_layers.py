@@ -47,6 +47,7 @@ ORDER = (
     "train",
     "evolve",
     "plan",
+    "init",
     "export",
     "measure",
     "recall",

@@ -98,6 +98,15 @@ def test_lengths_take_turns_or_follow_each_other(tmp_path, order, read):
     assert found == read
 
 
+def test_short_rows_beside_prefix_rows_take_no_more_memory(tmp_path):
+    base = save_tiny(tmp_path / "base")
+    settings = ["data.lengths=[32,64,256]", "train.tail=64", "train.gradient_checkpointing=false"]
+    recipe = parse_recipe(recipe_tree(base, tmp_path), settings)
+    rows = build_rows(recipe, AutoTokenizer.from_pretrained(base))
+    found = [Batch.of(recipe, rows, step) for step in range(3)]
+    assert [(batch.micro_rows, batch.tail) for batch in found] == [(2, None), (1, None), (1, 64)]
+
+
 def test_a_piece_predicts_the_first_token_of_the_next(tmp_path):
     base = save_tiny(tmp_path / "base")
     recipe = parse_recipe(recipe_tree(base, tmp_path), [])

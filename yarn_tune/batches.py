@@ -34,7 +34,8 @@ class Batch:
         tail = train.tail if train.tail is not None and train.tail < length else None
         if tail is not None:
             cut = [row.only_last(tail) for row in cut]
-        micro = train.micro_rows * (recipe.row_tokens() // length)
+        # Shorter rows, more of them at once: as many tokens with a gradient as the longest rows have.
+        micro = train.micro_rows * max(1, (train.tail or recipe.row_tokens()) // length)
         return cls(cut, micro, max(1, sum(row.targets for row in cut)), tail)
 
     def micro_batches(self, accelerator: Accelerator) -> Iterator[dict[str, Any]]:

@@ -50,6 +50,14 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
         return command
 
+    command = add("init", commands.init_command, "write a first recipe for a model, from its config")
+    command.add_argument("model", help="a checkpoint folder or hub id")
+    command.add_argument("--window", type=int, required=True, help="tokens to be served")
+    command.add_argument("--train", nargs="+", required=True, metavar="FILE", help="as data.train")
+    command.add_argument("--heldout", nargs="+", required=True, metavar="FILE", help="as data.heldout")
+    command.add_argument("--gpu-memory", type=float, default=80.0, metavar="GIB", help="of one device (default: 80)")
+    command.add_argument("--revision", help="of a hub id")
+    command.add_argument("--out", metavar="FILE", help="where to write it (default: <name>.yaml)")
     for name, function, text in (
         ("plan", commands.plan_command, "what a run will read, cover and cost; trains nothing"),
         ("train", commands.train_command, "learn; continues by itself where an interrupted run stopped"),

@@ -37,6 +37,20 @@ def _open(options: argparse.Namespace) -> "Run":
     return Run(recipe, Path("runs") / recipe.name)
 
 
+def init_command(options: argparse.Namespace) -> Result:
+    """Write a first recipe."""
+    from .checkpoint import write_atomically
+    from .init import propose
+
+    made = propose(options.model, options.window, options.train, options.heldout, options.gpu_memory, options.revision)
+    path = Path(options.out or f"{made.recipe.name}.yaml")
+    if path.exists():
+        raise UserError(f"{path} is there already; name another file with --out")
+    write_atomically(path, made.text.encode())
+    text = f"{made.text}\nwritten to {path}; next: yarn-tune plan {path}"
+    return text, {"path": str(path), "recipe": made.recipe.to_dict(), "cost": asdict(made.cost)}
+
+
 def plan_command(options: argparse.Namespace) -> Result:
     """What a run will read, cover and cost."""
     from .plan import plan

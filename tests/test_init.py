@@ -1,0 +1,64 @@
+"""A first recipe: valid, planned, the richest that the family carries, within the memory named."""
+
+from pathlib import Path
+
+import pytest
+from conftest import FAMILY_SIZES, NATIVE, recipe_tree, save_tiny
+from yarn_tune.cli import main
+from yarn_tune.errors import UserError
+from yarn_tune.init import propose
+from yarn_tune.recipe import load_recipe
+
+WANTED = {
+    "cohere": ("scale", "phase"),
+    "gemma3_text": ("frequency", "spectral"),
+    "olmo2": ("frequency", "spectral"),
+    "olmo3": ("frequency", "spectral"),
+    "qwen3": ("frequency", "spectral"),
+}
+"""Elsewhere: one factor a pair, with gains and phases."""
+
+
+@pytest.mark.parametrize("family", FAMILY_SIZES)
+def test_the_richest_a_family_carries(tmp_path, family):
+    base = save_tiny(tmp_path / "base", family)
+    made = propose(str(base), 4 * NATIVE, ["a.txt"], ["b.txt"], 80)
+    assert (made.recipe.rope.learn, made.recipe.rope.temperature) == WANTED.get(family, ("frequency", "phase"))
+    path = tmp_path / "made.yaml"
+    path.write_text(made.text)
+    assert load_recipe(path) == made.recipe
+
+
+def test_plan_and_train_accept_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "base")
+    files = recipe_tree(tmp_path / "base", tmp_path)["data"]
+    words = ["init", "base", "--window", "256", "--train", *files["train"], "--heldout", *files["heldout"]]
+    assert main(words) == 0
+    assert "next: yarn-tune plan base-256.yaml" in capsys.readouterr().out
+    assert main(["plan", "base-256.yaml"]) == 0
+    assert main(["train", "base-256.yaml", "train.steps=1", "base.dtype=float32"]) == 0
+    assert Path("runs/base-256/learned.safetensors").is_file()
+    assert main(words) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_rows_follow_the_memory(tmp_path):
+    base = save_tiny(tmp_path / "base", hidden_size=512, num_hidden_layers=8, intermediate_size=2048)
+    found = []
+    for gib in (80, 1.0, 0.5):
+        recipe = propose(str(base), 256 * NATIVE, ["a"], ["b"], gib).recipe
+        found.append((recipe.train.gradient_checkpointing, recipe.train.tail, recipe.data.lengths))
+    assert found[0] == (False, None, None)
+    assert found[1] == (True, None, None)
+    assert found[2][0] is False
+    assert found[2][1] < 256 * NATIVE
+    assert found[2][2] == [NATIVE, 256 * NATIVE]
+    with pytest.raises(UserError, match="--gpu-memory: 0.001 GiB do not hold this model"):
+        propose(str(base), 256 * NATIVE, ["a"], ["b"], 0.001)
+
+
+def test_what_cannot_be_tuned(tmp_path):
+    base = save_tiny(tmp_path / "base", "mistral", sliding_window=16)
+    with pytest.raises(UserError, match="sliding window"):
+        propose(str(base), 256, ["a"], ["b"], 80)

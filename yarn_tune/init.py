@@ -1,0 +1,137 @@
+"""A first recipe for a model: what its config allows, and what the ablation in recipes/README.md found best."""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from .errors import UserError
+from .families import load_config, rope_facts
+from .plan import Cost, estimate_cost
+from .recipe import parse_recipe
+from .sections import Recipe
+from .serving.profiles import Target, settle
+from .tunable import at_start
+
+LEARN = ("frequency", "scale")
+TEMPERATURE = ("phase", "spectral", "layer", "global")
+"""In order of preference."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A recipe as text, and as it is read."""
+
+    text: str
+    recipe: Recipe
+    cost: Cost
+
+
+def propose(
+    model: str, window: int, train: list[str], heldout: list[str], gpu_gib: float, revision: str | None = None
+) -> Proposal:
+    """The richest recipe that the family can carry and the default stacks serve, with rows that fit the memory.
+
+    Args:
+        model: a checkpoint folder or hub id; only its config is read.
+        window: to be served, in tokens.
+        train: documents to learn from.
+        heldout: documents to measure on.
+        gpu_gib: memory of one device.
+        revision: of a hub id.
+
+    Raises:
+        UserError: if this model cannot be tuned, with the reason; or if nothing fits the memory.
+    """
+    facts = rope_facts(load_config(model, revision))
+    refusals: list[str] = []
+    tree: dict[str, Any] = {
+        "name": f"{model.rstrip('/').rsplit('/', 1)[-1].lower()}-{_short(window)}",
+        "base": {"model": model, **({"revision": revision} if revision else {})},
+        "rope": {"window": window, "native": facts.native},
+        "data": {"train": train, "heldout": heldout, "needles": 0.25},
+        "train": {"steps": 100, "batch_rows": 8, "guard": 1.0},
+        "eval": {"documents": 8},
+    }
+    for learn, temperature in itertools.product(LEARN, TEMPERATURE):
+        tree["rope"] |= {"learn": learn, "temperature": temperature}
+        recipe = parse_recipe(tree, [], "init")
+        try:
+            settle(at_start(recipe).learned(), Target.of_recipe(recipe))
+        except UserError as error:
+            refusals.append(f"{learn}, {temperature}: {str(error).splitlines()[0]}")
+        else:
+            break
+    else:
+        raise UserError("\n".join([f"{model}: nothing can be learned and served:", *refusals]))
+    recipe, cost = _fitted(tree, gpu_gib)
+    return Proposal(_text(recipe, cost, facts.native, gpu_gib, refusals), recipe, cost)
+
+
+def _fitted(tree: dict[str, Any], gpu_gib: float) -> tuple[Recipe, Cost]:
+    """Rows of the whole window; or, where those do not fit, a gradient for the end of each row alone."""
+    window, native = tree["rope"]["window"], tree["rope"]["native"]
+    ways: list[dict[str, Any]] = [{"gradient_checkpointing": False}, {"gradient_checkpointing": True}]
+    # The tail of a long row is outside the native window, so short rows between keep the guard at work.
+    ways += [{"gradient_checkpointing": False, "tail": tail} for tail in (window // 8, 2048, 512) if tail < window]
+    for way in ways:
+        lengths = {"lengths": [native, window]} if "tail" in way and window % native == 0 else {}
+        guard = {"guard": 0.0} if "tail" in way and not lengths else {}
+        data, train = tree["data"] | lengths, tree["train"] | way | guard
+        recipe = parse_recipe(tree | {"data": data, "train": train}, [], "init")
+        config = load_config(recipe.base.model, recipe.base.revision)
+        cost = estimate_cost(recipe, config, sum(at_start(recipe).count().values()))
+        if cost.weights_gib + cost.activations_gib <= 0.9 * gpu_gib:
+            return recipe, cost
+    need = cost.weights_gib + cost.activations_gib
+    raise UserError(
+        f"--gpu-memory: {gpu_gib:g} GiB do not hold this model and one row of {window} tokens, however it is read "
+        f"(about {need:.1f} GiB); name a bigger device or a smaller --window"
+    )
+
+
+def _text(recipe: Recipe, cost: Cost, native: int, gpu_gib: float, refusals: list[str]) -> str:
+    """Commented YAML: only what differs from the defaults, and why."""
+    rope, data, train = recipe.rope, recipe.data, recipe.train
+    tokens = train.steps * train.batch_rows * recipe.row_tokens()
+    lines = [
+        f"# {recipe.base.model} from {native} to {rope.window} tokens (factor {rope.window / native:g}).",
+        "#",
+        f"#   ./launch.sh recipes/{recipe.name}.yaml",
+        "#",
+        f"# Reads {tokens / 1e6:.1f} million tokens; about {cost.weights_gib + cost.activations_gib:.1f} GiB of "
+        f"{gpu_gib:g} GiB by `yarn-tune plan`'s model.",
+        *(f"# Not possible here: {line}" for line in refusals),
+        f"name: {recipe.name}",
+        "base:",
+        f"  model: {_plain(recipe.base.model)}",
+        *([f"  revision: {recipe.base.revision}"] if recipe.base.revision else []),
+        "rope:",
+        f"  window: {rope.window}",
+        f"  native: {native}               # the config's max_position_embeddings; correct it if training was shorter",
+        f"  learn: {rope.learn}",
+        f"  temperature: {rope.temperature}       # folded into the queries at export",
+        "data:",
+        f"  train: {_plain(data.train)}",
+        f"  heldout: {_plain(data.heldout)}      # measured on, never trained on",
+        f"  needles: {data.needles}            # rows that end in a question: without them, prose teaches to look near",
+        *([f"  lengths: {data.lengths}   # short rows take turns with long ones"] if data.lengths else []),
+        "train:",
+        f"  steps: {train.steps}",
+        f"  batch_rows: {train.batch_rows}           # must be a multiple of the number of GPUs",
+        *([f"  guard: {train.guard}              # KL to the base inside the native window"] if train.guard else []),
+        *([f"  tail: {train.tail}              # whole rows do not fit: a gradient for their ends alone"]
+          if train.tail else []),
+        f"  gradient_checkpointing: {str(train.gradient_checkpointing).lower()}",
+    ]  # fmt: skip
+    return "\n".join([*lines, "eval:", "  documents: 8", ""])
+
+
+def _plain(value: object) -> str:
+    """A value in one line of YAML."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("...").strip()
+
+
+def _short(tokens: int) -> str:
+    return f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)
