@@ -1,0 +1,82 @@
+"""docs/families.md is what the code does with a small model of each family, not what somebody wrote.
+
+`UPDATE=1 ./launch.sh test tests/test_families_table.py` writes it anew.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+from conftest import FAMILY_SIZES, NATIVE, recipe_tree, save_tiny
+from yarn_tune.errors import UserError
+from yarn_tune.families import FAMILIES, config_json
+from yarn_tune.gains import gains_for
+from yarn_tune.queries import site_of
+from yarn_tune.recipe import parse_recipe
+from yarn_tune.serving.gguf import ARCHITECTURES, BY_FLAGS
+from yarn_tune.serving.profiles import Target, settle
+from yarn_tune.serving.stacks import DEFAULT
+from yarn_tune.tunable import at_start
+
+PAGE = Path(__file__).parents[1] / "docs" / "families.md"
+HEAD = """# Families
+
+What can be learned and served, by Hugging Face model type. Made by `tests/test_families_table.py` from small random
+models of each: a parameterisation is listed if its numbers settle into a config that all the stacks named read alike,
+a temperature if it folds exactly into the weights named. The tests train, export and reload each of them, and
+`tests/serving/test_vllm.py` runs vLLM on those marked.
+
+| family | learns | temperatures | folded into | served by default on | vLLM run | llama.cpp | note |
+|---|---|---|---|---|---|---|---|
+"""
+RUN = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox", "phi3", "gemma3_text", "cohere", "olmo3")
+
+
+def allowed(call) -> bool:
+    try:
+        call()
+    except UserError:
+        return False
+    return True
+
+
+def row(family: str, folder: Path) -> str:
+    base = save_tiny(folder / family, family)
+    config = config_json(str(base))
+
+    def settles(learn: str):
+        recipe = parse_recipe(recipe_tree(base, folder), [f"rope.learn={learn}"])
+        return lambda: settle(at_start(recipe).learned(), Target.of_recipe(recipe))
+
+    learns = [learn for learn in ("scale", "ramp", "frequency") if allowed(settles(learn))]
+    rungs = [r for r in ("layer", "head", "spectral", "phase") if allowed(lambda r=r: gains_for(config, r))]
+    place = "norm of the queries" if site_of(config).normed else "query rows and bias"
+    target = Target.of(config)
+    served = "all" if target.stacks == DEFAULT else ", ".join(target.stacks)
+    gguf = "GGUF" if family in ARCHITECTURES else "flags (scale)" if family in BY_FLAGS else "no"
+    cells = [family, ", ".join(learns), ", ".join(rungs), place, served, "yes" if family in RUN else "no",
+             gguf, FAMILIES[family]]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def test_the_page_is_up_to_date(tmp_path):
+    (tmp_path / "d").mkdir()
+    text = HEAD + "\n".join(row(family, tmp_path) for family in FAMILIES) + "\n"
+    text += f"\nThe default stacks: {', '.join(DEFAULT)}.\n"
+    if os.environ.get("UPDATE"):
+        PAGE.parent.mkdir(exist_ok=True)
+        PAGE.write_text(text)
+    assert PAGE.read_text() == text
+
+
+def test_families_said_to_run_in_vllm_are():
+    path = Path(__file__).parent / "serving" / "test_vllm.py"
+    line = next(line for line in path.read_text().splitlines() if line.startswith("FAMILIES = "))
+    assert {name.strip(' "()') for name in line.split("=")[1].split(",") if name.strip(' "()')} == set(RUN)
+
+
+@pytest.mark.parametrize("family", FAMILY_SIZES)
+def test_every_family_folds_somewhere(family, tmp_path):
+    base = save_tiny(tmp_path / "base", family)
+    assert site_of(config_json(str(base))).groups in (1, 4)
+    assert config_json(str(base))["max_position_embeddings"] == NATIVE
