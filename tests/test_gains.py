@@ -5,7 +5,18 @@ import math
 
 import pytest
 import torch
-from conftest import FAMILY_SIZES, NATIVE, VOCABULARY, finished_run, recipe_tree, save_tiny, tiny_config, tiny_model
+from conftest import (
+    FAMILY_SIZES,
+    NATIVE,
+    VOCABULARY,
+    finished_run,
+    recipe_tree,
+    save_tiny,
+    tiny_config,
+    tiny_model,
+    write_documents,
+)
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from yarn_tune.errors import UserError
 from yarn_tune.export import export
@@ -14,8 +25,10 @@ from yarn_tune.gains import gains_for
 from yarn_tune.learned import Start
 from yarn_tune.plan import plan
 from yarn_tune.queries import scaled, site_of
-from yarn_tune.recipe import parse_recipe
+from yarn_tune.recipe import RecipeError, parse_recipe
+from yarn_tune.rope import yarn_attention_factor, yarn_inv_freq
 from yarn_tune.sections import Rope
+from yarn_tune.train import Run, train
 from yarn_tune.tunable import attach, attach_fixed, detach, untouched
 
 SHARED = ("gemma3_text", "qwen3")  # heads share one norm of the queries
@@ -206,3 +219,35 @@ def test_stock_models_load_it_without_our_code(tmp_path):
     tuned = AutoModelForCausalLM.from_pretrained(target).state_dict()
     changed = {name for name in base if not torch.equal(base[name], tuned[name])}
     assert changed == {f"model.layers.{i}.self_attn.q_proj.weight" for i in range(3)}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "cohere", "phi3"])
+def test_gains_alone_leave_yarn_as_published(tmp_path, family):
+    """`learn: yarn`: the config is plain YaRN at the recipe's factor, and only gains move."""
+    rung = "spectral" if family in SHARED else "phase"
+    settings = ("rope.learn=yarn", f"rope.temperature={rung}")
+    tree = recipe_tree(save_tiny(tmp_path / "base", family), tmp_path, steps=2)
+    if family == "phi3":
+        ids = [write_documents(tmp_path / name, [700], seed=3, ids=True) for name in ("a.jsonl", "b.jsonl")]
+        tree["data"] |= {"train": [str(ids[0])], "heldout": [str(ids[1])]}
+    run = Run(parse_recipe(tree, list(settings)), tmp_path / "run")
+    train(run)
+    numbers = load_file(run.numbers_path)
+    assert numbers["log_temperature"].item() == 0
+    assert bool((numbers["gains.log_gain"] != 0).all())
+    counted = json.loads((run.folder / "learned.json").read_text())["numbers"]
+    assert set(counted) == {"gain", "phase"} - ({"phase"} if rung == "spectral" else set())
+    fidelity = json.loads((export(run) / "fidelity.json").read_text())
+    assert max(fidelity["max_abs_logit_difference"].values()) <= 1e-4
+    assert fidelity["attention_factor"] == pytest.approx(yarn_attention_factor(4.0), rel=1e-5)
+    facts = rope_facts(tiny_config(family))
+    expected = yarn_inv_freq(facts.theta, facts.dim, 4.0, NATIVE)
+    torch.testing.assert_close(torch.tensor(fidelity["inv_freq"]), expected, rtol=1e-6, atol=0)
+    if family != "phi3":  # its config class wants longrope
+        assert fidelity["rope_parameters"]["rope_type"] == "yarn"
+        assert fidelity["rope_parameters"]["factor"] == 4.0
+
+
+def test_yarn_alone_learns_nothing(tmp_path):
+    with pytest.raises(RecipeError, match="rope.learn: learns nothing by itself"):
+        parse_recipe(recipe_tree(tmp_path, tmp_path), ["rope.learn=yarn"])

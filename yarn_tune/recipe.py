@@ -213,7 +213,9 @@ def _gradient_checks(recipe: Recipe) -> list[Check]:
     few = "too many numbers to estimate a gradient from forward passes; set train.gradient to backprop"
     forward = recipe.train.gradient == "forward"
     lora, searched = recipe.lora, recipe.rope.learn == "search"
+    nothing = recipe.rope.learn == "yarn" and recipe.rope.temperature == "global" and lora is None
     return [
+        (not nothing, "rope.learn", "yarn", "learns nothing by itself; set rope.temperature, or add lora"),
         (not forward or low, "rope.temperature", recipe.rope.temperature, few),
         (lora is None or not forward, "lora", lora, few),
         (

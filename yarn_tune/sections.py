@@ -33,9 +33,10 @@ class Rope:
     """Window the base was trained with; null: its config's `max_position_embeddings`."""
     factor: float | None = None
     """YaRN's scale at the start; null: window / native."""
-    learn: Literal["scale", "ramp", "frequency", "search"] = "frequency"
-    """scale: s and t. ramp: also beta_fast and beta_slow. frequency: one factor per rotary pair, and t. search: the
-    factors by evolutionary search instead of a gradient (LongRoPE), t as YaRN has it."""
+    learn: Literal["yarn", "scale", "ramp", "frequency", "search"] = "frequency"
+    """yarn: nothing, the table and t stay search-free YaRN's (for `temperature` or `lora` alone, which short rows can
+    teach). scale: s and t. ramp: also beta_fast and beta_slow. frequency: one factor per rotary pair, and t. search:
+    the factors by evolutionary search instead of a gradient (LongRoPE), t as YaRN has it."""
     temperature: Literal["global", "layer", "head", "spectral", "phase"] = "global"
     """global: one attention temperature for the whole model. On top of it, folded into the queries: layer, head: one
     gain each; spectral: one a head and rotary pair; phase: that, and one angle each."""

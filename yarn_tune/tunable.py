@@ -8,6 +8,7 @@ What is learned are offsets in log space from search-free YaRN, all zero at the 
 YaRN to the last bit and weight decay pulls towards it:
 
     learn       offsets (each its own tensor, float32)                   numbers
+    yarn        none: gains and LoRA alone are learned                   0
     scale       log s, log t                                             2
     ramp        log s, log beta_fast, log beta_slow, log t               4
     frequency   log of one factor per rotary pair, log t                 d/2 + 1
@@ -107,6 +108,7 @@ class TunableRotary(_Rotary):
         """LoRA factors by name; they are parameters of the model's adapters, not of this module."""
         self.adapters: list[nn.Module] = []
         sizes = {
+            "yarn": {"log_scale": 1},
             "scale": {"log_scale": 1},
             "ramp": {"log_scale": 1, "log_beta_fast": 1, "log_beta_slow": 1},
             "frequency": {"log_factor": start.facts.dim // 2},
@@ -114,6 +116,9 @@ class TunableRotary(_Rotary):
         }[learn]
         self.offsets = nn.ParameterDict({name: nn.Parameter(torch.zeros(n)) for name, n in sizes.items()})
         self.log_temperature = nn.Parameter(torch.zeros(1))
+        if learn == "yarn":
+            self.log_temperature.requires_grad_(False)
+            self.offsets.requires_grad_(False)
         facts = start.facts
         self._attention_factor = yarn_attention_factor(start.factor)
         # Rounding the ramp has no gradient; from these betas the unrounded ramp is the rounded one.
@@ -165,11 +170,13 @@ class TunableRotary(_Rotary):
         """Parameters by kind, for their learning rates."""
         own = {"frequency": list(self.offsets.values()), "temperature": [self.log_temperature]}
         own |= {} if self.gains is None else self.gains.parameter_groups()
-        return own | ({"lora": list(self.lora.values())} if self.lora else {})
+        own |= {"lora": list(self.lora.values())}
+        learned = {kind: [p for p in members if p.requires_grad] for kind, members in own.items()}
+        return {kind: members for kind, members in learned.items() if members}
 
     def trainable(self) -> list[nn.Parameter]:
         """Everything that is learned."""
-        return [*self.parameters(), *self.lora.values()]
+        return [parameter for members in self.parameter_groups().values() for parameter in members]
 
     def count(self) -> dict[str, int]:
         """How many numbers of each kind are learned."""
