@@ -29,6 +29,7 @@ SMALL = (
 """The demo's recipe down to one factor a pair, t, and one row a step."""
 PHASE = ("rope.temperature=phase",)
 ASKED = (*PHASE, "data.wording=demo", "data.needles=0.25")
+ALONE = ("rope.learn=yarn", "train.batch_rows=4", "train.micro_rows=4")
 LINES: dict[str, tuple[str, ...]] = {
     # Rungs: next-token loss, full rows.
     "scale and t": ("rope.learn=scale",),
@@ -51,6 +52,10 @@ LINES: dict[str, tuple[str, ...]] = {
     "phase, skip rows, far-weighted": (
         *PHASE, "data.positions=skip", "data.row_tokens=512", "train.batch_rows=4", "train.objective=far-weighted",
     ),
+    # The table left as YaRN's: gains and phases alone, which short rows can teach.
+    "phase alone, needles": (*ASKED, "rope.learn=yarn"),
+    "phase alone, needles, rows of 512": (*ASKED, *ALONE, "data.row_tokens=512"),
+    "phase alone, needles, rows of 256": (*ASKED, *ALONE, "data.row_tokens=256"),
     # Weights moved as well: what the ladder leaves.
     "frequency and t, LoRA 8, needles": (*ASKED, "rope.temperature=global", "lora.rank=8"),
     "phase, LoRA 8, needles": (*ASKED, "lora.rank=8"),
