@@ -7,6 +7,7 @@ import torch
 from conftest import NATIVE, VOCABULARY, recipe_tree, save_tiny, tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from yarn_tune.card import write_card
 from yarn_tune.compare import Tuned, compare, tuned_of
 from yarn_tune.errors import UserError
 from yarn_tune.export import export, learned_of
@@ -105,6 +106,8 @@ def test_a_trained_run_is_exported_measured_and_resumed(tmp_path, dtype):
     fidelity = json.loads((target / "fidelity.json").read_text())
     assert max(fidelity["max_abs_logit_difference"].values()) <= 1e-4
     assert len(fidelity["learned"]["lora"]) == 12
+    card = write_card(run, target).read_text()
+    assert "temperatures folded into the query projections and for LoRA merged into 12 tensors" in card
     assert "LoRA: merged into 12 tensors" in (target / "SERVING.md").read_text()
     assert not (target / "overrides.json").exists()
     if dtype == "float32":
@@ -131,6 +134,9 @@ def test_what_cannot_be(tmp_path):
     tree = recipe_tree(tmp_path / "base", tmp_path)
     with pytest.raises(UserError, match=r"lora.targets: \['query'\] are not in this model; it has .*q_proj"):
         train(Run(parse_recipe(tree, ["lora.targets=[query]"]), tmp_path / "run"))
+    for target in ("lm_head", "embed_tokens"):
+        with pytest.raises(UserError, match=f"lora.targets: .*{target} is no linear module inside the layers"):
+            train(Run(parse_recipe(tree, [f"lora.targets=[q_proj, {target}]"]), tmp_path / "other"))
     for setting, message in (
         ("lora.rank=0", "lora.rank: at least 1"),
         ("rope.learn=search", "the search learns factors alone"),

@@ -26,7 +26,7 @@ def write_card(run: Run, export: Path) -> Path:
         f"# {recipe.name}",
         f"{recipe.base.model}, extended from {learned['native']} to {window} tokens by [yarn_tune]"
         "(https://pypi.org/project/yarn-tune/): the weights are the base's"
-        + (" but for temperatures folded into the query projections" if "fold" in fidelity else ", byte for byte")
+        + _changed(fidelity)
         + f"; learned were {numbers} and the attention temperature {learned['temperature']:.6g}{gains}, in "
         f"{recipe.train.steps} steps on {recipe.train.steps * recipe.train.batch_rows * recipe.row_tokens():,} tokens.",
         f"    vllm serve THIS-FOLDER --max-model-len {window}",
@@ -39,6 +39,14 @@ def write_card(run: Run, export: Path) -> Path:
     path = export / "README.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
+
+
+def _changed(fidelity: dict[str, Any]) -> str:
+    """How the weights differ from the base's."""
+    changes = ["for temperatures folded into the query projections"] if "fold" in fidelity else []
+    if fidelity["learned"]["lora"]:
+        changes.append(f"for LoRA merged into {len(fidelity['learned']['lora'])} tensors")
+    return " but " + " and ".join(changes) if changes else ", byte for byte"
 
 
 def _gains_text(gains: dict[str, Any] | None) -> str:

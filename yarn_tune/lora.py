@@ -44,6 +44,10 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> tuple[dict[str, nn.Parameter
     except ValueError as error:
         kinds = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
         raise UserError(f"lora.targets: {lora.targets} are not in this model; it has {', '.join(kinds)}") from error
+    output = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and (module is output or not isinstance(module.get_base_layer(), nn.Linear)):
+            raise UserError(f"lora.targets: {name} is no linear module inside the layers; leave it out")
     found: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         for factor in ("A", "B"):

@@ -196,14 +196,15 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
 
 
 def claim_folder(run: Run) -> None:
-    """Write the recipe into the run folder, or check that the folder is this very run's.
+    """Write the recipe into the run folder, or check that the folder is this very run's, if anything was learned in it.
 
     Raises:
         UserError: if the folder holds a run with other values.
     """
     path = run.folder / "recipe.yaml"
     now = run.recipe.to_dict()
-    if path.is_file():
+    learned = run.numbers_path.is_file() or any((run.folder / "checkpoints").glob("*"))
+    if learned and path.is_file():
         before = yaml.safe_load(path.read_text(encoding="utf-8"))
         changed = [
             f"{section}: {before.get(section)} -> {now[section]}"
