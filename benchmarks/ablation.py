@@ -4,17 +4,20 @@
 
 Every line is the demo's recipe at a quarter of its batch with a few settings changed. A run
 that is there already is not repeated. Figures are means over seeds with half their range behind; `gap closed` is the
-share of the distance between search-free YaRN and the slid native window; `step` is a step's median time against the
-first line's.
+share of the distance between search-free YaRN and the slid native window; `cost` is that of a step in forwards of a
+whole row, by the model of `yarn-tune plan` (step_cost.py measures).
 """
 
 import argparse
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 from yarn_tune.compare import compare, named_rows
 from yarn_tune.evolve import learn
+from yarn_tune.families import load_config
+from yarn_tune.plan import estimate_cost
 from yarn_tune.recipe import load_recipe
 from yarn_tune.results import Comparison
 from yarn_tune.train import Run
@@ -112,10 +115,14 @@ def figures(run: Run, comparison: Comparison) -> dict[str, float]:
     nll = {row.method: row.nll[window] for row in comparison.rows}
     short = {row.method: row.short_nll for row in comparison.rows}
     tuned = comparison.row("tuned")
-    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    numbers = json.loads((run.folder / "learned.json").read_text())["numbers"]
+    numbers = sum(json.loads((run.folder / "learned.json").read_text())["numbers"].values())
+    config = load_config(run.recipe.base.model)
+    # A whole row with a gradient is two forwards; that is what a cost is divided by.
+    data = replace(run.recipe.data, row_tokens=None, lengths=None, positions="contiguous")
+    train = replace(run.recipe.train, batch_rows=1, tail=None, objective="next-token", guard=0.0, gradient="backprop")
+    row = estimate_cost(replace(run.recipe, data=data, train=train), config).step_flops / 2
     return {
-        "numbers": sum(numbers.values()),
+        "numbers": numbers,
         "nll": nll["tuned"],
         "yarn": nll["yarn"],
         "slid": nll["native-window"],
@@ -124,15 +131,14 @@ def figures(run: Run, comparison: Comparison) -> dict[str, float]:
         "yarn_tax": short["yarn"] - short["none"],
         "retrieved": (tuned.retrieved or (float("nan"),))[0],
         "yarn_retrieved": (comparison.row("yarn").retrieved or (float("nan"),))[0],
-        "step_seconds": statistics.median(line["seconds"] for line in lines),
+        "cost": estimate_cost(run.recipe, config, numbers).step_flops / row,
     }
 
 
 def table(found: dict[str, list[dict[str, float]]]) -> str:
     """Markdown."""
-    lines = ["| learned, how | numbers | NLL | gap closed | short tax | retrieved | step |", "|---" * 7 + "|"]
+    lines = ["| learned, how | numbers | NLL | gap closed | short tax | retrieved | cost |", "|---" * 7 + "|"]
     first = next(iter(found.values()))
-    unit = statistics.mean(one["step_seconds"] for one in first)
     lines.append(
         f"| nothing: search-free YaRN | 0 | {first[0]['yarn']:.3f} | 0% | {first[0]['yarn_tax']:+.3f} | "
         f"{first[0]['yarn_retrieved']:.0%} | |"
@@ -145,7 +151,7 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
             spread([100 * one["closed"] for one in runs], "{:.0f}", "%"),
             spread([one["tax"] for one in runs], "{:+.3f}"),
             spread([100 * one["retrieved"] for one in runs], "{:.0f}", "%"),
-            f"{statistics.mean(one['step_seconds'] for one in runs) / unit:.1f}x",
+            f"{runs[0]['cost']:.1f}",
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
