@@ -110,7 +110,8 @@ class Objective(nn.Module):
         """The sum that is minimised; `nats` are those of the counted tokens."""
         lesson, counted = self.lesson, labels != IGNORED
         weights = torch.where(asked[counted], lesson.answer_weight, 1.0)
-        if not lesson.taught:
+        inside = position_ids[counted] < lesson.native
+        if not lesson.taught or (lesson.objective == "next-token" and not bool(inside.any())):
             return (weights * nats).sum()
         taught = self._taught(input_ids, labels.shape[1])[counted]
         if lesson.objective == "far-weighted":
@@ -119,8 +120,7 @@ class Objective(nn.Module):
             weights = torch.where(asked[counted], weights, gain)
         if lesson.objective == "distill":
             weights = torch.where(asked[counted], weights, 0.0)
-        inside = (position_ids[counted] < lesson.native).float() * lesson.guard
-        pulls = inside + (1.0 if lesson.objective == "distill" else 0.0)
+        pulls = inside * lesson.guard + (1.0 if lesson.objective == "distill" else 0.0)
         pulls = torch.where(asked[counted], 0.0, pulls)
         pulled = pulls > 0
         head = self.model.get_output_embeddings()

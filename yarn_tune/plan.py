@@ -202,7 +202,9 @@ def row_flops(recipe: Recipe, length: int, native: int, forward: Callable[[int, 
     lesson = Lesson.of(recipe, native)
     if lesson.taught:
         slid = lesson.objective != "next-token"
-        asked = forward(min(native, length), 0) * (len(windows(length, native, lesson.stride, tail)) if slid else 1)
+        asked = forward(min(native, length), 0) * (
+            len(windows(length, native, lesson.stride, tail)) if slid else length - tail < native
+        )
     if train.gradient == "forward":
         probes = numbers if numbers <= ONE_BY_ONE else train.probes
         return (2 * probes + 1) * (read + forward(tail, length - tail) + asked)
