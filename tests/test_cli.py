@@ -48,7 +48,7 @@ WRONG = [
     ("base.model=nowhere", "neither a checkpoint folder"),
     ("base.model=./nowhere/at-all", "neither a checkpoint folder"),
     ("base.model=org/not-on-this-machine", "could not be loaded"),
-    ("rope.learn=magic", "must be one of scale, ramp, frequency"),
+    ("rope.learn=magic", "must be one of yarn, scale, ramp, frequency"),
     ("train.batch_rows=x", "must be a whole number"),
     ("runtime.processes=7", "runtime.processes: the recipe asks for 7, 1 are running"),
 ]
