@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import FAMILY_SIZES, NATIVE, VOCABULARY, tiny_model
 from torch.nn import functional as F
-from yarn_tune import objectives, teacher
+from yarn_tune import objectives
 from yarn_tune.batches import collate
 from yarn_tune.families import rope_facts
 from yarn_tune.gains import gains_for
@@ -125,7 +125,7 @@ def test_the_teacher_is_the_slid_native_window(family):
 
 
 def test_the_divergence_is_that_of_whole_softmaxes(monkeypatch):
-    monkeypatch.setattr(teacher, "CHUNK", 16)
+    monkeypatch.setattr(objectives, "CHUNK", 16)
     head = torch.nn.Linear(32, VOCABULARY).requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(50, 32, generator=generator).requires_grad_()

@@ -16,11 +16,10 @@ Shapes: b rows, n tokens a row of which the last `tail` are trained (all of them
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from .families import logit_transform
-from .objectives import HAS_FUSED, exact_nats, fused_nats, hidden_states
+from .objectives import HAS_FUSED, Reader, hidden_states
 from .positions import IGNORED
 from .prefix import tail_states
 from .sections import Recipe
@@ -57,16 +56,14 @@ class Lesson:
         return self.objective != "next-token" or self.guard > 0
 
 
-class Objective(nn.Module):
+class Objective(Reader):
     """The module that is trained, wrapped and distributed."""
 
     def __init__(self, model: PreTrainedModel, rotary: TunableRotary, lesson: Lesson, fused: bool = HAS_FUSED) -> None:
-        super().__init__()
-        self.model, self.lesson = model, lesson
+        super().__init__(model, fused)
+        self.lesson = lesson
         # In a tuple: it is a part of the model already.
         self._rotary = (rotary,)
-        self.transform = logit_transform(model.config)
-        self.fused = fused and self.transform is None
 
     def forward(
         self,
@@ -95,14 +92,9 @@ class Objective(nn.Module):
             answers = None if answers is None else answers[:, -tail:]
         counted = labels != IGNORED
         asked = torch.zeros_like(counted) if answers is None else answers & counted
-        nats = self._nats(hidden[counted], labels[counted])
+        nats = self.nats(hidden[counted], labels[counted])
         loss = self._loss(nats, hidden, input_ids, labels, position_ids, asked)
         return torch.stack([loss, nats.detach().sum()])
-
-    def _nats(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        head = self.model.get_output_embeddings()
-        assert isinstance(head, nn.Linear)
-        return fused_nats(hidden, labels, head) if self.fused else exact_nats(hidden, labels, head, self.transform)
 
     def _loss(
         self, nats: Tensor, hidden: Tensor, input_ids: Tensor, labels: Tensor, position_ids: Tensor, asked: Tensor
@@ -116,7 +108,7 @@ class Objective(nn.Module):
         taught = self._taught(input_ids, labels.shape[1])[counted]
         if lesson.objective == "far-weighted":
             with torch.no_grad():
-                gain = (self._nats(taught, labels[counted]) - nats.detach()).exp().clamp(1.0, MOST)
+                gain = (self.nats(taught, labels[counted]) - nats.detach()).exp().clamp(1.0, MOST)
             weights = torch.where(asked[counted], weights, gain)
         if lesson.objective == "distill":
             weights = torch.where(asked[counted], weights, 0.0)

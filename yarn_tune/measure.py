@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -64,9 +63,16 @@ class Method:
     def facts(self, length: int) -> list[object]:
         """What it computes at a length, for a key on disk."""
         inv_freq, factor = self.table_of(length)
-        gains = [] if self.gains is None else [torch.view_as_real(self.gains + 0j).tolist()]
-        lora = [[name, *(factor.tolist() for factor in pair)] for name, pair in (self.lora or {}).items()]
+        gains = [] if self.gains is None else [_digest(self.gains)]
+        lora = [[name, *map(_digest, pair)] for name, pair in (self.lora or {}).items()]
         return [inv_freq.tolist(), factor, *gains, *lora]
+
+
+def _digest(tensor: Tensor) -> str:
+    """Of its shape, type and bytes."""
+    stored = tensor.detach().cpu().contiguous()
+    facts = f"{stored.dtype} {list(stored.shape)}".encode()
+    return hashlib.sha256(facts + stored.numpy().tobytes()).hexdigest()
 
 
 class Meter:

@@ -32,10 +32,15 @@ def exact_nats(hidden: Tensor, labels: Tensor, head: nn.Module, transform: Trans
         logits = head(part).float()
         return F.cross_entropy(transform(logits) if transform else logits, targets, reduction="none")
 
-    pairs = zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True)
+    return by_chunks(nats, hidden, labels)
+
+
+def by_chunks(each: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, other: Tensor) -> Tensor:
+    """`each` of `CHUNK` tokens at a time, joined; with gradients, what it computes is computed again, not kept."""
+    pairs = zip(hidden.split(CHUNK), other.split(CHUNK), strict=True)
     if torch.is_grad_enabled() and hidden.requires_grad:
-        return torch.cat([checkpoint(nats, part, targets, use_reentrant=False) for part, targets in pairs])
-    return torch.cat([nats(part, targets) for part, targets in pairs])
+        return torch.cat([checkpoint(each, part, beside, use_reentrant=False) for part, beside in pairs])
+    return torch.cat([each(part, beside) for part, beside in pairs])
 
 
 def fused_nats(hidden: Tensor, labels: Tensor, head: nn.Linear) -> Tensor:
@@ -75,8 +80,8 @@ def hidden_states(
     return states
 
 
-class NextToken(nn.Module):
-    """Next-token loss of a model: the module that is trained, wrapped and distributed."""
+class Reader(nn.Module):
+    """A model and the way its nats are computed; subclasses say which tokens of a batch count, and how much."""
 
     def __init__(self, model: PreTrainedModel, fused: bool = HAS_FUSED) -> None:
         super().__init__()
@@ -84,14 +89,20 @@ class NextToken(nn.Module):
         self.transform = logit_transform(model.config)
         self.fused = fused and self.transform is None
 
+    def nats(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Of each label, float32 `[tokens]`, from the hidden states `[tokens, h]` before them."""
+        head = self.model.get_output_embeddings()
+        assert isinstance(head, nn.Linear)
+        return fused_nats(hidden, labels, head) if self.fused else exact_nats(hidden, labels, head, self.transform)
+
+
+class NextToken(Reader):
+    """Next-token loss of a model."""
+
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor:
         """Sum of nats over the targets of a batch `[b, n]`, float32, shape ()."""
         hidden = hidden_states(self.model, input_ids, position_ids, attention_mask)
         counted = labels != IGNORED
-        head = self.model.get_output_embeddings()
-        assert isinstance(head, nn.Linear)
-        if self.fused:
-            return fused_nats(hidden[counted], labels[counted], head).sum()
-        return exact_nats(hidden[counted], labels[counted], head, self.transform).sum()
+        return self.nats(hidden[counted], labels[counted]).sum()

@@ -9,10 +9,9 @@ Shapes: b rows, T tokens a row, h hidden size, v vocabulary.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from .objectives import CHUNK, Transform, hidden_states
+from .objectives import Transform, by_chunks, hidden_states
 from .tunable import TunableRotary, untouched
 
 
@@ -70,7 +69,4 @@ def divergence(hidden: Tensor, taught: Tensor, head: nn.Module, transform: Trans
 
     if not len(hidden):
         return torch.zeros(0, device=hidden.device)
-    pairs = zip(hidden.split(CHUNK), taught.split(CHUNK), strict=True)
-    if torch.is_grad_enabled() and hidden.requires_grad:
-        return torch.cat([checkpoint(nats, part, wanted, use_reentrant=False) for part, wanted in pairs])
-    return torch.cat([nats(part, wanted) for part, wanted in pairs])
+    return by_chunks(nats, hidden, taught)

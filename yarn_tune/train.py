@@ -141,7 +141,7 @@ def fit(
         optimizer.zero_grad()
 
         # Tell, and save.
-        seconds, learned = time.monotonic() - begun, rotary.learned()
+        seconds, learned = time.monotonic() - begun, rotary.sketch()
         tokens = settings.batch_rows * recipe.row_tokens()
         log.write(step + 1, loss, norm, tokens, seconds, learned)
         bar.set_postfix_str(progress_text(loss, learned, tokens / seconds))

@@ -25,6 +25,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -147,9 +148,13 @@ class TunableRotary(_Rotary):
             self._betas[1] * torch.exp(offsets.get("log_beta_slow", zero)),
         )
 
-    @torch.no_grad()
     def learned(self) -> Learned:
-        """The learned numbers in natural units."""
+        """The learned numbers in natural units, all of them."""
+        return replace(self.sketch(), lora=factors_of(self.numbers()))
+
+    @torch.no_grad()
+    def sketch(self) -> Learned:
+        """`learned` without the LoRA factors, which may be many: cheap enough for every step."""
         temperature = math.exp(self.log_temperature.double().item()) / self._attention_factor**2
         common: dict[str, Any] = {
             "learn": self.learn,
@@ -158,7 +163,6 @@ class TunableRotary(_Rotary):
             "window": self.start.window,
             "temperature": temperature,
             "gains": None if self.gains is None else self.gains.exact(),
-            "lora": factors_of(self.numbers()),
         }
         if "log_factor" in self.offsets:
             base = default_inv_freq(self.start.facts.theta, self.start.facts.dim, torch.float64)
