@@ -25,6 +25,7 @@ ORDER = (
     "estimate",
     "data",
     "runtime",
+    "sharding",
     "perplexity",
     "retrieval",
     "needles",

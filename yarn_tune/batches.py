@@ -1,16 +1,18 @@
 """The rows of a step, and what one pass over them gives: the same whatever the number of processes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from .data import RowSet
+from .lessons import Objective
 from .positions import Placed
+from .runtime import World
 from .sections import Recipe
+from .sharding import Release
 
 
 @dataclass(frozen=True)
@@ -38,32 +40,43 @@ class Batch:
         micro = train.micro_rows * max(1, (train.tail or recipe.row_tokens()) // length)
         return cls(cut, micro, max(1, sum(row.targets for row in cut)), tail)
 
-    def micro_batches(self, accelerator: Accelerator) -> Iterator[dict[str, Any]]:
-        """This process's share, collated."""
-        mine = self.rows[accelerator.process_index :: accelerator.num_processes]
+    def micro_batches(self, world: World) -> Iterator[dict[str, Any]]:
+        """This process's share, collated: its group's rows, and of these its part."""
+        mine = self.rows[world.group :: world.groups]
         for at in range(0, len(mine), self.micro_rows):
-            yield collate(mine[at : at + self.micro_rows], accelerator.device) | {"tail": self.tail}
+            inputs = collate(mine[at : at + self.micro_rows], world.device)
+            if world.sequence > 1:
+                # Attention over split rows sees all before a token, so it needs no mask to let it.
+                inputs.pop("attention_mask", None)
+                inputs = {name: tensor.chunk(world.sequence, 1)[world.part] for name, tensor in inputs.items()}
+            yield inputs | {"tail": self.tail}
 
 
-def backward(accelerator: Accelerator, objective: torch.nn.Module, batch: Batch) -> tuple[float, float]:
-    """Accumulate gradients over a batch; what is minimised and nats, each a mean over all processes' targets."""
-    total = torch.zeros(2, device=accelerator.device)
-    for inputs in batch.micro_batches(accelerator):
-        value = objective(**inputs)
-        # Gradients are averaged over processes, and the loss is a mean over all processes' targets.
-        accelerator.backward(value[0] * accelerator.num_processes / batch.targets)
-        total += value.detach()
-    aim, nats = (accelerator.reduce(total, reduction="sum") / batch.targets).tolist()
-    return aim, nats
+def backward(world: World, objective: Objective, batch: Batch, release: Release) -> tuple[float, float]:
+    """Set gradients for a batch; what is minimised and nats, each a mean over all processes' targets."""
+
+    def learn(aim: Tensor) -> None:
+        (aim / batch.targets).backward()
+        release()
+
+    found = _read(world, objective, batch, learn)
+    world.sum_gradients(objective.rotary.trainable())
+    return found
 
 
 @torch.no_grad()
-def forward_only(accelerator: Accelerator, objective: torch.nn.Module, batch: Batch) -> tuple[float, float]:
+def forward_only(world: World, objective: Objective, batch: Batch) -> tuple[float, float]:
     """`backward` without the gradients."""
-    total = torch.zeros(2, device=accelerator.device)
-    for inputs in batch.micro_batches(accelerator):
-        total += objective(**inputs)
-    aim, nats = (accelerator.reduce(total, reduction="sum") / batch.targets).tolist()
+    return _read(world, objective, batch, lambda aim: None)
+
+
+def _read(world: World, objective: Objective, batch: Batch, learn: Callable[[Tensor], None]) -> tuple[float, float]:
+    total = torch.zeros(2, device=world.device)
+    for inputs in batch.micro_batches(world):
+        value = objective(**inputs)
+        learn(value[0])
+        total += value.detach()
+    aim, nats = (world.total(total) / batch.targets).tolist()
     return aim, nats
 
 

@@ -53,19 +53,19 @@ def evolve(run: Run) -> Learned:
     begin = rotary.start
     settle(rotary.learned(), target)
     rows = build_rows(recipe, load_tokenizer(recipe.base.model, recipe.base.revision))
-    accelerator = start(recipe, run.folder)
-    if accelerator.num_processes > 1:
-        raise UserError(f"rope.learn: search runs in one process, {accelerator.num_processes} were started")
+    world = start(recipe, run.folder)
+    if world.processes > 1:
+        raise UserError(f"rope.learn: search runs in one process, {world.processes} were started")
     claim_folder(run)
-    write_json(run.folder / "environment.json", environment(accelerator))
-    model = load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype).to(accelerator.device)
-    judge = Judge(model, begin, [collate([row], accelerator.device) for row in rows.rows[: recipe.train.search.rows]])
+    write_json(run.folder / "environment.json", environment(world))
+    model = load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype).to(world.device)  # type: ignore[arg-type]
+    judge = Judge(model, begin, [collate([row], world.device) for row in rows.rows[: recipe.train.search.rows]])
     state = _search(run, begin, judge)
     rotary.load_numbers(offsets_of(state.best, begin))
     learned = settle(rotary.learned(), target)
     write_atomically(run.numbers_path, save(rotary.numbers()))
     write_json(run.folder / "learned.json", {"learn": learned.learn, "numbers": rotary.count(), **learned.summary()})
-    accelerator.end_training()
+    world.accelerator.end_training()
     return learned
 
 

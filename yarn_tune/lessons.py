@@ -57,13 +57,18 @@ class Lesson:
 
 
 class Objective(Reader):
-    """The module that is trained, wrapped and distributed."""
+    """The module that is trained, and spread over processes."""
 
     def __init__(self, model: PreTrainedModel, rotary: TunableRotary, lesson: Lesson, fused: bool = HAS_FUSED) -> None:
         super().__init__(model, fused)
         self.lesson = lesson
-        # In a tuple: it is a part of the model already.
+        # In a tuple, for the reason `tunable.Attached` gives.
         self._rotary = (rotary,)
+
+    @property
+    def rotary(self) -> TunableRotary:
+        """With the numbers that are learned."""
+        return self._rotary[0]
 
     def forward(
         self,
@@ -87,7 +92,7 @@ class Objective(Reader):
         if tail is None:
             hidden = hidden_states(self.model, input_ids, position_ids, attention_mask)
         else:
-            hidden = tail_states(self.model, self._rotary[0], input_ids, tail)
+            hidden = tail_states(self.model, self.rotary, input_ids, tail)
             position_ids, labels = position_ids[:, -tail:], labels[:, -tail:]
             answers = None if answers is None else answers[:, -tail:]
         counted = labels != IGNORED
@@ -126,9 +131,9 @@ class Objective(Reader):
         spans, native = self.lesson.spans, self.lesson.native
         if self.lesson.objective == "next-token" and spans == 1 and last == length > native:
             # The guard alone: the base is asked inside its window only, and never slid.
-            inside = teacher_states(self.model, self._rotary[0], input_ids[:, :native], native, 1, native)
+            inside = teacher_states(self.model, self.rotary, input_ids[:, :native], native, 1, native)
             return torch.nn.functional.pad(inside, (0, 0, 0, length - native))
         ids = input_ids.reshape(rows * spans, length // spans)
         last = min(last, ids.shape[1])
-        states = teacher_states(self.model, self._rotary[0], ids, native, self.lesson.stride, last)
+        states = teacher_states(self.model, self.rotary, ids, native, self.lesson.stride, last)
         return states.reshape(rows, spans * last, -1)

@@ -38,7 +38,6 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> tuple[dict[str, nn.Parameter
     """
     # alpha = rank: the change is B A, and the learning rate alone says how fast it grows.
     config = LoraConfig(r=lora.rank, lora_alpha=lora.rank, target_modules=lora.targets, lora_dropout=0.0)
-    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:
         inject_adapter_in_model(config, model)
     except ValueError as error:
@@ -55,8 +54,6 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> tuple[dict[str, nn.Parameter
             if name.endswith(ending):
                 parameter.data = parameter.data.float()
                 found[f"{PREFIX}{name.removesuffix(ending)}.weight.{factor}"] = parameter
-        # peft freezes everything else, and what was trainable with it.
-        parameter.requires_grad_(name in trainable or ".lora_" in name)
     return found, [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 

@@ -73,6 +73,7 @@ def _impossible(recipe: Recipe) -> list[str]:
         *_gradient_checks(recipe),
         *_train_checks(recipe.train),
         *_other_checks(recipe),
+        *_runtime_checks(recipe),
         *_retrieval_checks(recipe),
     ]
     return [f"{place}: {remedy}; found {show(value)}" for holds, place, value, remedy in checks if not holds]
@@ -245,7 +246,7 @@ def _retrieval_checks(recipe: Recipe) -> list[Check]:
 
 
 def _other_checks(recipe: Recipe) -> list[Check]:
-    evaluation, runtime, name = recipe.eval, recipe.runtime, recipe.name
+    evaluation, name = recipe.eval, recipe.name
     window = recipe.rope.window
     fits = all(2 <= length <= window for length in evaluation.lengths or [])
     folder = bool(name) and "/" not in name and name not in (".", "..")
@@ -260,12 +261,53 @@ def _other_checks(recipe: Recipe) -> list[Check]:
         (evaluation.stride is None or evaluation.stride >= 1, "eval.stride", evaluation.stride, "at least 1"),
         (recipe.export.stacks != [], "export.stacks", recipe.export.stacks, "name at least one stack, or null"),
         (recipe.export.tolerance > 0, "export.tolerance", recipe.export.tolerance, "must be positive"),
-        (
-            runtime.processes is None or runtime.processes >= 1,
-            "runtime.processes",
-            runtime.processes,
-            "at least 1",
-        ),
-        (runtime.threads is None or runtime.threads >= 1, "runtime.threads", runtime.threads, "at least 1"),
         (folder, "name", name, "a plain folder name"),
+    ]
+
+
+def _runtime_checks(recipe: Recipe) -> list[Check]:
+    runtime, train, data = recipe.runtime, recipe.train, recipe.data
+    count, split = runtime.processes, runtime.sequence
+    lengths = [recipe.row_tokens(), *(data.lengths or [])]
+    plain = train.objective == "next-token" and train.guard == 0 and train.tail is None
+    single = data.packing == "long" and data.positions == "contiguous"
+    counted = "the base is asked once a row that starts inside its window: set data.positions to contiguous"
+    return [
+        (count is None or count >= 1, "runtime.processes", count, "at least 1"),
+        (runtime.threads is None or runtime.threads >= 1, "runtime.threads", runtime.threads, "at least 1"),
+        (not (runtime.zero == 3 and runtime.fsdp), "runtime.fsdp", True, "runtime.zero: 3 shards the weights already"),
+        (
+            runtime.offload == "none" or recipe.sharded(),
+            "runtime.offload",
+            runtime.offload,
+            "only shards can wait in the CPU's memory: set runtime.zero to 3, or runtime.fsdp",
+        ),
+        (
+            not (recipe.sharded() and train.guard and data.positions == "skip"),
+            "data.positions",
+            data.positions,
+            f"with weights in shards all processes must run the same passes, and {counted}",
+        ),
+        (split >= 1, "runtime.sequence", split, "at least 1"),
+        (split < 1 or count is None or count % split == 0, "runtime.sequence", split, f"must divide {count} processes"),
+        (
+            split < 1 or all(n % split == 0 for n in lengths),
+            "runtime.sequence",
+            split,
+            f"must divide the lengths of rows ({', '.join(map(str, lengths))})",
+        ),
+        (
+            split == 1 or plain,
+            "runtime.sequence",
+            split,
+            "the base cannot be asked about a part of a row, nor a tail be taken of it: set train.objective to "
+            "next-token, train.guard to 0 and train.tail to null",
+        ),
+        (
+            split == 1 or single,
+            "runtime.sequence",
+            split,
+            "attention over split rows cannot keep documents or spans apart: set data.packing to long and "
+            "data.positions to contiguous",
+        ),
     ]

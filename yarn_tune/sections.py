@@ -255,6 +255,15 @@ class Runtime:
 
     processes: int | None = None
     """Processes the run is meant for; another world size is refused. null: any."""
+    zero: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed's stages. 3: frozen weights in shards over the processes. 0, 1, 2: whole in each; what these shard,
+    states and gradients of the learned numbers, is next to nothing."""
+    fsdp: bool = False
+    """Frozen weights in shards by torch's FSDP2, instead of `zero: 3`."""
+    offload: Literal["none", "cpu"] = "none"
+    """cpu: shards wait in the CPU's memory."""
+    sequence: int = 1
+    """Processes that share each row (DeepSpeed's Ulysses), for rows whose activations do not fit one device."""
     trackers: list[Literal["wandb", "tensorboard"]] = field(default_factory=list)
     threads: int | None = None
     """CPU threads a process; null: torch's default."""
@@ -282,6 +291,10 @@ class Recipe:
     def rows(self) -> int:
         """Rows to prepare, the default filled in."""
         return self.data.rows or self.train.steps * self.train.batch_rows
+
+    def sharded(self) -> bool:
+        """Whether frozen weights are split over the processes."""
+        return self.runtime.zero == 3 or self.runtime.fsdp
 
     def to_dict(self) -> dict[str, Any]:
         """All values, defaults written out, ready for YAML."""

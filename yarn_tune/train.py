@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator
 from safetensors.torch import save
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -40,9 +39,10 @@ from .interrupts import Request, requested
 from .learned import Learned
 from .lessons import Lesson, Objective
 from .needles import plant
-from .runtime import environment, start
+from .runtime import World, environment, start
 from .sections import Recipe
 from .serving.profiles import Target, settle
+from .sharding import loading, spread, world_text
 from .tunable import TunableRotary, at_start, attach
 
 RERUN_FREELY = ("eval", "export", "runtime")
@@ -76,87 +76,99 @@ def train(run: Run) -> Learned:
     settle(begin.learned(), target)
     tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
     rows = plant(build_rows(recipe, tokenizer), recipe, tokenizer)
-    accelerator = start(recipe, run.folder)
+    world = start(recipe, run.folder)
     claim_folder(run)
 
-    model = load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype).to(accelerator.device)
+    with loading(recipe, world):
+        model = load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype)
+    if not recipe.sharded():
+        model.to(world.device)  # type: ignore[arg-type]
     switch_off_dropout(model)
-    rotary = attach(model, begin.start, begin.learn, begin.gains, recipe.lora)
+    rotary = attach(model, begin.start, begin.learn, begin.gains, recipe.lora).to(world.device)
     if recipe.train.gradient_checkpointing:
         checkpoint_layers(model)
     model.train()
 
     with requested() as request:
-        fit(run, accelerator, model, rotary, rows, request)
+        fit(run, world, model, rotary, rows, request)
     learned = settle(rotary.learned(), target)
     if learned.scale is not None:
         rotary.set_scale(learned.scale)
-    if accelerator.is_main_process:
+    if world.main:
         write_atomically(run.numbers_path, save(rotary.numbers()))
         write_json(
             run.folder / "learned.json", {"learn": learned.learn, "numbers": rotary.count(), **learned.summary()}
         )
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    world.accelerator.wait_for_everyone()
+    world.accelerator.end_training()
     return learned
 
 
-def fit(
-    run: Run, accelerator: Accelerator, model: PreTrainedModel, rotary: TunableRotary, rows: RowSet, request: Request
-) -> None:
+def fit(run: Run, world: World, model: PreTrainedModel, rotary: TunableRotary, rows: RowSet, request: Request) -> None:
     """The steps themselves; `request` may ask to stop between two of them."""
     recipe, settings = run.recipe, run.recipe.train
     optimizer = make_optimizer(rotary, recipe)
-    lesson = Lesson.of(recipe, rotary.start.native)
-    objective, optimizer = accelerator.prepare(Objective(model, rotary, lesson), optimizer)
+    objective = Objective(model, rotary, Lesson.of(recipe, rotary.start.native))
     parameters = rotary.trainable()
     done = resume(run, rotary, optimizer)
-    log = MetricsLog(run, accelerator, done)
-    bar = tqdm(
-        total=settings.steps, initial=done, unit="step", disable=not accelerator.is_main_process, file=sys.stderr
-    )
+    world.check_agreement(beginning(recipe, rotary, rows, done))
+    log = MetricsLog(run, world, done)
+    bar = tqdm(total=settings.steps, initial=done, unit="step", disable=not world.main, file=sys.stderr)
 
-    for step in range(done, settings.steps):
-        begun = time.monotonic()
-        set_rates(optimizer, recipe, step)
+    with spread(objective, recipe, world) as release:
+        if world.main:
+            bar.write(world_text(recipe, world, model, sum(rotary.count().values())), file=sys.stderr)
+        for step in range(done, settings.steps):
+            begun = time.monotonic()
+            set_rates(optimizer, recipe, step)
 
-        # A gradient, from a backward pass or from forward passes alone.
-        batch = Batch.of(recipe, rows, step)
-        if settings.gradient == "backprop":
-            aim, loss = backward(accelerator, objective, batch)
-        else:
-            read = partial(forward_only, accelerator, objective, batch)
-            estimate_gradient(parameters, read, settings.probes, settings.seed, step)
-            aim, loss = read()
+            # A gradient, from a backward pass or from forward passes alone.
+            batch = Batch.of(recipe, rows, step)
+            if settings.gradient == "backprop":
+                aim, loss = backward(world, objective, batch, release)
+            else:
+                read = partial(forward_only, world, objective, batch)
+                estimate_gradient(parameters, read, settings.probes, settings.seed, step)
+                aim, loss = read()
 
-        # One update, unless it would spoil what was learned.
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip or math.inf).item()
-        if not (math.isfinite(aim) and math.isfinite(loss) and math.isfinite(norm)):
-            checkpoint_now(run, accelerator, rotary, optimizer, step)
-            raise CheckFailed(
-                f"step {step + 1}: loss {loss}, gradient norm {norm}; the values after step {step} are kept in "
-                f"{run.folder / 'checkpoints'}. Lower train.learning_rate, or look at the documents of this step"
-            )
-        optimizer.step()
-        optimizer.zero_grad()
+            # One update, unless it would spoil what was learned.
+            norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip or math.inf).item()
+            if not (math.isfinite(aim) and math.isfinite(loss) and math.isfinite(norm)):
+                checkpoint_now(run, world, rotary, optimizer, step)
+                raise CheckFailed(
+                    f"step {step + 1}: loss {loss}, gradient norm {norm}; the values after step {step} are kept in "
+                    f"{run.folder / 'checkpoints'}. Lower train.learning_rate, or look at the documents of this step"
+                )
+            optimizer.step()
+            optimizer.zero_grad()
 
-        # Tell, and save.
-        seconds, learned = time.monotonic() - begun, rotary.sketch()
-        tokens = settings.batch_rows * recipe.row_tokens()
-        log.write(step + 1, loss, norm, tokens, seconds, learned)
-        bar.set_postfix_str(progress_text(loss, learned, tokens / seconds))
-        bar.update()
-        asked = request.agreed(accelerator)
-        if asked or (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
-            checkpoint_now(run, accelerator, rotary, optimizer, step + 1)
-        if asked and step + 1 < settings.steps:
-            raise Interrupted(
-                asked,
-                f"stopped by {signal.Signals(asked).name} after step {step + 1} of {settings.steps}, which is saved; "
-                "the same command continues from there",
-            )
+            # Tell, and save.
+            seconds, learned = time.monotonic() - begun, rotary.sketch()
+            tokens = settings.batch_rows * recipe.row_tokens()
+            log.write(step + 1, loss, norm, tokens, seconds, learned)
+            bar.set_postfix_str(progress_text(loss, learned, tokens / seconds))
+            bar.update()
+            asked = request.agreed(world.accelerator)
+            if asked or (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
+                checkpoint_now(run, world, rotary, optimizer, step + 1)
+            if asked and step + 1 < settings.steps:
+                raise Interrupted(
+                    asked,
+                    f"stopped by {signal.Signals(asked).name} after step {step + 1} of {settings.steps}, which is "
+                    "saved; the same command continues from there",
+                )
 
     bar.close()
+
+
+def beginning(recipe: Recipe, rotary: TunableRotary, rows: RowSet, done: int) -> dict[str, object]:
+    """What all processes must start from alike."""
+    return {
+        "recipe": recipe.to_dict(),
+        "learned values": {name: numbers.tolist() for name, numbers in rotary.numbers().items()},
+        "checkpoint": done,
+        "rows": [[row.input_ids, row.position_ids] for row in rows.rows],
+    }
 
 
 def make_optimizer(rotary: TunableRotary, recipe: Recipe) -> torch.optim.Optimizer:
@@ -229,11 +241,9 @@ def resume(run: Run, rotary: TunableRotary, optimizer: torch.optim.Optimizer) ->
     return state.step
 
 
-def checkpoint_now(
-    run: Run, accelerator: Accelerator, rotary: TunableRotary, optimizer: torch.optim.Optimizer, step: int
-) -> None:
+def checkpoint_now(run: Run, world: World, rotary: TunableRotary, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Save the state after `step` steps, in one process."""
-    if accelerator.is_main_process:
+    if world.main:
         state = State(step, rotary.numbers(), optimizer_tensors(optimizer))
         save_state(run.folder / "checkpoints", state, run.recipe.train.keep_checkpoints)
 
@@ -247,25 +257,25 @@ def progress_text(loss: float, learned: Learned, speed: float) -> str:
 class MetricsLog:
     """`metrics.jsonl` (one object a step) and the trackers."""
 
-    def __init__(self, run: Run, accelerator: Accelerator, done: int) -> None:
-        self.accelerator = accelerator
+    def __init__(self, run: Run, world: World, done: int) -> None:
+        self.world = world
         self.path = run.folder / "metrics.jsonl"
-        if not accelerator.is_main_process:
+        if not world.main:
             return
         # Steps after the checkpoint will be done again, so their lines go.
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
         kept = [line for line in lines[:done] if line.endswith("}}")]
         write_atomically(self.path, "".join(f"{line}\n" for line in kept).encode())
-        write_json(run.folder / "environment.json", environment(accelerator))
-        accelerator.init_trackers("yarn_tune", config=_flat(run.recipe.to_dict()))
+        write_json(run.folder / "environment.json", environment(world))
+        world.accelerator.init_trackers("yarn_tune", config=_flat(run.recipe.to_dict()))
 
     def write(self, step: int, loss: float, norm: float, tokens: int, seconds: float, learned: Learned) -> None:
         """Log one step."""
         values = {"loss": loss, "gradient_norm": norm, "tokens": tokens, "seconds": round(seconds, 3)}
-        if self.accelerator.is_main_process:
+        if self.world.main:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **values, "learned": learned.summary()}) + "\n")
-        self.accelerator.log({**values, **learned.summary()}, step=step)
+        self.world.accelerator.log({**values, **learned.summary()}, step=step)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:

@@ -77,8 +77,36 @@ class _Rotary(nn.Module):
             return self.stock(x, position_ids) if layer_type is None else self.stock(x, position_ids, layer_type)
         inv_freq, multiplier = self.table(position_ids)
         prefix, kind = ("", ()) if layer_type is None else (f"{layer_type}_", (layer_type,))
+        if isinstance(multiplier, Tensor):
+            multiplier = multiplier.to(x.device)
         values = {f"{prefix}inv_freq": inv_freq.to(x.device), f"{prefix}attention_scaling": multiplier}
         return self._layout(SimpleNamespace(**values), x, position_ids, *kind)
+
+
+class Attached(nn.Module):
+    """What stands in a model for one of the modules above.
+
+    The numbers are not the model's own: what shards, casts or saves its weights must leave them whole and float32.
+    """
+
+    def __init__(self, rotary: _Rotary) -> None:
+        super().__init__()
+        # In a tuple, so that it is not registered as a child.
+        self._rotary = (rotary,)
+
+    @property
+    def rotary(self) -> _Rotary:
+        """The module with the numbers."""
+        return self._rotary[0]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As `_Rotary.forward`."""
+        return self.rotary(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Attached":
+        """Where the model goes, the numbers follow."""
+        self.rotary._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         raise RuntimeError(
@@ -278,12 +306,12 @@ def untouched(rotary: TunableRotary) -> Iterator[None]:
 
 
 def _swap(model: PreTrainedModel, make: Callable[[nn.Module], RotaryT]) -> RotaryT:
-    if any(isinstance(module, _Rotary) for module in model.modules()):
+    if any(isinstance(module, Attached) for module in model.modules()):
         raise RuntimeError("this model has a yarn_tune rotary module attached already; call detach(model) first")
     parent, name = rotary_site(model)
     rotary = make(getattr(parent, name))
     model.requires_grad_(False)
-    setattr(parent, name, rotary)
+    setattr(parent, name, Attached(rotary))
     return rotary
 
 
@@ -292,7 +320,7 @@ def detach(model: PreTrainedModel) -> None:
     remove_lora(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, _Rotary):
-                for handle in child.handles:
+            if isinstance(child, Attached):
+                for handle in child.rotary.handles:
                     handle.remove()
-                setattr(parent, name, child.stock)
+                setattr(parent, name, child.rotary.stock)

@@ -1,0 +1,169 @@
+"""However a run is spread over processes, it learns what one process learns from the same rows.
+
+Each is compared with the run of one process, in float32: learned values after three steps to 1e-5, and the losses on the
+way to 1e-6 of themselves, gradient norms to 1e-4: AdamW would hide a gradient of twice the size. Values are logs, so this is 1e-5 of the factor or temperature that is served; phases are in
+radians, and LoRA's factors about a tenth large.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import recipe_tree, save_tiny
+from safetensors.torch import load_file
+from yarn_tune.errors import UserError
+from yarn_tune.recipe import parse_recipe
+from yarn_tune.train import Run, train
+
+WAYS: dict[str, list[str]] = {
+    "scale": ["rope.learn=scale", "rope.temperature=layer"],
+    "ramp": ["rope.learn=ramp", "train.clip=0.001"],
+    "frequency": ["rope.learn=frequency", "rope.temperature=head", "data.needles=0.5"],
+    "spectral": ["rope.learn=yarn", "rope.temperature=spectral", "train.micro_rows=2"],
+    "phase": ["rope.learn=frequency", "rope.temperature=phase", "train.clip=0"],
+    "lora": ["lora.rank=2"],
+    "forward": ["rope.learn=scale", "train.gradient=forward"],
+    "guarded": ["rope.temperature=phase", "train.guard=0.5", "data.lengths=[256, 64]"],
+    "far-weighted": ["rope.temperature=head", "train.objective=far-weighted"],
+    "distilled": ["rope.temperature=phase", "train.objective=distill", "train.gradient_checkpointing=false"],
+    "prefix": ["rope.temperature=phase", "train.tail=64", "train.gradient_checkpointing=false"],
+}
+"""Of learning."""
+WHOLE = [way for way in WAYS if way not in ("guarded", "far-weighted", "distilled", "prefix")]
+"""Those that rows can be split for."""
+SPREAD: dict[str, list[str]] = {
+    "plain": [],
+    "zero-1": ["runtime.zero=1"],
+    "zero-2": ["runtime.zero=2"],
+    "zero-3": ["runtime.zero=3"],
+    "zero-3-offload": ["runtime.zero=3", "runtime.offload=cpu"],
+    "fsdp": ["runtime.fsdp=true"],
+    "sequence": ["runtime.sequence=2"],
+    "sequence-zero-3": ["runtime.sequence=2", "runtime.zero=3"],
+    "sequence-fsdp": ["runtime.sequence=2", "runtime.fsdp=true"],
+}
+"""Over processes."""
+
+
+def two() -> list[tuple[str, str]]:
+    """All ways by those that differ in how they work, some by the rest."""
+    pairs = [(spread, way) for spread in ("plain", "zero-3") for way in WAYS]
+    pairs += [("fsdp", way) for way in ("ramp", "phase", "lora", "forward", "guarded", "prefix")]
+    pairs += [("sequence", way) for way in WHOLE]
+    pairs += [(spread, way) for spread in SPREAD for way in ("ramp", "phase") if (spread, way) not in pairs]
+    return pairs
+
+
+def four() -> list[tuple[str, str]]:
+    """One way each, so that every spread and every way is there."""
+    whole = [way for way in WHOLE if "train.micro_rows=2" not in WAYS[way]]
+    pairs = [(spread, whole[at % len(whole)]) for at, spread in enumerate(SPREAD)]
+    return pairs + [(("zero-3", "fsdp")[at % 2], way) for at, way in enumerate(WAYS) if way not in WHOLE]
+
+
+class Runs:
+    """Trainings of one small model, by one process here or by several of a launch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.base = save_tiny(folder / "base")
+
+    def recipe(self, settings: list[str], dtype: str) -> dict[str, object]:
+        tree = recipe_tree(self.base, self.folder, steps=3, batch_rows=4, learning_rate=0.02)
+        return parse_recipe(tree, [*settings, f"base.dtype={dtype}", "runtime.threads=1"]).to_dict()
+
+    def alone(self, way: str, dtype: str = "float32") -> Path:
+        run = self.folder / f"1-{way}-{dtype}"
+        if not run.exists():
+            train(Run(parse_recipe(self.recipe(WAYS[way], dtype), []), run))
+        return run
+
+    def launch(self, processes: int, pairs: list[tuple[str, str]], dtype: str = "float32") -> dict[str, Path]:
+        runs = {f"{spread}/{way}": self.folder / f"{processes}-{spread}-{way}-{dtype}" for spread, way in pairs}
+        trainings = [
+            [self.recipe([*WAYS[way], *SPREAD[spread]], dtype), str(runs[f"{spread}/{way}"])] for spread, way in pairs
+        ]
+        done = self.run(processes, trainings)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return runs
+
+    def run(self, processes: int, *trainings: list[list[object]]) -> subprocess.CompletedProcess[str]:
+        """Launch the trainings; where there are several lists, one for each process."""
+        files = [self.folder / f"{number}.json" for number in range(len(trainings))]
+        for file, own in zip(files, trainings, strict=True):
+            file.write_text(json.dumps(own))
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        return subprocess.run(
+            [*launcher, str(Path(__file__).with_name("trainings.py")), *map(str, files)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | self.stale_lock(),
+            capture_output=True, text=True, timeout=1200, check=False,
+        )  # fmt: skip
+
+    def stale_lock(self) -> dict[str, str]:
+        """What a DeepSpeed run that was killed while compiling leaves: the next one to compile would wait for ever."""
+        lock = self.folder / "extensions" / "deepspeed_shm_comm" / "lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+        return {"TORCH_EXTENSIONS_DIR": str(lock.parents[1])}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return Runs(tmp_path_factory.mktemp("runs"))
+
+
+def furthest(one: Path, other: Path) -> tuple[float, float, float]:
+    """Largest difference of any learned value; of any loss over the loss; of any gradient norm over the norm."""
+    values, wanted = load_file(one / "learned.safetensors"), load_file(other / "learned.safetensors")
+    assert values.keys() == wanted.keys()
+    apart = max((values[name] - wanted[name]).abs().max().item() for name in wanted)
+    logs = [[json.loads(line) for line in (run / "metrics.jsonl").open()] for run in (one, other)]
+
+    def ratio(what: str) -> float:
+        return max(abs(a[what] / b[what] - 1) for a, b in zip(*logs, strict=True))
+
+    return apart, ratio("loss"), ratio("gradient_norm")
+
+
+@pytest.mark.parametrize(("processes", "pairs"), [(2, two()), (4, four())])
+def test_the_same_answer(runs, processes, pairs):
+    found = {name: furthest(run, runs.alone(name.split("/")[1])) for name, run in runs.launch(processes, pairs).items()}
+    worse = {
+        name: apart for name, apart in found.items() if not (apart[0] < 1e-5 and apart[1] < 1e-6 and apart[2] < 1e-4)
+    }
+    assert not worse
+
+
+def test_bfloat16(runs):
+    """Weights and activations are rounded alike; only the order of float32 sums of rows differs."""
+    pairs = [(spread, "phase") for spread in ("plain", "zero-3", "fsdp", "sequence")]
+    for name, run in runs.launch(2, pairs, "bfloat16").items():
+        values, losses, norms = furthest(run, runs.alone("phase", "bfloat16"))
+        assert losses < 1e-6, name
+        assert norms < 1e-4, name
+        assert values < 1e-5, name
+    dtypes = {t.dtype for t in load_file(run / "learned.safetensors").values()}
+    assert dtypes == {torch.float32}
+
+
+def test_processes_that_differ_do_not_start(runs):
+    """As where one machine has another version of the recipe."""
+    trees = [runs.recipe([f"train.warmup={share}"], "float32") for share in (0.1, 0.2)]
+    done = runs.run(2, *[[[tree, str(runs.folder / "differing")]] for tree in trees])
+    assert done.returncode != 0
+    assert "the processes do not have the same recipe" in done.stderr
+    assert not (runs.folder / "differing" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "key"), [("ACCELERATE_USE_DEEPSPEED", "runtime.zero"), ("ACCELERATE_USE_FSDP", "runtime.fsdp")]
+)
+def test_a_second_source_is_refused(runs, monkeypatch, variable, key):
+    """As `accelerate launch --use_deepspeed` sets it: two places would say how the run is spread."""
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(UserError, match=key):
+        train(Run(parse_recipe(runs.recipe([], "float32"), []), runs.folder / "second"))
