@@ -1,8 +1,9 @@
 """However a run is spread over processes, it learns what one process learns from the same rows.
 
-Each is compared with the run of one process, in float32: learned values after three steps to 1e-5, and the losses on the
-way to 1e-6 of themselves, gradient norms to 1e-4: AdamW would hide a gradient of twice the size. Values are logs, so this is 1e-5 of the factor or temperature that is served; phases are in
-radians, and LoRA's factors about a tenth large.
+Each is compared with the run of one process, in float32, over three steps: learned values to 1e-5, losses to 1e-6 of
+themselves. Values are logs, so this is 1e-5 of the factor or temperature that is served, and phases are in radians;
+LoRA's factors are neither, and held to 2e-5. Gradient norms are compared too, to 1e-3 (differences of losses are no more
+exact): AdamW would hide a gradient of twice the size.
 """
 
 import json
