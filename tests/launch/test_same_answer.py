@@ -2,8 +2,8 @@
 
 Each is compared with the run of one process, in float32, over three steps: learned values to 1e-5, losses to 1e-6 of
 themselves. Values are logs, so this is 1e-5 of the factor or temperature that is served, and phases are in radians;
-LoRA's factors are neither, and held to 2e-5. Gradient norms are compared too, to 1e-3 (differences of losses are no more
-exact): AdamW would hide a gradient of twice the size.
+LoRA's factors are neither, and held to 2e-5. Gradient norms are compared too, to 1e-3 (differences of losses are not
+more exact): AdamW would hide a gradient of twice the size.
 """
 
 import json
@@ -134,7 +134,9 @@ def furthest(one: Path, other: Path) -> tuple[float, float, float]:
 def test_the_same_answer(runs, processes, pairs):
     found = {name: furthest(run, runs.alone(name.split("/")[1])) for name, run in runs.launch(processes, pairs).items()}
     worse = {
-        name: apart for name, apart in found.items() if not (apart[0] < 1e-5 and apart[1] < 1e-6 and apart[2] < 1e-4)
+        name: (values, losses, norms)
+        for name, (values, losses, norms) in found.items()
+        if not (values < (2e-5 if name.endswith("lora") else 1e-5) and losses < 1e-6 and norms < 1e-3)
     }
     assert not worse
 
