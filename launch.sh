@@ -6,7 +6,10 @@
 #   ./launch.sh test [pytest options]   run the tests
 #   ./launch.sh engines                 install the real serving engines that the tests compare with (4 GB)
 #
-# NUM_PROCESSES  processes to start (default: all visible GPUs, or 1)
+# NUM_PROCESSES  processes to start, on all machines together (default: all visible GPUs, or 1)
+# NUM_MACHINES, MACHINE_RANK, MAIN_PROCESS_IP, MAIN_PROCESS_PORT
+#                for several machines: how many, which this is (from 0), and where the first one listens; the same
+#                command on each (recipes/accelerate/slurm.sbatch is an example)
 # VENV           where the environment goes (default: .venv)
 # ENGINES        where the serving engines go (default: .engines)
 # PYTHON         interpreter to make it with (default: python3)
@@ -42,16 +45,22 @@ setup() {
 }
 
 launch() {
-  local processes=${NUM_PROCESSES:-$(gpus)}
+  local processes=${NUM_PROCESSES:-$(gpus)} machines=${NUM_MACHINES:-1} rank=${MACHINE_RANK:-0}
+  local ip=${MAIN_PROCESS_IP:-127.0.0.1} port=${MAIN_PROCESS_PORT:-29500}
   [ "$processes" -gt 0 ] || processes=1
-  if [ "$(gpus)" -eq 0 ] && [ "$processes" -gt 1 ]; then
+  # The recipe is told how many there should be: a launcher that starts fewer without a word is then found out.
+  local run=(-m yarn_tune run "$@" "runtime.processes=$processes")
+  if [ "$(gpus)" -gt 0 ]; then
+    "$VENV/bin/accelerate" launch --config_file recipes/accelerate/gpus.yaml --num_processes "$processes" \
+      --num_machines "$machines" --machine_rank "$rank" --main_process_ip "$ip" --main_process_port "$port" "${run[@]}"
+  elif [ "$processes" -gt 1 ]; then
     # `accelerate launch --cpu` starts one process whatever number it is given; torchrun starts them all.
-    OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$VENV/bin/torchrun" --nproc-per-node "$processes" -m yarn_tune run "$@"
-    return
+    OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$VENV/bin/torchrun" --nnodes "$machines" --node-rank "$rank" \
+      --nproc-per-node $((processes / machines)) --master-addr "$ip" --master-port "$port" "${run[@]}"
+  else
+    "$VENV/bin/accelerate" launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+      --num_cpu_threads_per_process "${OMP_NUM_THREADS:-$(nproc)}" "${run[@]}"
   fi
-  local options=(--num_processes "$processes" --num_machines 1 --mixed_precision no --dynamo_backend no)
-  [ "$(gpus)" -gt 0 ] || options+=(--cpu --num_cpu_threads_per_process "${OMP_NUM_THREADS:-$(nproc)}")
-  "$VENV/bin/accelerate" launch "${options[@]}" -m yarn_tune run "$@"
 }
 
 # vLLM in an environment of its own (it pins another transformers), and the parts of older releases that the readers

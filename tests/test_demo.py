@@ -39,6 +39,26 @@ def launched(tmp_path_factory):
     return work, done.stdout
 
 
+def test_two_processes_with_the_weights_in_shards(launched):
+    """From launch.sh to a verified export; `tests/launch` has the numbers."""
+    work, _ = launched
+    settings = ["name=two", "train.steps=2", "runtime.zero=3", "eval.documents=1", "eval.lengths=[256]"]
+    done = subprocess.run(
+        ["./launch.sh", "recipes/tiny-demo.yaml", *settings, "eval.retrieval=null"],
+        cwd=work,
+        env=os.environ | {"VENV": "venv", "NUM_PROCESSES": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 processes on cpu: 4 rows a step shared by 2" in done.stderr
+    assert "in 2 shards (DeepSpeed's ZeRO-3)" in done.stderr
+    assert json.loads((work / "runs/two/environment.json").read_text())["processes"] == 2
+    assert "verified " in done.stdout
+    assert (work / "runs/two/export/config.json").is_file()
+
+
 def test_it_prints_the_table_and_the_serve_line(launched):
     _, out = launched
     for method in ("none", "native-window", "yarn", "tuned"):

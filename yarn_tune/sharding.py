@@ -9,6 +9,7 @@ Rows in parts is DeepSpeed's Ulysses: a process holds every `sequence`-th part o
 heads around attention. The exchange passes gradients on exactly, so they are sums over processes, as all others are.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .errors import UserError
+from .errors import CheckFailed, UserError
 from .lessons import Objective
 from .runtime import World
 from .sections import Recipe
@@ -43,6 +44,17 @@ def loading(recipe: Recipe, world: World) -> Iterator[None]:
         yield
     finally:
         del announced
+
+
+def check_weights(model: nn.Module, dtype: str) -> None:
+    """Frozen weights must have the dtype that was asked for: loading in shards may ignore it without a word.
+
+    Raises:
+        CheckFailed: if most of them have another.
+    """
+    found = Counter(parameter.dtype for parameter in model.parameters()).most_common(1)[0][0]
+    if found != getattr(torch, dtype):
+        raise CheckFailed(f"start: weights were loaded as {found}, though base.dtype is {dtype}")
 
 
 def deepspeed_config(recipe: Recipe) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from .needles import plant
 from .runtime import World, environment, start
 from .sections import Recipe
 from .serving.profiles import Target, settle
-from .sharding import loading, spread, world_text
+from .sharding import check_weights, loading, spread, world_text
 from .tunable import TunableRotary, at_start, attach
 
 RERUN_FREELY = ("eval", "export", "runtime")
@@ -83,6 +83,7 @@ def train(run: Run) -> Learned:
         model = load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype)
     if not recipe.sharded():
         model.to(world.device)  # type: ignore[arg-type]
+    check_weights(model, recipe.base.dtype)
     switch_off_dropout(model)
     rotary = attach(model, begin.start, begin.learn, begin.gains, recipe.lora).to(world.device)
     if recipe.train.gradient_checkpointing:
