@@ -2,9 +2,10 @@
 
 A checkpoint is a folder `step-000050/` with `state.safetensors` (learned offsets, optimizer moments) and
 `state.json` (step, and the SHA-256 of the tensors). It is written under another name, flushed to disk, and then
-renamed; one whose checksum does not hold is skipped in favour of the one before.
+renamed; one whose checksum does not hold is skipped in favour of the one before. An export gets its name the same way.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -22,6 +23,9 @@ from .errors import UserError
 
 Tensors = dict[str, Tensor]
 
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""Of renameat2(2)."""
+
 
 @dataclass(frozen=True)
 class State:
@@ -34,14 +38,68 @@ class State:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file so that it is there whole or not at all, also after a power cut.
+
+    Raises:
+        UserError: if it cannot be written, as on a full disk; what was there before stays.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        flush_folder(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """What to tell when a file cannot be written."""
+    return UserError(
+        f"{path} cannot be written ({error.strerror}); everything saved before is kept. Make room, and the same "
+        "command continues"
+    )
+
+
+def flush_folder(folder: Path) -> None:
+    """Renames in a folder reach the disk (Windows has no such thing)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def put_in_place(partial: Path, target: Path) -> None:
+    """Give a finished folder its name; one that has the name already is there whole until this one is, then deleted."""
+    for path in partial.iterdir():
+        flush_folder(path)  # a file is flushed alike
+    flush_folder(partial)
+    if target.exists():
+        _exchange(partial, target)
+    else:
+        partial.rename(target)
+    flush_folder(target.parent)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two names at once, where the system can (Linux); elsewhere one after the other."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(one.absolute()), os.fsencode(other.absolute())
+    if hasattr(libc, "renameat2") and libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0:
+        return
+    aside = other.with_name(f".{other.name}.replaced")
+    shutil.rmtree(aside, ignore_errors=True)
+    other.rename(aside)
+    one.rename(other)
+    aside.rename(one)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -56,11 +114,14 @@ def save_state(folder: Path, state: State, keep: int) -> None:
     content = save(tensors)
     target = folder / f"step-{state.step:06d}"
     partial = folder / f".{target.name}.partial"
-    for stale in (partial, target):
+    for stale in folder.glob(".*.partial"):
         shutil.rmtree(stale, ignore_errors=True)
-    write_atomically(partial / "state.safetensors", content)
-    write_json(partial / "state.json", {"step": state.step, "sha256": hashlib.sha256(content).hexdigest()})
-    partial.rename(target)
+    try:
+        write_atomically(partial / "state.safetensors", content)
+        write_json(partial / "state.json", {"step": state.step, "sha256": hashlib.sha256(content).hexdigest()})
+        put_in_place(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
 

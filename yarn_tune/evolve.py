@@ -24,6 +24,7 @@ from .data import build_rows
 from .errors import UserError
 from .families import load_model, load_tokenizer
 from .learned import Learned, Start
+from .metrics import end_training
 from .objectives import NextToken
 from .rope import longrope_inv_freq, yarn_attention_factor
 from .runtime import environment, start
@@ -65,7 +66,7 @@ def evolve(run: Run) -> Learned:
     learned = settle(rotary.learned(), target)
     write_atomically(run.numbers_path, save(rotary.numbers()))
     write_json(run.folder / "learned.json", {"learn": learned.learn, "numbers": rotary.count(), **learned.summary()})
-    world.accelerator.end_training()
+    end_training(world)
     return learned
 
 

@@ -8,7 +8,6 @@ then renamed: a mismatch leaves nothing behind.
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from .checkpoint import read_tensors, write_json
+from .checkpoint import put_in_place, read_tensors, write_json
 from .errors import CheckFailed, UserError
 from .families import is_hub_id, load_model, load_tokenizer, logit_transform, to_device
 from .learned import Learned
@@ -108,7 +107,7 @@ def export(run: Run, overrides_only: bool = False) -> Path:
         write_json(partial / "fidelity.json", fidelity)
         page = serving_page(run.recipe.base.model, learned, served, aim, folded, fidelity["max_abs_logit_difference"])
         (partial / "SERVING.md").write_text(page, encoding="utf-8")
-        _into_place(partial, target)
+        put_in_place(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
@@ -121,9 +120,6 @@ def write_checkpoint(recipe: Recipe, learned: Learned, served: Served, aim: Targ
         for source in sorted(base.glob(pattern)):
             if not source.name.startswith("consolidated"):  # Mistral's second copy of the weights
                 shutil.copyfile(source, folder / source.name)
-    if not list(folder.glob("*.safetensors")):
-        # A base with pickled weights only: its tensors are saved anew, in its own dtype.
-        load_model(recipe.base.model, recipe.base.revision, "auto").save_pretrained(folder)
     write_json(folder / "config.json", served.config(aim.base))
     folds = served.fold != 1.0 or learned.gains is not None
     if learned.lora is not None:
@@ -258,17 +254,3 @@ def rope_warnings() -> Iterator[list[str]]:
 def _names(text: str) -> set[str]:
     """The keys a message lists in braces at its end: "...: {'a', 'b'}"."""
     return {name.strip(" '\"") for name in text[text.rfind("{") + 1 : text.rfind("}")].split(",")}
-
-
-def _into_place(partial: Path, target: Path) -> None:
-    """Flush every file to disk, then swap the checkpoint in."""
-    for path in partial.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    replaced = target.with_name(".export.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if target.exists():
-        target.rename(replaced)
-    partial.rename(target)
-    shutil.rmtree(replaced, ignore_errors=True)

@@ -211,7 +211,13 @@ def load_model(model: str, revision: str | None = None, dtype: str = "bfloat16")
 
     Its `inv_freq` stays float32: `from_pretrained(dtype=...)` leaves it alone, a later `.to(dtype)` would not.
     """
-    loaded = _from_hub(AutoModelForCausalLM.from_pretrained, model, revision=revision, dtype=getattr(torch, dtype))
+    loaded = _from_hub(
+        AutoModelForCausalLM.from_pretrained,
+        model,
+        revision=revision,
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,  # a pickle can hold code
+    )
     loaded.config.use_cache = False
     return loaded.eval()  # type: ignore[no-any-return]
 
@@ -231,11 +237,14 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
 def _from_hub(load: Callable[..., Any], model: str, **options: Any) -> Any:
     """Call a `from_pretrained`; a model that cannot be had is the user's error, not a traceback."""
     try:
-        return load(model, **options)
+        # A checkpoint's own code is never run, and never asked about: what is exported must run on stock classes.
+        return load(model, trust_remote_code=False, **options)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a damaged config makes config classes divide by zero, index None, and worse
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if "trust_remote_code" in str(error):
+            reason = "it brings code of its own, which is never run here; only model classes of transformers are tuned"
         raise UserError(f"base.model: {model!r} could not be loaded: {reason}") from error
 
 

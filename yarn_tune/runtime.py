@@ -12,18 +12,22 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import InitProcessGroupKwargs, gather_object, set_seed
 from torch import Tensor, nn
 
-from .errors import CheckFailed, UserError
+from .errors import CheckFailed, Interrupted, UserError
 from .sections import Recipe
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "safetensors", "yarn_tune")
@@ -124,6 +128,7 @@ def start(recipe: Recipe, folder: Path) -> World:
         mixed_precision="no",
         log_with=list(recipe.runtime.trackers) or None,
         project_dir=str(folder),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=recipe.runtime.timeout_minutes))],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     world, sequence = accelerator.num_processes, recipe.runtime.sequence
@@ -141,6 +146,27 @@ def start(recipe: Recipe, folder: Path) -> World:
         )
     set_seed(recipe.train.seed)
     return World(accelerator, sequence)
+
+
+@contextmanager
+def company(world: World, folder: Path) -> Iterator[None]:
+    """What torch raises when the other processes are gone, or late, becomes a message.
+
+    Raises:
+        CheckFailed: naming the folder that holds what was saved.
+    """
+    try:
+        yield
+    except (CheckFailed, Interrupted):
+        raise
+    except RuntimeError as error:
+        if world.processes == 1 or not re.search("gloo|NCCL|connection|timed? ?out|broken pipe", str(error), re.I):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise CheckFailed(
+            f"another process of this run died, or took longer than runtime.timeout_minutes ({reason}); what was saved "
+            f"in {folder / 'checkpoints'} is kept, and the same command continues from there"
+        ) from error
 
 
 def environment(world: World) -> dict[str, Any]:

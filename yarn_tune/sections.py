@@ -264,6 +264,8 @@ class Runtime:
     """cpu: shards wait in the CPU's memory."""
     sequence: int = 1
     """Processes that share each row (DeepSpeed's Ulysses), for rows whose activations do not fit one device."""
+    timeout_minutes: float = 30.0
+    """How long a process waits for the others before it gives up; more than the slowest step takes."""
     trackers: list[Literal["wandb", "tensorboard"]] = field(default_factory=list)
     threads: int | None = None
     """CPU threads a process; null: torch's default."""

@@ -5,7 +5,6 @@ and moves the numbers. The rate and the rows of a step are functions of the step
 from a checkpoint ends with the same values, bit for bit, as one that was never interrupted.
 """
 
-import json
 import math
 import signal
 import sys
@@ -13,7 +12,6 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -38,8 +36,9 @@ from .families import load_model, load_tokenizer, switch_off_dropout
 from .interrupts import Request, requested
 from .learned import Learned
 from .lessons import Lesson, Objective
+from .metrics import MetricsLog, end_training, progress_text
 from .needles import plant
-from .runtime import World, environment, start
+from .runtime import World, company, start
 from .sections import Recipe
 from .serving.profiles import Target, settle
 from .sharding import check_weights, loading, spread, world_text
@@ -67,7 +66,7 @@ def train(run: Run) -> Learned:
 
     Raises:
         UserError: if the recipe, the base or the documents do not allow it.
-        CheckFailed: if the loss became NaN or infinite; the last good state is kept.
+        CheckFailed: if the loss became NaN or infinite, or another process died; the last good state is kept.
         Interrupted: if SIGTERM or SIGINT asked for a stop; the state after the last step is kept.
     """
     recipe = run.recipe
@@ -90,7 +89,7 @@ def train(run: Run) -> Learned:
         checkpoint_layers(model)
     model.train()
 
-    with requested() as request:
+    with requested() as request, company(world, run.folder):
         fit(run, world, model, rotary, rows, request)
     learned = settle(rotary.learned(), target)
     if learned.scale is not None:
@@ -100,8 +99,7 @@ def train(run: Run) -> Learned:
         write_json(
             run.folder / "learned.json", {"learn": learned.learn, "numbers": rotary.count(), **learned.summary()}
         )
-    world.accelerator.wait_for_everyone()
-    world.accelerator.end_training()
+    end_training(world)
     return learned
 
 
@@ -113,7 +111,7 @@ def fit(run: Run, world: World, model: PreTrainedModel, rotary: TunableRotary, r
     parameters = rotary.trainable()
     done = resume(run, rotary, optimizer)
     world.check_agreement(beginning(recipe, rotary, rows, done))
-    log = MetricsLog(run, world, done)
+    log = MetricsLog(run.folder, recipe, world, done)
     bar = tqdm(total=settings.steps, initial=done, unit="step", disable=not world.main, file=sys.stderr)
 
     with spread(objective, recipe, world) as release:
@@ -247,44 +245,3 @@ def checkpoint_now(run: Run, world: World, rotary: TunableRotary, optimizer: tor
     if world.main:
         state = State(step, rotary.numbers(), optimizer_tensors(optimizer))
         save_state(run.folder / "checkpoints", state, run.recipe.train.keep_checkpoints)
-
-
-def progress_text(loss: float, learned: Learned, speed: float) -> str:
-    """Loss, learned values and tokens per second, for the progress bar."""
-    values = " ".join(f"{name} {value:.4g}" for name, value in learned.summary().items())
-    return f"loss {loss:.4f} {values} {speed:.0f} tok/s"
-
-
-class MetricsLog:
-    """`metrics.jsonl` (one object a step) and the trackers."""
-
-    def __init__(self, run: Run, world: World, done: int) -> None:
-        self.world = world
-        self.path = run.folder / "metrics.jsonl"
-        if not world.main:
-            return
-        # Steps after the checkpoint will be done again, so their lines go.
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        kept = [line for line in lines[:done] if line.endswith("}}")]
-        write_atomically(self.path, "".join(f"{line}\n" for line in kept).encode())
-        write_json(run.folder / "environment.json", environment(world))
-        world.accelerator.init_trackers("yarn_tune", config=_flat(run.recipe.to_dict()))
-
-    def write(self, step: int, loss: float, norm: float, tokens: int, seconds: float, learned: Learned) -> None:
-        """Log one step."""
-        values = {"loss": loss, "gradient_norm": norm, "tokens": tokens, "seconds": round(seconds, 3)}
-        if self.world.main:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **values, "learned": learned.summary()}) + "\n")
-        self.world.accelerator.log({**values, **learned.summary()}, step=step)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Nested values under dotted keys, as trackers want them."""
-    flat: dict[str, str | int | float | bool] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, (str, int, float, bool)) else str(value)
-    return flat

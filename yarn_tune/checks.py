@@ -1,0 +1,259 @@
+"""What no run can have: values and combinations, each with its place in the recipe and the remedy."""
+
+from dataclasses import asdict
+from typing import Any
+
+from .schema import show
+from .sections import Recipe, Rope, Train
+
+Check = tuple[bool, str, Any, str]
+"""(holds, place, value, remedy)"""
+
+
+def impossible(recipe: Recipe) -> list[str]:
+    """Every value and combination that no run can have; what depends on the base model is checked with it."""
+    checks = [
+        *_rope_checks(recipe.rope),
+        *_data_checks(recipe),
+        *_gradient_checks(recipe),
+        *_train_checks(recipe.train),
+        *_other_checks(recipe),
+        *_runtime_checks(recipe),
+        *_retrieval_checks(recipe),
+    ]
+    return [f"{place}: {remedy}; found {show(value)}" for holds, place, value, remedy in checks if not holds]
+
+
+def _rope_checks(rope: Rope) -> list[Check]:
+    inside = rope.native is None or 2 <= rope.native <= rope.window
+    native = f"the native window must be between 2 and rope.window ({rope.window}); this tool only extends"
+    searched = "the search learns factors alone; set rope.temperature to global, or learn by gradient"
+    swapped = f"must exceed rope.beta_slow ({rope.beta_slow}); are the betas swapped?"
+    return [
+        (rope.window >= 2, "rope.window", rope.window, "a window is at least 2 tokens"),
+        (inside, "rope.native", rope.native, native),
+        (rope.factor is None or rope.factor >= 1, "rope.factor", rope.factor, "a factor below 1 shrinks"),
+        (
+            rope.learn != "search" or rope.temperature == "global",
+            "rope.temperature",
+            rope.temperature,
+            searched,
+        ),
+        (rope.beta_slow > 0, "rope.beta_slow", rope.beta_slow, "must be positive"),
+        (rope.beta_fast > rope.beta_slow, "rope.beta_fast", rope.beta_fast, swapped),
+    ]
+
+
+def _data_checks(recipe: Recipe) -> list[Check]:
+    data, row_tokens = recipe.data, recipe.row_tokens()
+    both = sorted(set(data.train) & set(data.heldout))
+    skip = data.positions == "skip"
+    spans = f"a skip row holds between 2 and row_tokens / 2 ({row_tokens // 2}) spans"
+    return [
+        (bool(data.train), "data.train", data.train, "no documents; name at least one file"),
+        (bool(data.heldout), "data.heldout", data.heldout, "no documents to measure on; name at least one"),
+        (not both, "data.heldout", both, "stands in data.train too; measuring on training documents says nothing"),
+        (data.rows is None or data.rows >= 1, "data.rows", data.rows, "at least 1, or null"),
+        (row_tokens >= 2, "data.row_tokens", data.row_tokens, "at least 2"),
+        (
+            row_tokens <= recipe.rope.window,
+            "data.row_tokens",
+            data.row_tokens,
+            f"a row cannot be longer than rope.window ({recipe.rope.window})",
+        ),
+        (
+            not skip or data.packing == "long",
+            "data.positions",
+            data.positions,
+            "skip rows are cut from single documents: set data.packing to long",
+        ),
+        (not skip or 2 <= data.spans <= row_tokens // 2, "data.spans", data.spans, spans),
+        (0 <= data.needles <= 1, "data.needles", data.needles, "a share of the rows, from 0.0 to 1.0"),
+        (
+            data.needles == 0 or (not skip and data.packing == "long"),
+            "data.needles",
+            data.needles,
+            "questions are planted in contiguous rows (data.positions: contiguous, data.packing: long)",
+        ),
+        *_length_checks(recipe),
+    ]
+
+
+def _length_checks(recipe: Recipe) -> list[Check]:
+    data, train, row_tokens = recipe.data, recipe.train, recipe.row_tokens()
+    lengths, skip = data.lengths, data.positions == "skip"
+    fit = lengths is None or (bool(lengths) and all(2 <= n <= row_tokens and row_tokens % n == 0 for n in lengths))
+    whole = "needs rows of one span each: set data.positions to contiguous and data.packing to long"
+    single = not skip and data.packing == "long"
+    tail, taught = train.tail, train.objective != "next-token" or train.guard > 0
+    return [
+        (fit, "data.lengths", lengths, f"lengths that divide data.row_tokens ({row_tokens}), or null"),
+        (lengths is None or single, "data.lengths", lengths, whole),
+        (tail is None or 1 <= tail < row_tokens, "train.tail", tail, f"from 1 to below data.row_tokens ({row_tokens})"),
+        (tail is None or single, "train.tail", tail, whole),
+        (
+            tail is None or not train.gradient_checkpointing,
+            "train.gradient_checkpointing",
+            train.gradient_checkpointing,
+            "with train.tail it must be false: it drops the KV cache, and only the tail's activations are kept anyway",
+        ),
+        (
+            tail is None or train.guard == 0 or lengths is not None,
+            "train.guard",
+            train.guard,
+            "the tail of a long row is never inside the native window: add the native window to data.lengths",
+        ),
+        (
+            not taught or data.packing == "long",
+            "data.packing",
+            data.packing,
+            "the base is asked about rows of one span: with this objective or guard set it to long",
+        ),
+        (
+            not (taught and skip) or row_tokens % data.spans == 0,
+            "data.spans",
+            data.spans,
+            f"with this objective it must divide data.row_tokens ({row_tokens})",
+        ),
+    ]
+
+
+def _train_checks(train: Train) -> list[Check]:
+    rates, decays = train.rates(), train.decays()
+    micro = train.micro_rows >= 1 and train.batch_rows % max(train.micro_rows, 1) == 0
+    reentrant = "reentrant checkpointing fails when layers share cos and sin; remove the key or set it to false"
+    return [
+        (train.steps >= 1, "train.steps", train.steps, "at least 1"),
+        (train.batch_rows >= 1, "train.batch_rows", train.batch_rows, "at least 1"),
+        (micro, "train.micro_rows", train.micro_rows, f"must divide train.batch_rows ({train.batch_rows})"),
+        *[(rate > 0, f"train.learning_rate.{kind}", rate, "must be positive") for kind, rate in asdict(rates).items()],
+        *[(d >= 0, f"train.weight_decay.{kind}", d, "must not be negative") for kind, d in asdict(decays).items()],
+        (0 <= train.warmup < 1, "train.warmup", train.warmup, "a share of the steps, from 0 to below 1"),
+        (train.guard >= 0, "train.guard", train.guard, "must not be negative"),
+        (train.answer_weight >= 0, "train.answer_weight", train.answer_weight, "must not be negative"),
+        (
+            train.teacher_stride is None or train.teacher_stride >= 1,
+            "train.teacher_stride",
+            train.teacher_stride,
+            "at least 1, or null",
+        ),
+        (train.probes >= 1, "train.probes", train.probes, "at least 1"),
+        (train.clip >= 0, "train.clip", train.clip, "a gradient norm, or 0 for none"),
+        (not train.use_reentrant, "train.use_reentrant", train.use_reentrant, reentrant),
+        (train.search.generations >= 1, "train.search.generations", train.search.generations, "at least 1"),
+        (train.search.parents >= 2, "train.search.parents", train.search.parents, "at least 2"),
+        (
+            train.search.population >= train.search.parents,
+            "train.search.population",
+            train.search.population,
+            f"at least train.search.parents ({train.search.parents})",
+        ),
+        (train.search.rows >= 1, "train.search.rows", train.search.rows, "at least 1"),
+        (train.checkpoint_every >= 1, "train.checkpoint_every", train.checkpoint_every, "at least 1"),
+        (train.keep_checkpoints >= 2, "train.keep_checkpoints", train.keep_checkpoints, "at least 2"),
+    ]
+
+
+def _gradient_checks(recipe: Recipe) -> list[Check]:
+    low = recipe.rope.temperature in ("global", "layer")
+    few = "too many numbers to estimate a gradient from forward passes; set train.gradient to backprop"
+    forward = recipe.train.gradient == "forward"
+    lora, searched = recipe.lora, recipe.rope.learn == "search"
+    nothing = recipe.rope.learn == "yarn" and recipe.rope.temperature == "global" and lora is None
+    return [
+        (not nothing, "rope.learn", "yarn", "learns nothing by itself; set rope.temperature, or add lora"),
+        (not forward or low, "rope.temperature", recipe.rope.temperature, few),
+        (lora is None or not forward, "lora", lora, few),
+        (
+            lora is None or not searched,
+            "lora",
+            lora,
+            "the search learns factors alone; remove it",
+        ),
+        (lora is None or lora.rank >= 1, "lora.rank", lora and lora.rank, "at least 1"),
+        (lora is None or bool(lora.targets), "lora.targets", lora and lora.targets, "name at least one module"),
+    ]
+
+
+def _retrieval_checks(recipe: Recipe) -> list[Check]:
+    wanted, window = recipe.eval.retrieval, recipe.rope.window
+    if wanted is None:
+        return []
+    place = "eval.retrieval"
+    fits = wanted.lengths is None or (wanted.lengths and all(2 <= n <= window for n in wanted.lengths))
+    shares = bool(wanted.depths) and all(0 <= depth <= 1 for depth in wanted.depths)
+    return [
+        (bool(fits), f"{place}.lengths", wanted.lengths, f"lengths from 2 to rope.window ({window}), or null"),
+        (shares, f"{place}.depths", wanted.depths, "shares of the prompt, from 0.0 to 1.0"),
+        (wanted.per_cell >= 1, f"{place}.per_cell", wanted.per_cell, "at least 1"),
+        (wanted.keys >= 1, f"{place}.keys", wanted.keys, "at least 1"),
+    ]
+
+
+def _other_checks(recipe: Recipe) -> list[Check]:
+    evaluation, name = recipe.eval, recipe.name
+    window = recipe.rope.window
+    fits = all(2 <= length <= window for length in evaluation.lengths or [])
+    folder = bool(name) and "/" not in name and name not in (".", "..")
+    return [
+        (fits, "eval.lengths", evaluation.lengths, f"lengths from 2 to rope.window ({window})"),
+        (evaluation.lengths != [], "eval.lengths", evaluation.lengths, "name a length, or null"),
+        (evaluation.documents >= 1, "eval.documents", evaluation.documents, "at least 1"),
+        (evaluation.buckets >= 1, "eval.buckets", evaluation.buckets, "at least 1"),
+        (evaluation.chunk is None or evaluation.chunk >= 1, "eval.chunk", evaluation.chunk, "at least 1, or null"),
+        (evaluation.key_gain > 0, "eval.key_gain", evaluation.key_gain, "must be positive"),
+        (evaluation.key_floor > 0, "eval.key_floor", evaluation.key_floor, "must be positive"),
+        (evaluation.stride is None or evaluation.stride >= 1, "eval.stride", evaluation.stride, "at least 1"),
+        (recipe.export.stacks != [], "export.stacks", recipe.export.stacks, "name at least one stack, or null"),
+        (recipe.export.tolerance > 0, "export.tolerance", recipe.export.tolerance, "must be positive"),
+        (folder, "name", name, "a plain folder name"),
+    ]
+
+
+def _runtime_checks(recipe: Recipe) -> list[Check]:
+    runtime, train, data = recipe.runtime, recipe.train, recipe.data
+    count, split = runtime.processes, runtime.sequence
+    lengths = [recipe.row_tokens(), *(data.lengths or [])]
+    plain = train.objective == "next-token" and train.guard == 0 and train.tail is None
+    single = data.packing == "long" and data.positions == "contiguous"
+    counted = "the base is asked once a row that starts inside its window: set data.positions to contiguous"
+    return [
+        (count is None or count >= 1, "runtime.processes", count, "at least 1"),
+        (runtime.threads is None or runtime.threads >= 1, "runtime.threads", runtime.threads, "at least 1"),
+        (not (runtime.zero == 3 and runtime.fsdp), "runtime.fsdp", True, "runtime.zero: 3 shards the weights already"),
+        (
+            runtime.offload == "none" or recipe.sharded(),
+            "runtime.offload",
+            runtime.offload,
+            "only shards can wait in the CPU's memory: set runtime.zero to 3, or runtime.fsdp",
+        ),
+        (
+            not (recipe.sharded() and train.guard and data.positions == "skip"),
+            "data.positions",
+            data.positions,
+            f"with weights in shards all processes must run the same passes, and {counted}",
+        ),
+        (runtime.timeout_minutes > 0, "runtime.timeout_minutes", runtime.timeout_minutes, "must be positive"),
+        (split >= 1, "runtime.sequence", split, "at least 1"),
+        (split < 1 or count is None or count % split == 0, "runtime.sequence", split, f"must divide {count} processes"),
+        (
+            split < 1 or all(n % split == 0 for n in lengths),
+            "runtime.sequence",
+            split,
+            f"must divide the lengths of rows ({', '.join(map(str, lengths))})",
+        ),
+        (
+            split == 1 or plain,
+            "runtime.sequence",
+            split,
+            "the base cannot be asked about a part of a row, nor a tail be taken of it: set train.objective to "
+            "next-token, train.guard to 0 and train.tail to null",
+        ),
+        (
+            split == 1 or single,
+            "runtime.sequence",
+            split,
+            "attention over split rows cannot keep documents or spans apart: set data.packing to long and "
+            "data.positions to contiguous",
+        ),
+    ]
