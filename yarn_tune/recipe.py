@@ -61,6 +61,17 @@ def parse_recipe(tree: dict[str, Any], overrides: list[str], source: str = "reci
     return recipe  # type: ignore[no-any-return]
 
 
+def parse_rope(tree: dict[str, Any], source: str) -> Rope:
+    """Build and check the `rope` section alone."""
+    problems: list[str] = []
+    rope = build(Rope, tree, "rope", problems)
+    if rope is not None:
+        problems += _unmet(_rope_checks(rope))
+    if problems or rope is None:
+        raise RecipeError(source, problems)
+    return rope  # type: ignore[no-any-return]
+
+
 Check = tuple[bool, str, Any, str]
 """(holds, place, value, remedy)"""
 
@@ -75,6 +86,10 @@ def _impossible(recipe: Recipe) -> list[str]:
         *_other_checks(recipe),
         *_retrieval_checks(recipe),
     ]
+    return _unmet(checks)
+
+
+def _unmet(checks: list[Check]) -> list[str]:
     return [f"{place}: {remedy}; found {show(value)}" for holds, place, value, remedy in checks if not holds]
 
 

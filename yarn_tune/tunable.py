@@ -218,12 +218,17 @@ class TunableRotary(_Rotary):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TunableRotary":
         """Follow a move to another device; ignore a change of dtype."""
+        return super()._apply(move_only(fn), recurse)  # type: ignore[no-untyped-call, no-any-return]
 
-        def move_only(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        return super()._apply(move_only, recurse)  # type: ignore[no-untyped-call, no-any-return]
+def move_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`fn` as far as it moves a tensor to another device; a change of dtype is ignored."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        changed = fn(tensor)
+        return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
+
+    return moved
 
 
 RotaryT = TypeVar("RotaryT", bound=_Rotary)
