@@ -22,6 +22,8 @@ from safetensors.torch import save
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from .adapter import place_of
+from .adapter_files import write_adapter
 from .batches import Batch, backward, forward_only
 from .checkpoint import (
     State,
@@ -93,6 +95,7 @@ def train(run: Run) -> Learned:
         rotary.set_scale(learned.scale)
     if accelerator.is_main_process:
         write_atomically(run.numbers_path, save(rotary.numbers()))
+        write_adapter(run.folder / "adapter", recipe, rotary, place_of(model))
         write_json(
             run.folder / "learned.json", {"learn": learned.learn, "numbers": rotary.count(), **learned.summary()}
         )
