@@ -27,8 +27,8 @@ def write_card(run: Run, export: Path) -> Path:
         f"{recipe.base.model}, extended from {learned['native']} to {window} tokens by [yarn_tune]"
         "(https://pypi.org/project/yarn-tune/): the weights are the base's"
         + _changed(fidelity)
-        + f"; learned were {numbers} and the attention temperature {learned['temperature']:.6g}{gains}, in "
-        f"{recipe.train.steps} steps on {recipe.train.steps * recipe.train.batch_rows * recipe.row_tokens():,} tokens.",
+        + f"; learned were {numbers} and the attention temperature {learned['temperature']:.6g}{gains}"
+        f"{_taught(run)}.",
         f"    vllm serve THIS-FOLDER --max-model-len {window}",
         "SERVING.md has the command for each stack that was checked, and what the others would do.",
         *_measured(run, learned["native"]),
@@ -39,6 +39,13 @@ def write_card(run: Run, export: Path) -> Path:
     path = export / "README.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
+
+
+def _taught(run: Run) -> str:
+    """By how much reading; of an adapter that is not known."""
+    recipe = run.recipe
+    tokens = recipe.train.steps * recipe.train.batch_rows * recipe.row_tokens()
+    return f", in {recipe.train.steps} steps on {tokens:,} tokens" if run.numbers_path.is_file() else ""
 
 
 def _changed(fidelity: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ Check = tuple[bool, str, Any, str]
 def impossible(recipe: Recipe) -> list[str]:
     """Every value and combination that no run can have; what depends on the base model is checked with it."""
     checks = [
-        *_rope_checks(recipe.rope),
+        *rope_checks(recipe.rope),
         *_data_checks(recipe),
         *_gradient_checks(recipe),
         *_train_checks(recipe.train),
@@ -21,10 +21,16 @@ def impossible(recipe: Recipe) -> list[str]:
         *_runtime_checks(recipe),
         *_retrieval_checks(recipe),
     ]
+    return unmet(checks)
+
+
+def unmet(checks: list[Check]) -> list[str]:
+    """The messages of those that do not hold."""
     return [f"{place}: {remedy}; found {show(value)}" for holds, place, value, remedy in checks if not holds]
 
 
-def _rope_checks(rope: Rope) -> list[Check]:
+def rope_checks(rope: Rope) -> list[Check]:
+    """Of the rope section by itself."""
     inside = rope.native is None or 2 <= rope.native <= rope.window
     native = f"the native window must be between 2 and rope.window ({rope.window}); this tool only extends"
     searched = "the search learns factors alone; set rope.temperature to global, or learn by gradient"

@@ -108,14 +108,18 @@ def _numbers(place: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
 
 def export_command(options: argparse.Namespace) -> Result:
     """Write the checkpoint to serve."""
+    from .adapter_files import adapter_recipe, is_adapter
     from .card import write_card
     from .export import export
+    from .train import Run
 
     if options.stacks:
         options.overrides.append(f"export.stacks=[{options.stacks}]")
     if options.fold:
         options.overrides.append(f"export.fold={options.fold}")
-    run = _open(options)
+    folder = Path(options.recipe)
+    adapter = is_adapter(folder)
+    run = Run(adapter_recipe(folder, options.overrides), folder) if adapter else _open(options)
     path = export(run, options.overrides_only)
     if options.overrides_only:
         overrides = json.loads(path.read_text(encoding="utf-8"))

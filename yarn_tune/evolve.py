@@ -18,6 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from .adapter import place_of
+from .adapter_files import write_adapter
 from .batches import collate
 from .checkpoint import write_atomically, write_json
 from .data import build_rows
@@ -65,6 +67,7 @@ def evolve(run: Run) -> Learned:
     rotary.load_numbers(offsets_of(state.best, begin))
     learned = settle(rotary.learned(), target)
     write_atomically(run.numbers_path, save(rotary.numbers()))
+    write_adapter(run.folder / "adapter", recipe, rotary, place_of(model))
     write_json(run.folder / "learned.json", {"learn": learned.learn, "numbers": rotary.count(), **learned.summary()})
     end_training(world)
     return learned

@@ -20,18 +20,18 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from .adapter_files import adapter_numbers, is_adapter
 from .checkpoint import put_in_place, read_tensors, write_json
 from .errors import CheckFailed, UserError
 from .families import is_hub_id, load_model, load_tokenizer, logit_transform, to_device
 from .learned import Learned
 from .lora import merge_checkpoint, with_lora
 from .objectives import CHUNK, hidden_states
-from .queries import site_of
 from .sections import Recipe
 from .serving.carriers import EXTRA_KEYS, Served
-from .serving.folding import Folded, fold_checkpoint, fold_named, gains_of
+from .serving.folding import Folded, fold_checkpoint, fold_parameters
 from .serving.page import serving_page
-from .serving.profiles import Target, serve, settle
+from .serving.profiles import Target, serve, settle_trained
 from .train import Run
 from .tunable import at_start, attach_fixed, detach
 
@@ -53,27 +53,22 @@ COPIED = (
 )
 OVERRIDABLE = ("vllm", "vllm-0.29")
 
-TABLE_TOLERANCE = 1e-6
-"""Between the table as trained and as served, relative: a few roundings to float32."""
-
 
 def learned_of(run: Run) -> Learned:
-    """What a finished run learned, settled into numbers a config can carry.
+    """What a finished run (or an adapter in its place) learned, settled into numbers a config can carry.
 
     Raises:
-        UserError: if the run is not finished.
+        UserError: if the run is not finished, or the numbers are damaged or another base's.
     """
     recipe = run.recipe
-    if not run.numbers_path.is_file():
-        raise UserError(f"{run.folder}: nothing learned here yet; run `yarn-tune train` to the end first")
     rotary = at_start(recipe)
-    rotary.load_numbers(read_tensors(run.numbers_path))
-    learned = settle(rotary.learned(), Target.of_recipe(recipe))
-    trained = rotary.table()[0].detach()
-    error = (learned.inv_freq() / trained - 1).abs().max().item()
-    if not error <= TABLE_TOLERANCE:
-        raise CheckFailed(f"the frequencies to be served differ from the trained ones by {error:.1e} (relative)")
-    return learned
+    if run.numbers_path.is_file():
+        rotary.load_numbers(read_tensors(run.numbers_path))
+    elif is_adapter(run.folder):
+        rotary.load_numbers(adapter_numbers(run.folder, rotary))
+    else:
+        raise UserError(f"{run.folder}: nothing learned here yet; run `yarn-tune train` to the end first")
+    return settle_trained(rotary, Target.of_recipe(recipe))
 
 
 def export(run: Run, overrides_only: bool = False) -> Path:
@@ -203,9 +198,7 @@ def _exact_weights(model: PreTrainedModel, learned: Learned, served: Served) -> 
     named = dict(model.named_parameters())
     changed = {name: named[name].cpu().clone() for name in learned.lora or {}}
     if served.fold != 1.0 or learned.gains is not None:
-        site = site_of(model.config.to_dict())
-        gains = gains_of(site, served.fold, learned.gains)
-        changed |= {n: fold_named(n, tensor.cpu(), site, gains)[0] for n, tensor in named.items() if site.holds(n)}
+        changed |= fold_parameters(model, model.config.to_dict(), served.fold, learned.gains)
     return changed
 
 

@@ -102,8 +102,42 @@ def scale_queries(model: PreTrainedModel, site: Site, gains: Callable[[], Tensor
 
         return hook
 
-    names = {name: f"{name}.weight" for name, _ in model.named_modules() if site.holds(f"{name}.weight")}
-    if not names:
+    modules = query_modules(model, site)
+    return [module.register_forward_hook(hook_of(f"{name}.weight")) for name, module in modules.items()]
+
+
+def query_modules(model: PreTrainedModel, site: Site) -> dict[str, nn.Module]:
+    """The modules whose output is queries, by name.
+
+    Raises:
+        RuntimeError: if the model has none at the site.
+    """
+    found = {name: module for name, module in model.named_modules() if site.holds(f"{name}.weight")}
+    if not found:
         raise RuntimeError("no module of this model has the queries where its family has them")
-    modules = dict(model.named_modules())
-    return [modules[name].register_forward_hook(hook_of(weight)) for name, weight in names.items()]
+    return found
+
+
+class FollowedQueries:
+    """The hooks of `scale_queries` on a model in which modules may still be wrapped and unwrapped, as LoRA does."""
+
+    def __init__(self, model: PreTrainedModel, site: Site, gains: Callable[[], Tensor | None]) -> None:
+        self._model, self._site, self._gains = model, site, gains
+        self._places: list[tuple[nn.Module, str, nn.Module]] = []
+        self._handles: list[RemovableHandle] = []
+
+    def follow(self) -> None:
+        """Put the hooks on what stands at the site now."""
+        if self._places and all(getattr(parent, name) is module for parent, name, module in self._places):
+            return
+        self.remove()
+        for path, module in query_modules(self._model, self._site).items():
+            parent, _, name = path.rpartition(".")
+            self._places.append((self._model.get_submodule(parent), name, module))
+        self._handles = scale_queries(self._model, self._site, self._gains)
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._places, self._handles = [], []

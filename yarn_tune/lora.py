@@ -28,6 +28,12 @@ PREFIX = "lora."
 """Of the factors' names among the saved numbers."""
 
 
+def lora_config(lora: Lora) -> LoraConfig:
+    """The section as peft reads it."""
+    # alpha = rank: the change is B A, and the learning rate alone says how fast it grows.
+    return LoraConfig(r=lora.rank, lora_alpha=lora.rank, target_modules=lora.targets, lora_dropout=0.0)
+
+
 def add_lora(model: PreTrainedModel, lora: Lora) -> tuple[dict[str, nn.Parameter], list[nn.Module]]:
     """Put adapters beside the target modules; they start at no change and are float32 whatever the model is.
 
@@ -36,8 +42,7 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> tuple[dict[str, nn.Parameter
     Raises:
         UserError: if no module of the model has such a name.
     """
-    # alpha = rank: the change is B A, and the learning rate alone says how fast it grows.
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.rank, target_modules=lora.targets, lora_dropout=0.0)
+    config = lora_config(lora)
     try:
         inject_adapter_in_model(config, model)
     except ValueError as error:

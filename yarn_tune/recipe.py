@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from .checks import impossible
+from .checks import impossible, rope_checks, unmet
 from .errors import UserError
 from .schema import apply_override, build, show
-from .sections import Recipe
+from .sections import Recipe, Rope
 
 
 class RecipeError(UserError):
@@ -59,3 +59,14 @@ def parse_recipe(tree: dict[str, Any], overrides: list[str], source: str = "reci
     if problems or recipe is None:
         raise RecipeError(source, problems)
     return recipe  # type: ignore[no-any-return]
+
+
+def parse_rope(tree: dict[str, Any], source: str) -> Rope:
+    """Build and check the `rope` section alone."""
+    problems: list[str] = []
+    rope = build(Rope, tree, "rope", problems)
+    if rope is not None:
+        problems += unmet(rope_checks(rope))
+    if problems or rope is None:
+        raise RecipeError(source, problems)
+    return rope  # type: ignore[no-any-return]

@@ -19,6 +19,8 @@ from safetensors.torch import save
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from .adapter import place_of
+from .adapter_files import write_adapter
 from .batches import Batch, backward, forward_only
 from .checkpoint import (
     State,
@@ -96,6 +98,7 @@ def train(run: Run) -> Learned:
         rotary.set_scale(learned.scale)
     if world.main:
         write_atomically(run.numbers_path, save(rotary.numbers()))
+        write_adapter(run.folder / "adapter", recipe, rotary, place_of(model))
         write_json(
             run.folder / "learned.json", {"learn": learned.learn, "numbers": rotary.count(), **learned.summary()}
         )

@@ -84,10 +84,7 @@ class _Rotary(nn.Module):
 
 
 class Attached(nn.Module):
-    """What stands in a model for one of the modules above.
-
-    The numbers are not the model's own: what shards, casts or saves its weights must leave them whole and float32.
-    """
+    """Stands in a model for such a module, whose numbers are not the model's own: sharding and casting pass them by."""
 
     def __init__(self, rotary: _Rotary) -> None:
         super().__init__()
@@ -246,12 +243,17 @@ class TunableRotary(_Rotary):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TunableRotary":
         """Follow a move to another device; ignore a change of dtype."""
+        return super()._apply(move_only(fn), recurse)  # type: ignore[no-untyped-call, no-any-return]
 
-        def move_only(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        return super()._apply(move_only, recurse)  # type: ignore[no-untyped-call, no-any-return]
+def move_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`fn` as far as it moves a tensor to another device; a change of dtype is ignored."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        changed = fn(tensor)
+        return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
+
+    return moved
 
 
 RotaryT = TypeVar("RotaryT", bound=_Rotary)

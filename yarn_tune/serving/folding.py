@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError
 from ..queries import Site, scaled, site_of
@@ -58,6 +58,14 @@ def fold_named(name: str, tensor: Tensor, site: Site, gains: Tensor) -> tuple[Te
     flat = tensor.reshape(-1) if site.normed else tensor
     exact = fold(flat.double(), site, site.gains_for(name, gains)).reshape(tensor.shape)
     return exact.to(tensor.dtype), exact
+
+
+def fold_parameters(model: nn.Module, config: dict[str, Any], gain: float, gains: Tensor | None) -> dict[str, Tensor]:
+    """What `fold_checkpoint` makes of a model's parameters, by name, on the CPU; the model stays as it is."""
+    site = site_of(config)
+    whole = gains_of(site, gain, gains)
+    named = {name: p.detach().cpu() for name, p in model.named_parameters() if site.holds(name)}
+    return {name: fold_named(name, tensor, site, whole)[0] for name, tensor in named.items()}
 
 
 def fold_checkpoint(folder: Path, config: dict[str, Any], gain: float, gains: Tensor | None = None) -> Folded:

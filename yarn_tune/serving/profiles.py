@@ -11,18 +11,22 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import CheckFailed, UserError
 from ..families import FULL, config_json, layout_of
 from ..learned import Learned
 from ..queries import site_of
 from ..rope import default_inv_freq
 from ..sections import Recipe
+from ..tunable import TunableRotary
 from .carriers import Served, default_section, forms, longrope_carriers, yarn_carriers
 from .readers import Reading, Table
 from .stacks import DEFAULT, STACKS, reading
 
 FREQUENCY_TOLERANCE, MULTIPLIER_TOLERANCE = 1e-5, 1e-6
 """How nearly a stack must compute what was learned, relative."""
+
+TABLE_TOLERANCE = 1e-6
+"""Between the table as trained and as settled, relative: a few roundings to float32."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,20 @@ def settle(learned: Learned, target: Target) -> Learned:
             if _first(numbers, target, folded) is not None:
                 return numbers
     raise UserError(_refusal(learned, target))
+
+
+def settle_trained(rotary: TunableRotary, target: Target) -> Learned:
+    """`settle` for the numbers of a trained module, held against its table.
+
+    Raises:
+        CheckFailed: if the settled table is not the trained one.
+    """
+    learned = settle(rotary.learned(), target)
+    trained = rotary.table()[0].detach().cpu()
+    error = (learned.inv_freq() / trained - 1).abs().max().item()
+    if not error <= TABLE_TOLERANCE:
+        raise CheckFailed(f"the frequencies to be served differ from the trained ones by {error:.1e} (relative)")
+    return learned
 
 
 def serve(learned: Learned, target: Target) -> Served:

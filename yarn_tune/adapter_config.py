@@ -1,0 +1,100 @@
+"""The config of a learned-numbers adapter, and its type among PEFT's.
+
+One source for what the numbers mean: adapter_config.json holds the window, native window, factor, betas and rungs they
+are offsets for, the base they belong to, and what a merge is to be served on.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeVar
+
+from peft import PeftConfig, PeftType, TaskType
+
+from .errors import UserError
+from .families import RopeFacts
+from .learned import Start
+from .recipe import parse_rope
+from .sections import Rope
+
+EnumT = TypeVar("EnumT", bound=Enum)
+
+
+def extended(kind: type[EnumT], name: str) -> EnumT:
+    """The member `name` of a string enum, added if there is none: `PeftType` is closed, and has no other way in.
+
+    Raises:
+        ImportError: if this Python's enums do not take it; nothing else of the package needs it.
+    """
+    try:
+        if name not in kind.__members__:
+            member = str.__new__(kind, name)  # type: ignore[type-var]
+            member._name_, member._value_, member.__objclass__ = name, name, kind  # type: ignore[attr-defined]
+            member._sort_order_ = len(kind)  # type: ignore[attr-defined]
+            kind._member_names_.append(name)
+            kind._member_map_[name] = kind._value2member_map_[name] = member
+            type.__setattr__(kind, name, member)
+        taken = kind(name) is kind[name] is getattr(kind, name) and kind[name] in list(kind)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        taken = False
+    if not taken:
+        raise ImportError(
+            f"this Python lets no member {name} into {kind.__name__}; adapters are tested on 3.10 to 3.13"
+        )
+    return kind[name]
+
+
+YARN_TUNE: PeftType = extended(PeftType, "YARN_TUNE")
+
+
+@dataclass
+class YarnTuneConfig(PeftConfig):
+    """What an adapter's numbers mean; values as in a recipe's `rope` and `export` sections, where they are explained.
+
+    Raises:
+        UserError: if the values are impossible, all of them named.
+    """
+
+    window: int = 0
+    native: int | None = None
+    factor: float | None = None
+    learn: str = Rope.learn
+    temperature: str = Rope.temperature
+    beta_fast: float = Rope.beta_fast
+    beta_slow: float = Rope.beta_slow
+    stacks: list[str] | None = None
+    """Serving stacks that `merge_and_unload` writes the config for."""
+    fold: str = "auto"
+    base_model_type: str | None = None
+    """With the next two, the rotary layout of the base the numbers belong to; filled in by `start`."""
+    rope_theta: float | None = None
+    rotary_dim: int | None = None
+    target_modules: list[str] | None = None
+    """The base's rotary module; filled in when it is attached."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        self.peft_type, self.task_type = YARN_TUNE, TaskType.CAUSAL_LM
+        self.rope()
+
+    def rope(self) -> Rope:
+        """These values as the section of a recipe."""
+        keys = ("window", "native", "factor", "learn", "temperature", "beta_fast", "beta_slow")
+        return parse_rope({key: getattr(self, key) for key in keys}, "YarnTuneConfig")
+
+    def start(self, facts: RopeFacts) -> Start:
+        """Where learning starts on a base; what was left open is filled in.
+
+        Raises:
+            UserError: if the numbers belong to a base of another layout.
+        """
+        found = {"base_model_type": facts.model_type, "rope_theta": facts.theta, "rotary_dim": facts.dim}
+        for key, value in found.items():
+            if getattr(self, key) not in (None, value):
+                raise UserError(
+                    f"adapter_config.json: the numbers were learned on a base with {key} {getattr(self, key)}, this "
+                    f"model has {value}; load the adapter on {self.base_model_name_or_path or 'its own base'}"
+                )
+            setattr(self, key, value)
+        start = Start.of(facts, self.rope())
+        self.native, self.factor = start.native, start.factor
+        return start

@@ -1,0 +1,180 @@
+"""Adapters on disk: what a run leaves for PEFT, and adapters trained elsewhere, read for the export.
+
+adapter_config.json         `YarnTuneConfig`
+adapter_model.safetensors   the offsets from search-free YaRN, float32
+lora/                       an ordinary PEFT LoRA adapter, where LoRA was learned beside them
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftConfig, TaskType
+from safetensors.torch import save
+
+from .adapter import NUMBERS, last_names
+from .adapter_config import YARN_TUNE, YarnTuneConfig
+from .checkpoint import Tensors, read_tensors, write_atomically, write_json
+from .errors import UserError
+from .lora import PREFIX, lora_config
+from .recipe import parse_recipe
+from .sections import Recipe
+from .tunable import TunableRotary
+
+CONFIG, WEIGHTS, BESIDE = "adapter_config.json", "adapter_model.safetensors", "lora"
+"""Names of the files, PEFT's, and of the folder with LoRA."""
+
+ROOT = "base_model.model."
+"""How PEFT begins the name of every tensor."""
+
+FACTOR = ".lora_{}.weight"
+"""How PEFT ends the names of LoRA's factors A and B."""
+
+
+def write_adapter(folder: Path, recipe: Recipe, rotary: TunableRotary, place: str) -> None:
+    """Write what a run has learned.
+
+    Args:
+        folder: of the adapter.
+        recipe: of the run.
+        rotary: with the numbers, settled.
+        place: dotted name of the base's rotary module.
+    """
+    start, facts, whole = rotary.start, rotary.start.facts, rotary.numbers()
+    config = YarnTuneConfig(
+        base_model_name_or_path=recipe.base.model,
+        revision=recipe.base.revision,
+        inference_mode=True,
+        window=start.window,
+        native=start.native,
+        factor=start.factor,
+        learn=rotary.learn,
+        temperature=recipe.rope.temperature,
+        beta_fast=start.beta_fast,
+        beta_slow=start.beta_slow,
+        stacks=list(recipe.export.stacks) if recipe.export.stacks else None,
+        fold=recipe.export.fold,
+        base_model_type=facts.model_type,
+        rope_theta=facts.theta,
+        rotary_dim=facts.dim,
+        target_modules=[place],
+    )
+    numbers = {f"{ROOT}{place}.{NUMBERS}.{last}": whole[name] for last, name in last_names(rotary).items()}
+    _write(folder, config, numbers)
+    if recipe.lora is not None:
+        beside = lora_config(recipe.lora)
+        beside.base_model_name_or_path, beside.revision = recipe.base.model, recipe.base.revision
+        beside.task_type, beside.inference_mode = TaskType.CAUSAL_LM, True
+        factors = {name.removeprefix(PREFIX): tensor for name, tensor in whole.items() if name.startswith(PREFIX)}
+        _write(folder / BESIDE, beside, {_as_peft(name): tensor for name, tensor in factors.items()})
+
+
+def _write(folder: Path, config: PeftConfig, tensors: Tensors) -> None:
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"})
+    write_atomically(folder / WEIGHTS, content)
+    written = config.to_dict()
+    write_json(folder / CONFIG, {key: sorted(v) if isinstance(v, set) else v for key, v in written.items()})
+
+
+def _as_peft(name: str) -> str:
+    """PEFT's name of a factor `<weight>.A` or `<weight>.B`."""
+    weight, _, factor = name.rpartition(".")
+    return f"{ROOT}{weight.removesuffix('.weight')}{FACTOR.format(factor)}"
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, of whatever type."""
+    return (folder / CONFIG).is_file()
+
+
+def adapter_recipe(folder: Path, overrides: list[str]) -> Recipe:
+    """A recipe that names the base, the rungs and the stacks of an adapter, for the functions that read one.
+
+    Raises:
+        UserError: if the adapter is of another type, or its config cannot be read.
+    """
+    config = read_config(folder)
+    tree: dict[str, Any] = {
+        "name": folder.resolve().name,
+        "base": {"model": config.base_model_name_or_path, "revision": config.revision},
+        "rope": vars(config.rope()),
+        "data": {"train": ["none"], "heldout": ["nothing"]},
+        "export": {"stacks": config.stacks, "fold": config.fold},
+    }
+    if is_adapter(folder / BESIDE):
+        beside = _lora_beside(folder)
+        named = beside.target_modules or ()
+        tree["lora"] = {"rank": beside.r, "targets": [named] if isinstance(named, str) else sorted(named)}
+    return parse_recipe(tree, overrides, str(folder / CONFIG))
+
+
+def read_config(folder: Path) -> YarnTuneConfig:
+    """The config of an adapter of ours.
+
+    Raises:
+        UserError: if it is another's, or damaged.
+    """
+    path = folder / CONFIG
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+        kind = written.pop("peft_type", None)
+        if kind != YARN_TUNE.value:
+            raise UserError(f"{path}: peft_type {kind!r} is not yarn_tune's; PEFT itself loads and merges that adapter")
+        config = YarnTuneConfig(**written)
+    except (OSError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config.base_model_name_or_path, str) or not config.base_model_name_or_path:
+        raise UserError(f"{path}: base_model_name_or_path is missing; name the model the numbers belong to")
+    return config
+
+
+def adapter_numbers(folder: Path, rotary: TunableRotary) -> Tensors:
+    """The numbers of an adapter by the names `TunableRotary.load_numbers` takes; LoRA's factors with them.
+
+    Raises:
+        UserError: if they are damaged, or belong to a base of another layout.
+    """
+    read_config(folder).start(rotary.start.facts)
+    names = last_names(rotary)
+    numbers = {}
+    for key, tensor in read_tensors(folder / WEIGHTS).items():
+        last = key.rpartition(f".{NUMBERS}.")[2]
+        numbers[names.get(last, key)] = tensor
+    if is_adapter(folder / BESIDE):
+        numbers |= _factors_beside(folder)
+    return numbers
+
+
+PLAIN: dict[str, Any] = {"peft_type": "LORA", "bias": "none", "use_dora": False, "use_rslora": False,
+                         "rank_pattern": {}, "alpha_pattern": {}}  # fmt: skip
+"""What the config of LoRA must say for a change to be B A."""
+
+
+def _lora_beside(folder: Path) -> LoraConfig:
+    config: LoraConfig = LoraConfig.from_pretrained(str(folder / BESIDE))
+    values = {**PLAIN, "lora_alpha": getattr(config, "r", None)}
+    found = {key: getattr(config, key, None) for key in values}
+    wrong = [f"{key} {found[key]!r} is not {value!r}" for key, value in values.items() if found[key] != value]
+    if wrong:
+        raise UserError(
+            f"{folder / BESIDE / CONFIG}: the export merges plain LoRA only, and here {', '.join(wrong)}; merge it "
+            "into the base with PEFT first"
+        )
+    return config
+
+
+def _factors_beside(folder: Path) -> Tensors:
+    """LoRA's factors by our names."""
+    _lora_beside(folder)
+    found = read_tensors(folder / BESIDE / WEIGHTS)
+    factors = {}
+    for name, tensor in found.items():
+        for factor in ("A", "B"):
+            ending = FACTOR.format(factor)
+            if name.endswith(ending):
+                factors[f"{PREFIX}{name.removeprefix(ROOT).removesuffix(ending)}.weight.{factor}"] = tensor
+    if len(factors) != len(found):
+        raise UserError(
+            f"{folder / BESIDE / WEIGHTS}: holds more than LoRA's factors; merge it into the base with PEFT"
+        )
+    return factors
