@@ -23,6 +23,7 @@ ORDER = (
     "prefix",
     "teacher",
     "lessons",
+    "longrows",
     "estimate",
     "data",
     "runtime",

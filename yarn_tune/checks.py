@@ -144,6 +144,7 @@ def _train_checks(train: Train) -> list[Check]:
             "at least 1, or null",
         ),
         (train.probes >= 1, "train.probes", train.probes, "at least 1"),
+        (train.tiled_mlp is None or train.tiled_mlp >= 1, "train.tiled_mlp", train.tiled_mlp, "at least 1, or null"),
         (train.clip >= 0, "train.clip", train.clip, "a gradient norm, or 0 for none"),
         (not train.use_reentrant, "train.use_reentrant", train.use_reentrant, reentrant),
         (train.search.generations >= 1, "train.search.generations", train.search.generations, "at least 1"),

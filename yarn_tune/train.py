@@ -38,6 +38,7 @@ from .families import load_model, load_tokenizer, switch_off_dropout
 from .interrupts import Request, requested
 from .learned import Learned
 from .lessons import Lesson, Objective
+from .longrows import tile_mlps
 from .metrics import MetricsLog, end_training, progress_text
 from .needles import plant
 from .runtime import World, company, start
@@ -89,6 +90,8 @@ def train(run: Run) -> Learned:
     rotary = attach(model, begin.start, begin.learn, begin.gains, recipe.lora).to(world.device)
     if recipe.train.gradient_checkpointing:
         checkpoint_layers(model)
+    if recipe.train.tiled_mlp is not None:
+        tile_mlps(model, recipe.train.tiled_mlp)
     model.train()
 
     with requested() as request, company(world, run.folder):

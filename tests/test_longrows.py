@@ -1,0 +1,79 @@
+"""Offloaded activations and tiled MLPs: the same gradient, less memory; refused where tokens are not independent."""
+
+import pytest
+import torch
+from conftest import FAMILY_SIZES, NATIVE, tiny_model
+from torch.autograd.graph import saved_tensors_hooks
+from yarn_tune.errors import UserError
+from yarn_tune.families import rope_facts
+from yarn_tune.learned import Start
+from yarn_tune.lessons import Lesson, Objective
+from yarn_tune.longrows import tile_mlps, waiting_on_cpu
+from yarn_tune.sections import Rope
+from yarn_tune.train import checkpoint_layers
+from yarn_tune.tunable import attach
+
+EXPERTS = ("mixtral",)
+
+
+def gradient(family, tile=None, offload=False, checkpointing=True):
+    """(what is minimised, gradients) of one row of 200 tokens."""
+    model = tiny_model(family)
+    rotary = attach(model, Start.of(rope_facts(model.config), Rope(window=4 * NATIVE)), "frequency")
+    if checkpointing:
+        checkpoint_layers(model)
+        model.train()
+    if tile:
+        tile_mlps(model, tile)
+    ids = torch.randint(128, (1, 201), generator=torch.Generator().manual_seed(0))
+    with waiting_on_cpu(offload, torch.device("cpu")):
+        value = Objective(model, rotary, Lesson())(ids[:, :-1], torch.arange(200)[None], ids[:, 1:].contiguous())
+    value[0].backward()
+    return value[0].item(), [p.grad for p in rotary.trainable()]
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILY_SIZES if family not in EXPERTS])
+@pytest.mark.parametrize("options", [{"tile": 64}, {"tile": 64, "checkpointing": False}, {"offload": True}])
+def test_the_gradient_is_the_same(family, options):
+    wanted, gradients = gradient(family)
+    found, others = gradient(family, **options)
+    assert found == pytest.approx(wanted, rel=1e-6)
+    for one, other in zip(gradients, others, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5 * one.abs().max().item())
+
+
+def test_tiles_are_what_an_mlp_sees():
+    model = tiny_model()
+    seen = []
+    for layer in model.model.layers:
+        layer.mlp.gate_proj.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[1]))
+    tile_mlps(model, 64)
+    with torch.no_grad():
+        model(torch.zeros(1, 200, dtype=torch.long))
+    assert seen == 3 * [64, 64, 64, 8]
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+def test_experts_are_refused(family):
+    with pytest.raises(UserError, match="train.tiled_mlp: layers of mixtral have no plain MLP"):
+        tile_mlps(tiny_model(family), 64)
+
+
+def test_with_checkpointing_only_inputs_of_layers_wait():
+    """And a few tensors outside the layers: what a layer computes again is never copied."""
+    sizes = []
+    pack = saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t)
+    model = tiny_model()
+    rotary = attach(model, Start.of(rope_facts(model.config), Rope(window=4 * NATIVE)), "frequency")
+    counts = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            checkpoint_layers(model)
+            model.train()
+        sizes.clear()
+        ids = torch.zeros(1, 200, dtype=torch.long)
+        with pack:
+            Objective(model, rotary, Lesson())(ids, torch.arange(200)[None], ids)
+        counts.append(sum(sizes))
+    # Three layers' inputs, the last norm and the loss, of 64 numbers a token, and cos and sin.
+    assert counts[1] < 200 * 64 * 12 < counts[0]

@@ -1,0 +1,58 @@
+"""Rows longer than memory: activations that wait on the CPU, and MLPs computed a tile of tokens at a time.
+
+With gradient checkpointing a layer keeps its input alone, and the largest thing left is one layer's working set, most
+of it the MLP's. Tiles make that small too, for one more forward of the MLPs; the inputs can wait in the CPU's memory.
+Neither changes a gradient by more than the order of sums.
+
+Shapes: hidden states are `[b, n, h]`.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from .errors import UserError
+
+
+def waiting_on_cpu(wanted: bool, device: torch.device) -> AbstractContextManager[object]:
+    """While a forward pass runs in it, what is kept for the backward pass goes to the CPU (from a CPU: a copy).
+
+    With checkpointing that is the input of every layer, and not what a layer computes again.
+    """
+    return save_on_cpu(pin_memory=device.type != "cpu") if wanted else nullcontext()
+
+
+def tile_mlps(model: PreTrainedModel, tile: int) -> None:
+    """Compute every layer's MLP `tile` tokens at a time, in both passes.
+
+    Raises:
+        UserError: if layers have no plain MLP, as where experts share the tokens of a row among them.
+    """
+    layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or [])]
+    mlps = [getattr(layer, "mlp", None) for layer in layers]
+    if not mlps or any(mlp is None or hasattr(mlp, "experts") or hasattr(mlp, "gate") for mlp in mlps):
+        raise UserError(
+            f"train.tiled_mlp: layers of {model.config.model_type} have no plain MLP that tokens pass one by one; set "
+            "it to null"
+        )
+    for mlp in mlps:
+        assert mlp is not None
+        mlp.forward = Tiled(mlp, tile)
+
+
+class Tiled:
+    """An MLP's forward, tile by tile; each is computed again in the backward pass, when its turn comes."""
+
+    def __init__(self, mlp: nn.Module, tile: int) -> None:
+        self.whole, self.tile = mlp.forward, tile
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """The MLP of `[b, n, h]`."""
+        parts = hidden.split(self.tile, 1)
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            return torch.cat([checkpoint(self.whole, part, use_reentrant=False) for part in parts], 1)
+        return torch.cat([self.whole(part) for part in parts], 1)
