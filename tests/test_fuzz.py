@@ -229,3 +229,35 @@ def test_damaged_base_weights(tmp_path, monkeypatch, capsys):
         (base / "config.json").write_text(json.dumps(config | {key: value}))
         assert main(["train", "r.yaml"]) == 2, key
         assert "Traceback" not in capsys.readouterr().err
+
+
+def test_pickled_weights_are_not_loaded(tmp_path, capsys):
+    """A pickle can hold code; its weights are refused, and nothing in it runs."""
+    base = save_tiny(tmp_path / "base")
+    (base / "model.safetensors").unlink()
+
+    class Code:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"model.norm.weight": Code()}, base / "pytorch_model.bin")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(recipe_tree(base, tmp_path)))
+    assert main(["train", str(recipe)]) == 2
+    message = capsys.readouterr().err
+    assert "base.model" in message
+    assert "safetensors" in message
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_of_a_checkpoint_is_not_run(tmp_path, capsys):
+    base = save_tiny(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (base / "config.json").write_text(json.dumps(config | own))
+    (base / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(recipe_tree(base, tmp_path)))
+    assert main(["plan", str(recipe)]) == 2
+    assert "it brings code of its own, which is never run here" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()

@@ -53,6 +53,7 @@ ORDER = (
     "adapter_files",
     "train",
     "evolve",
+    "cost",
     "plan",
     "init",
     "export",

@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
+from .cost import Cost, estimate_cost
 from .errors import UserError
 from .families import load_config, rope_facts
-from .plan import Cost, estimate_cost
 from .recipe import parse_recipe
 from .sections import Recipe
 from .serving.profiles import Target, settle
@@ -70,9 +70,10 @@ def propose(
 
 
 def _fitted(tree: dict[str, Any], gpu_gib: float) -> tuple[Recipe, Cost]:
-    """Rows of the whole window; or, where those do not fit, a gradient for the end of each row alone."""
+    """Rows of the whole window, offloaded if need be; or, where those do not fit, a gradient for their ends alone."""
     window, native = tree["rope"]["window"], tree["rope"]["native"]
     ways: list[dict[str, Any]] = [{"gradient_checkpointing": False}, {"gradient_checkpointing": True}]
+    ways += [{"gradient_checkpointing": True, "offload_activations": True}]
     # The tail of a long row is outside the native window, so short rows between keep the guard at work.
     ways += [{"gradient_checkpointing": False, "tail": tail} for tail in (window // 8, 2048, 512) if tail < window]
     for way in ways:
@@ -124,6 +125,8 @@ def _text(recipe: Recipe, cost: Cost, native: int, gpu_gib: float, refusals: lis
         *([f"  tail: {train.tail}              # whole rows do not fit: a gradient for their ends alone"]
           if train.tail else []),
         f"  gradient_checkpointing: {str(train.gradient_checkpointing).lower()}",
+        *(["  offload_activations: true      # what is kept for the backward pass waits in the CPU's memory"]
+          if train.offload_activations else []),
     ]  # fmt: skip
     return "\n".join([*lines, "eval:", "  documents: 8", ""])
 

@@ -1,42 +1,19 @@
-"""What a run will read, cover and cost, before it starts. Never trains and never downloads.
+"""What a run will read, cover and cost, before it starts. Never trains and never downloads."""
 
-Cost model. With frozen weights a step is one forward, one backward that computes gradients of activations only
-(about one forward), and with checkpointing one more forward: 2 or 3 forwards of 2 x parameters x tokens plus
-4 x layers x width x tokens^2 / 2 (causal attention) floating-point operations. A prefix is read in one forward, the
-base is asked in one a window, and a gradient from forward passes takes two a direction. Memory counts frozen weights,
-what checkpointing keeps (one hidden state a layer and token), a prefix's keys and values, and the working set of one
-layer. It is an estimate for choosing a row length, not a promise.
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
+from .cost import Cost, estimate_cost, largest_rows
 from .data import RowSet, build_rows, missing_files
 from .errors import UserError
-from .estimate import ONE_BY_ONE
 from .families import is_hub_id, load_config, load_tokenizer
 from .learned import Start
-from .lessons import Lesson
-from .objectives import CHUNK
 from .packing import Row
 from .positions import Coverage, coverage, place_contiguous
 from .sections import Recipe
 from .serving.profiles import Target, settle
-from .teacher import windows
 from .tunable import TunableRotary, at_start
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Figures of one step in one process."""
-
-    parameters: int
-    step_flops: float
-    weights_gib: float
-    activations_gib: float
 
 
 @dataclass(frozen=True)
@@ -52,6 +29,8 @@ class Plan:
     coverage: Coverage
     notes: list[str]
     target: Target | None = None
+    largest_rows: dict[int, int] | None = None
+    """GPU memory in GiB -> tokens of the longest row that fits."""
 
     def text(self) -> str:
         """For people."""
@@ -78,6 +57,9 @@ class Plan:
             lines.append(
                 f"  memory    {cost.weights_gib:.2f} GiB weights + about {cost.activations_gib:.2f} GiB a process"
             )
+        if self.largest_rows is not None:
+            fits = ", ".join(f"{tokens:,} in {gib} GiB" for gib, tokens in self.largest_rows.items())
+            lines.append(f"  fits      rows of up to so many tokens, read like this: {fits} (computed, not run)")
         if self.target is not None:
             lines.append(f"  serves    {', '.join(self.target.stacks)}")
         lines += ["  covers    relative distances trained (share of pairs):", *_histogram(self.coverage)]
@@ -112,8 +94,10 @@ def plan(recipe: Recipe) -> Plan:
         notes.append("WARNING: skip rows are an experiment: with frozen weights they favour local text (README)")
     target = None if begin is None else _target(recipe, begin, notes)
     start, numbers = (None, None) if begin is None else (begin.start, begin.count())
-    cost = None if config is None else estimate_cost(recipe, config, sum((numbers or {}).values()))
-    return Plan(recipe, start, numbers, cost, rows, covered, notes, target)
+    count = sum((numbers or {}).values())
+    cost = None if config is None else estimate_cost(recipe, config, count)
+    largest = None if config is None else largest_rows(recipe, config, count)
+    return Plan(recipe, start, numbers, cost, rows, covered, notes, target, largest)
 
 
 def _target(recipe: Recipe, begin: TunableRotary, notes: list[str]) -> Target:
@@ -154,62 +138,6 @@ def _rows(recipe: Recipe, notes: list[str]) -> RowSet | None:
         notes.append(f"documents are not here yet: run `{recipe.data.prepare}`")
         return None
     return build_rows(recipe, load_tokenizer(recipe.base.model, recipe.base.revision))
-
-
-def estimate_cost(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1) -> Cost:
-    """Floating-point operations and memory of a step, the mean over steps; see the module docstring."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    parameters = model.num_parameters()
-    embedding = 0 if config.tie_word_embeddings else model.get_input_embeddings().weight.numel()
-    layers, width = config.num_hidden_layers, config.hidden_size
-    head_dim = getattr(config, "head_dim", None) or width // config.num_attention_heads
-    heads_width = config.num_attention_heads * head_dim
-
-    def forward(tokens: int, before: int = 0) -> float:
-        """Of `tokens` tokens that see `before` more."""
-        seen = tokens * (before + tokens / 2)
-        return float(2 * (parameters - embedding) * tokens + 4 * layers * heads_width * seen)
-
-    train, row_tokens = recipe.train, recipe.row_tokens()
-    native = recipe.rope.native or config.max_position_embeddings
-    lengths = [recipe.data.length_at(step, train.steps) or row_tokens for step in range(train.steps)]
-    flops = sum(row_flops(recipe, length, native, forward, numbers) * (row_tokens // length) for length in lengths)
-    size = 2 if recipe.base.dtype == "bfloat16" else 4
-    inner = getattr(config, "intermediate_size", None) or 4 * width
-    micro = train.micro_rows * (train.tail or row_tokens)
-    layer = micro * (8 * width + 4 * heads_width + 3 * inner) * size
-    kept = layers * micro * width * size if train.gradient_checkpointing else layers * layer
-    kept = 0 if train.gradient == "forward" else kept
-    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    # Keys and values of the prefix, and joined to the tail's once more.
-    cache = 0 if train.tail is None else 2 * 2 * layers * kv_heads * head_dim * train.micro_rows * row_tokens * size
-    logits = 3 * CHUNK * config.vocab_size * 4
-    return Cost(
-        parameters,
-        flops * train.batch_rows / train.steps,
-        parameters * size / 2**30,
-        (kept + layer + cache + logits) / 2**30,
-    )
-
-
-def row_flops(recipe: Recipe, length: int, native: int, forward: Callable[[int, int], float], numbers: int) -> float:
-    """A row of `length` tokens: what is read for a gradient, and what the base is asked."""
-    train = recipe.train
-    tail = train.tail if train.tail is not None and train.tail < length else length
-    read = forward(length - tail, 0) if tail < length else 0.0
-    asked = 0.0
-    lesson = Lesson.of(recipe, native)
-    if lesson.taught:
-        slid = lesson.objective != "next-token"
-        asked = forward(min(native, length), 0) * (
-            len(windows(length, native, lesson.stride, tail)) if slid else length - tail < native
-        )
-    if train.gradient == "forward":
-        probes = numbers if numbers <= ONE_BY_ONE else train.probes
-        return (2 * probes + 1) * (read + forward(tail, length - tail) + asked)
-    passes = 3 if train.gradient_checkpointing else 2
-    return read + passes * forward(tail, length - tail) + asked
 
 
 def _rows_text(rows: RowSet) -> str:

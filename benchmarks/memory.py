@@ -1,0 +1,152 @@
+"""Peak memory of a training step by the tokens of its row, beside what `plan` predicts (yarn_tune/cost.py).
+
+    python benchmarks/memory.py [--tokens 4096 8192 16384 32768] [--dtypes float32 bfloat16] [--out benchmarks/results]
+
+The model is a random Llama of four layers (width 256, four query and two key heads of 64, MLP 768, 4096 words). Every
+cell is a process of its own: peak resident memory of two steps, above that of the loaded model after a step of 256
+tokens. The allocator is told to give memory back at once, so that the peak is what is held, not what was. On a GPU:
+allocated memory.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from yarn_tune.cost import step_memory
+from yarn_tune.families import rope_facts
+from yarn_tune.gains import gains_for
+from yarn_tune.learned import Start
+from yarn_tune.lessons import Lesson, Objective
+from yarn_tune.longrows import tile_mlps
+from yarn_tune.recipe import parse_recipe
+from yarn_tune.sections import Recipe, Rope
+from yarn_tune.train import checkpoint_layers
+from yarn_tune.tunable import attach
+
+WAYS: dict[str, list[str]] = {
+    "kept": ["train.gradient_checkpointing=false"],
+    "checkpointing": [],
+    "tiled": ["train.tiled_mlp=1024"],
+    "prefix": ["train.gradient_checkpointing=false", "train.tail=1024"],
+    "forward": ["train.gradient=forward", "rope.temperature=global"],
+}
+
+
+def config() -> LlamaConfig:
+    """The model's shape."""
+    return LlamaConfig(
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=4096,
+        max_position_embeddings=2048,
+    )
+
+
+def recipe_of(way: str, tokens: int, dtype: str) -> Recipe:
+    """A run that reads rows of so many tokens in this way."""
+    tree = {
+        "name": "memory",
+        "base": {"model": "random", "dtype": dtype},
+        "rope": {"window": tokens, "native": 2048, "temperature": "phase"},
+        "data": {"train": ["a"], "heldout": ["b"]},
+    }
+    return parse_recipe(tree, WAYS[way])
+
+
+def main() -> None:
+    """Measure every cell and print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--ways", nargs="+", default=list(WAYS))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--cell", nargs=3, metavar=("WAY", "TOKENS", "DTYPE"), help="one cell, in this process")
+    options = parser.parse_args()
+    if options.cell:
+        way, tokens, dtype = options.cell
+        print(json.dumps({"mib": cell(recipe_of(way, int(tokens), dtype))}))
+        return
+    found = [measured(way, n, dtype) for dtype in options.dtypes for n in options.tokens for way in options.ways]
+    (options.out / "memory.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(table(found))
+
+
+def measured(way: str, tokens: int, dtype: str) -> dict[str, object]:
+    """One cell, in a process of its own, and the prediction for it."""
+    said = subprocess.run(
+        [sys.executable, __file__, "--cell", way, str(tokens), dtype],
+        env=os.environ | {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"},
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    mib = json.loads(said.stdout.splitlines()[-1])["mib"]
+    predicted = step_memory(recipe_of(way, tokens, dtype), config(), tokens) / 2**20
+    print(f"{dtype} {way} {tokens}: {mib:.1f} MiB, predicted {predicted:.1f}", file=sys.stderr)
+    return {"way": way, "tokens": tokens, "dtype": dtype, "mib": mib, "predicted": round(predicted, 1)}
+
+
+def cell(recipe: Recipe) -> float:
+    """Peak MiB of a step above the loaded model."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config()).to(getattr(torch, recipe.base.dtype)).eval()
+    model.config.use_cache = False
+    tokens = recipe.rope.window
+    start = Start.of(rope_facts(model.config), Rope(window=tokens, native=2048))
+    gains = gains_for(model.config.to_dict(), recipe.rope.temperature)
+    rotary = attach(model, start, "frequency", gains)
+    if recipe.train.gradient_checkpointing:
+        checkpoint_layers(model)
+        model.train()
+    if recipe.train.tiled_mlp is not None:
+        tile_mlps(model, recipe.train.tiled_mlp)
+    objective = Objective(model, rotary, Lesson())
+    forward = recipe.train.gradient == "forward"
+
+    def step(length: int, tail: int | None) -> None:
+        ids = torch.randint(1, 4096, (1, length + 1), generator=torch.Generator().manual_seed(0))
+        with torch.set_grad_enabled(not forward):
+            value = objective(ids[:, :-1], torch.arange(length)[None], ids[:, 1:].contiguous(), tail=tail)
+        if not forward:
+            value[0].backward()
+
+    step(256, recipe.train.tail and 64)
+    base = memory(reset=True)
+    for _ in range(2):
+        step(tokens, recipe.train.tail)
+    return round(memory() - base, 1)
+
+
+def memory(reset: bool = False) -> float:
+    """Peak MiB so far; with `reset`, what is held now, from where the next peak counts."""
+    if torch.accelerator.is_available():
+        if reset:
+            torch.accelerator.reset_peak_memory_stats()
+        return torch.accelerator.max_memory_allocated() / 2**20
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+        return int(status["VmRSS"].split()[0]) / 2**10
+    return int(status["VmHWM"].split()[0]) / 2**10
+
+
+def table(found: list[dict[str, object]]) -> str:
+    """Markdown: KiB a token, and the prediction's error."""
+    at = {(one["dtype"], one["way"], one["tokens"]): one for one in found}
+    tokens = list(dict.fromkeys(one["tokens"] for one in found))
+    lines = ["| | " + " | ".join(f"{n}" for n in tokens) + " |", "|---" * (1 + len(tokens)) + "|"]
+    for dtype, way in dict.fromkeys((one["dtype"], one["way"]) for one in found):
+        cells = [at[dtype, way, n] for n in tokens]
+        shown = [f"{c['mib'] * 1024 / c['tokens']:.1f} ({c['predicted'] / c['mib'] - 1:+.0%})" for c in cells]
+        lines.append(f"| {dtype}, {way} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

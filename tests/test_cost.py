@@ -1,0 +1,75 @@
+"""The memory model against measurements: some made now, all those of the benchmark."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import tiny_model
+from transformers import LlamaConfig
+from yarn_tune.cost import GIB, RESERVE, estimate_cost, largest_rows, step_memory, weight_memory
+from yarn_tune.recipe import parse_recipe
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import memory  # noqa: E402
+
+SEVEN_B = LlamaConfig(
+    hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, vocab_size=32000,
+    max_position_embeddings=4096, tie_word_embeddings=False,
+)  # fmt: skip
+
+
+def recipe(*settings):
+    tree = {
+        "name": "a",
+        "base": {"model": "a"},
+        "rope": {"window": 131072, "native": 4096},
+        "data": {"train": ["a"], "heldout": ["b"]},
+    }
+    return parse_recipe(tree, list(settings))
+
+
+@pytest.mark.parametrize("way", memory.WAYS)
+def test_what_is_predicted_is_measured(way):
+    found = memory.measured(way, 4096, "float32")
+    assert found["predicted"] == pytest.approx(found["mib"], rel=0.2)
+
+
+def test_what_was_measured_is_predicted():
+    measured = json.loads((ROOT / "benchmarks/results/memory.json").read_text())
+    assert {one["way"] for one in measured} == set(memory.WAYS)
+    assert max(one["tokens"] for one in measured) >= 32768
+    for one in measured:
+        own = memory.recipe_of(one["way"], one["tokens"], one["dtype"])
+        predicted = step_memory(own, memory.config(), one["tokens"]) / 2**20
+        assert predicted == pytest.approx(one["mib"], rel=0.2), one
+
+
+def test_weights_are_counted_and_shards_divide_them():
+    model = tiny_model()
+    whole = weight_memory(recipe("base.dtype=float32"), model.config, 10)
+    assert whole == sum(p.numel() for p in model.parameters()) * 4 + 160
+    cost = estimate_cost(recipe(), SEVEN_B)
+    assert cost.parameters == 6_738_415_616
+    assert cost.weights_gib == pytest.approx(6_738_415_616 * 2 / GIB)
+    sharded = weight_memory(recipe("runtime.zero=3", "runtime.processes=8"), SEVEN_B) / GIB
+    layer, words = 202_383_360 * 2 / GIB, 32000 * 4096 * 2 / GIB
+    assert sharded == pytest.approx(cost.weights_gib / 8 + 2 * layer + words, rel=1e-3)
+
+
+def test_the_largest_row_just_fits():
+    for settings in ((), ("train.tiled_mlp=1024",), ("runtime.zero=3", "runtime.processes=8")):
+        own = recipe(*settings)
+        for gib, tokens in largest_rows(own, SEVEN_B).items():
+            assert tokens % 1024 == 0
+            need = [weight_memory(own, SEVEN_B) + step_memory(own, SEVEN_B, n) for n in (tokens, tokens + 1024)]
+            assert need[0] <= (1 - RESERVE) * gib * GIB < need[1]
+    ways = ((), ("train.tiled_mlp=1024",), ("train.offload_activations=true",), ("train.gradient=forward",))
+    rows = [largest_rows(recipe(*settings), SEVEN_B)[40] for settings in ways]
+    assert rows == sorted(rows)
+
+
+def test_a_model_that_does_not_fit_has_no_row():
+    big = LlamaConfig(**{**SEVEN_B.to_dict(), "num_hidden_layers": 80, "intermediate_size": 44032})
+    assert largest_rows(recipe(), big) == {24: 0, 40: 0, 80: 0}

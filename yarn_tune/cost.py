@@ -1,0 +1,220 @@
+"""What a step costs: floating-point operations, and peak memory counted tensor by tensor.
+
+Time. With frozen weights a step is one forward, one backward that computes gradients of activations alone (about one
+forward), and with checkpointing one more forward: 2 or 3 forwards of 2 x parameters x tokens plus 4 x layers x width x
+tokens^2 / 2 (causal attention) operations. A prefix is read in one forward, the base is asked in one a window, and a
+gradient from forward passes takes two a direction.
+
+Memory is what is held at the worst moment, counted as torch holds it for a pre-norm decoder with a gated MLP, whose
+frozen matrices need no input for their gradients. `benchmarks/memory.py` measures it; the prediction is within 20%.
+Other layouts of a layer (experts, parallel attention) are counted as if they were this one.
+
+Shapes, in numbers a token: H hidden, Q queries, K keys (as many values), M inner width of the MLP; e bytes a number.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from .estimate import ONE_BY_ONE
+from .lessons import Lesson
+from .objectives import CHUNK
+from .sections import Recipe
+from .teacher import windows
+
+GIB = 2**30
+SCALED = {"global": 0, "layer": 1, "head": 1, "spectral": 1, "phase": 2}
+"""Copies of the queries that their gains keep for their gradient; with phases also the partner of each."""
+STATE = 16
+"""Bytes a learned number: value, gradient and two moments, in float32."""
+GPUS = (24, 40, 80)
+RESERVE = 0.08
+"""Share of a GPU that is not counted on: the CUDA context, libraries' workspaces, fragments."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Figures of one step in one process."""
+
+    parameters: int
+    step_flops: float
+    weights_gib: float
+    activations_gib: float
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers of the module docstring, for one model."""
+
+    layers: int
+    hidden: int
+    queries: int
+    keys: int
+    inner: int
+    rotary: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> "Shape":
+        """Of a model by its config."""
+        heads, width = config.num_attention_heads, config.hidden_size
+        head_dim = getattr(config, "head_dim", None) or width // heads
+        return cls(
+            layers=config.num_hidden_layers,
+            hidden=width,
+            queries=heads * head_dim,
+            keys=(getattr(config, "num_key_value_heads", None) or heads) * head_dim,
+            inner=getattr(config, "intermediate_size", None) or 4 * width,
+            rotary=head_dim,
+            vocabulary=config.vocab_size,
+        )
+
+
+def estimate_cost(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1) -> Cost:
+    """Operations of a step, the mean over steps, and memory at its worst moment; `numbers` are learned."""
+    parameters, embedding = _parameters(config)
+    shape = Shape.of(config)
+
+    def forward(tokens: int, before: int = 0) -> float:
+        """Of `tokens` tokens that see `before` more."""
+        seen = tokens * (before + tokens / 2)
+        return float(2 * (parameters - embedding) * tokens + 4 * shape.layers * shape.queries * seen)
+
+    train, row_tokens = recipe.train, recipe.row_tokens()
+    native = recipe.rope.native or config.max_position_embeddings
+    lengths = [recipe.data.length_at(step, train.steps) or row_tokens for step in range(train.steps)]
+    flops = sum(row_flops(recipe, length, native, forward, numbers) * (row_tokens // length) for length in lengths)
+    return Cost(
+        parameters,
+        flops * train.batch_rows / train.steps,
+        weight_memory(recipe, config, numbers) / GIB,
+        step_memory(recipe, config, row_tokens) / GIB,
+    )
+
+
+def row_flops(recipe: Recipe, length: int, native: int, forward: Callable[[int, int], float], numbers: int) -> float:
+    """A row of `length` tokens: what is read for a gradient, and what the base is asked."""
+    train = recipe.train
+    tail = train.tail if train.tail is not None and train.tail < length else length
+    read = forward(length - tail, 0) if tail < length else 0.0
+    asked = 0.0
+    lesson = Lesson.of(recipe, native)
+    if lesson.taught:
+        slid = lesson.objective != "next-token"
+        asked = forward(min(native, length), 0) * (
+            len(windows(length, native, lesson.stride, tail)) if slid else length - tail < native
+        )
+    if train.gradient == "forward":
+        probes = numbers if numbers <= ONE_BY_ONE else train.probes
+        return (2 * probes + 1) * (read + forward(tail, length - tail) + asked)
+    passes = 3 if train.gradient_checkpointing else 2
+    return read + passes * forward(tail, length - tail) + asked
+
+
+def weight_memory(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1) -> float:
+    """Bytes of the frozen weights in one process, and of what is learned."""
+    parameters, embedding = _parameters(config)
+    e = 2 if recipe.base.dtype == "bfloat16" else 4
+    whole = parameters * e
+    shards = recipe.runtime.processes or 1
+    if recipe.sharded() and shards > 1:
+        # Its shard, and whole the layer in use, the one that is fetched meanwhile, and the vocabulary matrix.
+        layer = (parameters - 2 * embedding) * e / config.num_hidden_layers
+        own = 0.0 if recipe.runtime.offload == "cpu" else whole / shards
+        whole = min(whole, own + 2 * layer + config.vocab_size * config.hidden_size * e)
+    return whole + numbers * STATE
+
+
+def step_memory(recipe: Recipe, config: PreTrainedConfig, row_tokens: int) -> float:
+    """Bytes of activations at the worst moment of a step with rows of so many tokens."""
+    shape, train = Shape.of(config), recipe.train
+    e = 2 if recipe.base.dtype == "bfloat16" else 4
+    rows = train.micro_rows
+    tail = train.tail if train.tail is not None and train.tail < row_tokens else None
+    tokens = rows * row_tokens / recipe.runtime.sequence
+    logits = 3 * CHUNK * shape.vocabulary * 4
+    reading = tokens * _reading(shape, e)
+    if train.gradient == "forward":
+        return max(reading, tokens * 2 * shape.hidden * e + logits)
+    if tail is not None:
+        return max(_prefix(recipe, shape, e, tokens, rows * tail))
+    kept, worst = _training(recipe, shape, e, tokens)
+    native = recipe.rope.native or config.max_position_embeddings
+    lesson = Lesson.of(recipe, native)
+    if lesson.taught:
+        # The base is asked while all that was kept of the model is held; its states then wait for the backward pass.
+        asked = reading if lesson.objective != "next-token" else rows * min(native, row_tokens) * _reading(shape, e)
+        states = tokens * shape.hidden * e
+        kept, worst = kept + states, max(kept + asked, worst + states)
+    return max(worst, kept + logits)
+
+
+def _reading(shape: Shape, e: int) -> float:
+    """Bytes a token of a pass without gradients, in the MLP of a layer."""
+    # The embedding, the layer's input, the sum after attention, that sum normed; activation, other half and product.
+    return (4 * shape.hidden + 3 * shape.inner) * e + 2 * shape.rotary * e
+
+
+def _training(recipe: Recipe, shape: Shape, e: int, tokens: float) -> tuple[float, float]:
+    """Bytes kept between the passes, and held at the worst moment of the backward pass."""
+    h, q, k, m = shape.hidden, shape.queries, shape.keys, shape.inner
+    norm = h * 4 if e == 2 else 0  # norms compute in float32, of a copy
+    attention = SCALED[recipe.rope.temperature] * q * e  # queries, for their gains
+    attention += (2 * q + 2 * k) * e  # queries and keys, and their halves exchanged: for cos and sin
+    attention += (2 * q + 2 * k) * e + norm  # turned queries and keys, values and output: for attention
+    tile = recipe.train.tiled_mlp
+    mlp = (h if tile else 3 * m) * e + h * e + norm  # gate, activation and other half, of the sum after attention
+    layer = attention + mlp
+    # With checkpointing only the layers' inputs are kept, and these may wait elsewhere.
+    inputs = 0 if recipe.train.offload_activations else shape.layers * h * e
+    kept = inputs if recipe.train.gradient_checkpointing else inputs + shape.layers * layer
+    again = layer if recipe.train.gradient_checkpointing else 0.0
+    outside = (h + 4 * shape.rotary) * e
+    held = kept + again + outside
+    if not tile:
+        # And gradients: of the layer's output, of the MLP's product and of both its factors.
+        return tokens * (kept + outside), tokens * (held + (h + 3 * m) * e)
+    # The worst is in the MLP's tiles, in the norm before it (float32), or in attention.
+    part = recipe.train.micro_rows * tile * (h + 6 * m) * e
+    in_norm, in_attention = h * e + 3 * h * 4, (2 * h + 2 * q + 2 * k) * e
+    worst = max(tokens * (held + 2 * h * e) + part, tokens * (held - mlp + max(in_norm + norm + h * e, in_attention)))
+    return tokens * (kept + outside), worst
+
+
+def _prefix(recipe: Recipe, shape: Shape, e: int, tokens: float, tail: float) -> tuple[float, float]:
+    """Bytes while the prefix is read, and while the tail learns."""
+    q, k = shape.queries, shape.keys
+    cache = shape.layers * 2 * k * e
+    # Kept: the prefix's keys; what attention with a mask takes, keys and values once a query head, and the mask, which
+    # every layer turns into numbers for itself.
+    kept = shape.layers * (k * e + 2 * q * e + e * tail / recipe.train.micro_rows)
+    # Gradients of these keys and values, once a query head and once a key head, and of the prefix's keys in float32.
+    gradients = (2 * q + 2 * k) * e + 2 * k * 4
+    _, own = _training(recipe, shape, e, tail)
+    return (tokens - tail) * _reading(shape, e) + tokens * cache, tokens * (kept + gradients) + own
+
+
+def largest_rows(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1) -> dict[int, int]:
+    """GPU memory in GiB -> tokens of the longest row that fits, a multiple of 1024; 0 where not even that does."""
+    weights = weight_memory(recipe, config, numbers)
+
+    def fits(gib: int, tokens: int) -> bool:
+        return weights + step_memory(recipe, config, tokens) <= (1 - RESERVE) * gib * GIB
+
+    found = {}
+    for gib in GPUS:
+        low, high = 0, 2**14  # in 1024 tokens: fits, does not
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(gib, 1024 * middle) else (low, middle)
+        found[gib] = 1024 * low
+    return found
+
+
+def _parameters(config: PreTrainedConfig) -> tuple[int, int]:
+    """All parameters, and those of the input embedding where it is not the output's too."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return model.num_parameters(), 0 if config.tie_word_embeddings else model.get_input_embeddings().weight.numel()
