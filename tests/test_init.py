@@ -46,7 +46,7 @@ def test_plan_and_train_accept_it(tmp_path, monkeypatch, capsys):
 def test_rows_follow_the_memory(tmp_path):
     base = save_tiny(tmp_path / "base", hidden_size=512, num_hidden_layers=8, intermediate_size=8192)
     found = []
-    for gib in (80, 2.3, 2.2, 1.5):
+    for gib in (80, 2.4, 2.2, 1.5):
         recipe = propose(str(base), 256 * NATIVE, ["a"], ["b"], gib).recipe
         train = recipe.train
         found.append((train.gradient_checkpointing, train.offload_activations, train.tail, recipe.data.lengths))
