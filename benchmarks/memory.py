@@ -1,9 +1,10 @@
 """Peak memory of a training step by the tokens of its row, beside what `plan` predicts (yarn_tune/cost.py).
 
-    python benchmarks/memory.py [--tokens 4096 8192 16384 32768] [--dtypes float32 bfloat16] [--out benchmarks/results]
+    python benchmarks/memory.py
+    python benchmarks/memory.py --append --tokens 32768 --dtypes float32 --ways checkpointing tiled forward
 
 The model is a random Llama of four layers (width 256, four query and two key heads of 64, MLP 768, 4096 words). Every
-cell is a process of its own: peak resident memory of two steps, above that of the loaded model after a step of 256
+cell is a process of its own: peak resident memory of a step, above that of the loaded model after a step of 256
 tokens. The allocator is told to give memory back at once, so that the peak is what is held, not what was. On a GPU:
 allocated memory.
 """
@@ -64,18 +65,21 @@ def recipe_of(way: str, tokens: int, dtype: str) -> Recipe:
 def main() -> None:
     """Measure every cell and print the table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 16384])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--ways", nargs="+", default=list(WAYS))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--append", action="store_true", help="to what was measured before")
     parser.add_argument("--cell", nargs=3, metavar=("WAY", "TOKENS", "DTYPE"), help="one cell, in this process")
     options = parser.parse_args()
     if options.cell:
         way, tokens, dtype = options.cell
         print(json.dumps({"mib": cell(recipe_of(way, int(tokens), dtype))}))
         return
-    found = [measured(way, n, dtype) for dtype in options.dtypes for n in options.tokens for way in options.ways]
-    (options.out / "memory.json").write_text(json.dumps(found, indent=1) + "\n")
+    path = options.out / "memory.json"
+    found = json.loads(path.read_text()) if options.append else []
+    found += [measured(way, n, dtype) for dtype in options.dtypes for n in options.tokens for way in options.ways]
+    path.write_text(json.dumps(found, indent=1) + "\n")
     print(table(found))
 
 
@@ -118,8 +122,7 @@ def cell(recipe: Recipe) -> float:
 
     step(256, recipe.train.tail and 64)
     base = memory(reset=True)
-    for _ in range(2):
-        step(tokens, recipe.train.tail)
+    step(tokens, recipe.train.tail)
     return round(memory() - base, 1)
 
 
@@ -142,8 +145,10 @@ def table(found: list[dict[str, object]]) -> str:
     tokens = list(dict.fromkeys(one["tokens"] for one in found))
     lines = ["| | " + " | ".join(f"{n}" for n in tokens) + " |", "|---" * (1 + len(tokens)) + "|"]
     for dtype, way in dict.fromkeys((one["dtype"], one["way"]) for one in found):
-        cells = [at[dtype, way, n] for n in tokens]
-        shown = [f"{c['mib'] * 1024 / c['tokens']:.1f} ({c['predicted'] / c['mib'] - 1:+.0%})" for c in cells]
+        cells = [at.get((dtype, way, n)) for n in tokens]
+        shown = [
+            f"{c['mib'] * 1024 / c['tokens']:.1f} ({c['predicted'] / c['mib'] - 1:+.0%})" if c else "" for c in cells
+        ]
         lines.append(f"| {dtype}, {way} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 

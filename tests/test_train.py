@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -152,48 +151,6 @@ def test_trackers(make_run, monkeypatch, tmp_path):
     train(run)
     assert list(run.folder.rglob("events.out.tfevents*"))
     assert list(tmp_path.rglob("offline-run-*/*.wandb"))
-
-
-def test_killed_at_any_moment_it_continues_bit_for_bit(make_run, tmp_path):
-    """SIGKILL at random moments, again and again, until the run is through."""
-    whole = make_run("whole", steps=12, checkpoint_every=2, batch_rows=4)
-    train(whole)
-    broken = make_run("broken", steps=12, checkpoint_every=2, batch_rows=4)
-    recipe = tmp_path / "broken.yaml"
-    recipe.write_text(yaml.safe_dump(broken.recipe.to_dict() | {"name": "broken"}))
-    script = (
-        "import sys; from pathlib import Path; from yarn_tune.recipe import load_recipe; "
-        "from yarn_tune.train import Run, train; "
-        f"train(Run(load_recipe({str(recipe)!r}), Path({str(broken.folder)!r})))"
-    )
-    broken.folder.mkdir()
-    saved = yaml.safe_dump(broken.recipe.to_dict(), sort_keys=False)
-    (broken.folder / "recipe.yaml").write_text(saved)
-    recipe.write_text(saved)
-    rng, kills, log = random.Random(0), 0, broken.folder / "metrics.jsonl"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for _ in range(12):
-        process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL)
-        begun, wait = time.time(), None
-        while process.poll() is None:
-            # The clock starts when the loop opens its metrics, so that kills fall into the loop.
-            if wait is None and log.exists() and log.stat().st_mtime > begun:
-                wait = time.time() + rng.uniform(0, 0.6)
-            if wait is not None and kills < 5 and time.time() > wait:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                kills += 1
-            time.sleep(0.01)
-        if process.returncode == 0:
-            break
-    assert process.returncode == 0
-    assert kills >= 3
-    for name, value in numbers(whole).items():
-        assert torch.equal(value, numbers(broken)[name]), name
-    drop = ("seconds",)
-    assert [{k: v for k, v in line.items() if k not in drop} for line in metrics(broken)] == [
-        {k: v for k, v in line.items() if k not in drop} for line in metrics(whole)
-    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

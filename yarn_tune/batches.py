@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .data import RowSet
 from .lessons import Objective
-from .longrows import waiting_on_cpu
 from .positions import Placed
 from .runtime import World
 from .sections import Recipe
@@ -26,8 +25,6 @@ class Batch:
     targets: int
     tail: int | None
     """Tokens at the end of a row that get a gradient; None: all."""
-    offload: bool = False
-    """Whether what is kept for the backward pass waits on the CPU."""
 
     @classmethod
     def of(cls, recipe: Recipe, rows: RowSet, step: int) -> "Batch":
@@ -41,7 +38,7 @@ class Batch:
             cut = [row.only_last(tail) for row in cut]
         # Shorter rows, more of them at once: as many tokens with a gradient as the longest rows have.
         micro = train.micro_rows * max(1, (train.tail or recipe.row_tokens()) // length)
-        return cls(cut, micro, max(1, sum(row.targets for row in cut)), tail, train.offload_activations)
+        return cls(cut, micro, max(1, sum(row.targets for row in cut)), tail)
 
     def micro_batches(self, world: World) -> Iterator[dict[str, Any]]:
         """This process's share, collated: its group's rows, and of these its part."""
@@ -76,8 +73,7 @@ def forward_only(world: World, objective: Objective, batch: Batch) -> tuple[floa
 def _read(world: World, objective: Objective, batch: Batch, learn: Callable[[Tensor], None]) -> tuple[float, float]:
     total = torch.zeros(2, device=world.device)
     for inputs in batch.micro_batches(world):
-        with waiting_on_cpu(batch.offload, world.device):
-            value = objective(**inputs)
+        value = objective(**inputs)
         learn(value[0])
         total += value.detach()
     aim, nats = (world.total(total) / batch.targets).tolist()

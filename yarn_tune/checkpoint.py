@@ -132,11 +132,11 @@ def latest_state(folder: Path) -> State | None:
         try:
             meta = json.loads((target / "state.json").read_text(encoding="utf-8"))
             content = (target / "state.safetensors").read_bytes()
-        except (OSError, ValueError):
+            if hashlib.sha256(content).hexdigest() == meta["sha256"]:
+                tensors = load(content)
+                return State(int(meta["step"]), _part(tensors, "numbers."), _part(tensors, "optimizer."))
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             continue
-        if hashlib.sha256(content).hexdigest() == meta.get("sha256"):
-            tensors = load(content)
-            return State(meta["step"], _part(tensors, "numbers."), _part(tensors, "optimizer."))
     return None
 
 

@@ -144,6 +144,13 @@ def _train_checks(train: Train) -> list[Check]:
             "at least 1, or null",
         ),
         (train.probes >= 1, "train.probes", train.probes, "at least 1"),
+        (
+            not train.offload_activations or (train.gradient_checkpointing and train.gradient == "backprop"),
+            "train.offload_activations",
+            train.offload_activations,
+            "what waits are the inputs of checkpointed layers: set train.gradient_checkpointing to true and "
+            "train.gradient to backprop",
+        ),
         (train.tiled_mlp is None or train.tiled_mlp >= 1, "train.tiled_mlp", train.tiled_mlp, "at least 1, or null"),
         (train.clip >= 0, "train.clip", train.clip, "a gradient norm, or 0 for none"),
         (not train.use_reentrant, "train.use_reentrant", train.use_reentrant, reentrant),
@@ -240,7 +247,12 @@ def _runtime_checks(recipe: Recipe) -> list[Check]:
             data.positions,
             f"with weights in shards all processes must run the same passes, and {counted}",
         ),
-        (runtime.timeout_minutes > 0, "runtime.timeout_minutes", runtime.timeout_minutes, "must be positive"),
+        (
+            0 < runtime.timeout_minutes <= 10080,
+            "runtime.timeout_minutes",
+            runtime.timeout_minutes,
+            "above 0, up to a week (10080)",
+        ),
         (split >= 1, "runtime.sequence", split, "at least 1"),
         (split < 1 or count is None or count % split == 0, "runtime.sequence", split, f"must divide {count} processes"),
         (

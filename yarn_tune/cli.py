@@ -6,6 +6,7 @@ one JSON object goes to stdout; progress and logs always go to stderr.
 
 import argparse
 import contextlib
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -32,6 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("yarn-tune: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(f"yarn-tune: {error}; what was saved before is kept: make room, and run it again", file=sys.stderr)
+        return 2
     except CheckFailed as error:
         print(f"yarn-tune: check failed: {error}", file=sys.stderr)
         return 3

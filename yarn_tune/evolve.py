@@ -127,8 +127,9 @@ def _search(run: Run, begin: Start, judge: Judge) -> SearchState:
         best = {"slowest_factor": now.best[-1], "largest_factor": max(now.best)}
         lines.append({"step": now.generation, "loss": now.best_fitness, "tokens": tokens, "seconds": seconds,
                       "learned": best, "factors": now.best})  # fmt: skip
-        write_atomically(path, now.to_json().encode())
+        # The line first: killed between the two, the generation is done again and its line with it.
         write_atomically(metrics, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
+        write_atomically(path, now.to_json().encode())
         bar.update()
         bar.set_postfix_str(f"best {now.best_fitness:.4f} nats")
 

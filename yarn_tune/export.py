@@ -115,7 +115,9 @@ def write_checkpoint(recipe: Recipe, learned: Learned, served: Served, aim: Targ
         for source in sorted(base.glob(pattern)):
             if not source.name.startswith("consolidated"):  # Mistral's second copy of the weights
                 shutil.copyfile(source, folder / source.name)
-    write_json(folder / "config.json", served.config(aim.base))
+    config = served.config(aim.base)
+    # Code of the base's own is not copied, so nothing may ask for it.
+    write_json(folder / "config.json", {key: value for key, value in config.items() if key != "auto_map"})
     folds = served.fold != 1.0 or learned.gains is not None
     if learned.lora is not None:
         merge_checkpoint(folder, learned.lora)

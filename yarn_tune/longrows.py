@@ -7,7 +7,8 @@ Neither changes a gradient by more than the order of sums.
 Shapes: hidden states are `[b, n, h]`.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,25 @@ from transformers import PreTrainedModel
 from .errors import UserError
 
 
-def waiting_on_cpu(wanted: bool, device: torch.device) -> AbstractContextManager[object]:
-    """While a forward pass runs in it, what is kept for the backward pass goes to the CPU (from a CPU: a copy).
+def offload_inputs(model: PreTrainedModel) -> None:
+    """Let the inputs of checkpointed layers wait on the CPU; gradient checkpointing must be switched on already.
 
-    With checkpointing that is the input of every layer, and not what a layer computes again.
+    Around the checkpoint alone: outside it the frozen matrices of the model are kept too, which are on the device
+    anyway; inside, a layer keeps nothing until it is computed again.
     """
-    return save_on_cpu(pin_memory=device.type != "cpu") if wanted else nullcontext()
+    device = next(model.parameters()).device.type
+    for module in model.modules():
+        run = getattr(module, "_gradient_checkpointing_func", None)
+        if run is not None:
+            module._gradient_checkpointing_func = _waiting(run, device)  # type: ignore[assignment]
+
+
+def _waiting(run: Callable[..., Any], device: str) -> Callable[..., Any]:
+    def offloaded(*args: Any, **kwargs: Any) -> Any:
+        with save_on_cpu(pin_memory=device != "cpu", device_type=device):
+            return run(*args, **kwargs)
+
+    return offloaded
 
 
 def tile_mlps(model: PreTrainedModel, tile: int) -> None:

@@ -5,6 +5,7 @@ dies is dropped with a word, and the run goes on.
 """
 
 import json
+import os
 import sys
 import uuid
 from collections.abc import Callable
@@ -45,6 +46,8 @@ class MetricsLog:
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **values, "learned": learned.summary()}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # before the checkpoint of the step, which would not do it again
         except OSError as error:
             raise unwritable(self.path, error) from error
         self._track(lambda: self.world.accelerator.log({**values, **learned.summary()}, step=step))

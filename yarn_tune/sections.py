@@ -169,7 +169,7 @@ class Train:
     search: Search = field(default_factory=Search)
     gradient_checkpointing: bool = True
     offload_activations: bool = False
-    """What is kept for the backward pass waits in the CPU's memory."""
+    """The inputs of checkpointed layers wait in the CPU's memory."""
     tiled_mlp: int | None = None
     """Tokens of a row that pass an MLP at a time; null: all. Less memory a layer, for one more forward of its MLP."""
     use_reentrant: bool = False

@@ -9,12 +9,15 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from safetensors.torch import save
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -38,7 +41,7 @@ from .families import load_model, load_tokenizer, switch_off_dropout
 from .interrupts import Request, requested
 from .learned import Learned
 from .lessons import Lesson, Objective
-from .longrows import tile_mlps
+from .longrows import offload_inputs, tile_mlps
 from .metrics import MetricsLog, end_training, progress_text
 from .needles import plant
 from .runtime import World, company, start
@@ -79,8 +82,25 @@ def train(run: Run) -> Learned:
     tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
     rows = plant(build_rows(recipe, tokenizer), recipe, tokenizer)
     world = start(recipe, run.folder)
-    claim_folder(run)
+    with company(world, run.folder), alone(run, world):
+        claim_folder(run)
+        model, rotary = prepare(recipe, world, begin)
+        with requested() as request:
+            fit(run, world, model, rotary, rows, request)
+        learned = settle(rotary.learned(), target)
+        if learned.scale is not None:
+            rotary.set_scale(learned.scale)
+        if world.main:
+            write_atomically(run.numbers_path, save(rotary.numbers()))
+            write_adapter(run.folder / "adapter", recipe, rotary, place_of(model))
+            numbers = {"learn": learned.learn, "numbers": rotary.count(), **learned.summary()}
+            write_json(run.folder / "learned.json", numbers)
+        end_training(world)
+    return learned
 
+
+def prepare(recipe: Recipe, world: World, begin: TunableRotary) -> tuple[PreTrainedModel, TunableRotary]:
+    """The frozen model, as the recipe wants it held in memory, and what is learned of it, at its start."""
     with loading(recipe, world):
         model = load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype)
     if not recipe.sharded():
@@ -90,23 +110,12 @@ def train(run: Run) -> Learned:
     rotary = attach(model, begin.start, begin.learn, begin.gains, recipe.lora).to(world.device)
     if recipe.train.gradient_checkpointing:
         checkpoint_layers(model)
+    if recipe.train.offload_activations:
+        offload_inputs(model)
     if recipe.train.tiled_mlp is not None:
         tile_mlps(model, recipe.train.tiled_mlp)
     model.train()
-
-    with requested() as request, company(world, run.folder):
-        fit(run, world, model, rotary, rows, request)
-    learned = settle(rotary.learned(), target)
-    if learned.scale is not None:
-        rotary.set_scale(learned.scale)
-    if world.main:
-        write_atomically(run.numbers_path, save(rotary.numbers()))
-        write_adapter(run.folder / "adapter", recipe, rotary, place_of(model))
-        write_json(
-            run.folder / "learned.json", {"learn": learned.learn, "numbers": rotary.count(), **learned.summary()}
-        )
-    end_training(world)
-    return learned
+    return model, rotary
 
 
 def fit(run: Run, world: World, model: PreTrainedModel, rotary: TunableRotary, rows: RowSet, request: Request) -> None:
@@ -210,6 +219,30 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
         model.activation_checkpointing_enable(options)
     else:
         model.gradient_checkpointing_enable(options)
+
+
+@contextmanager
+def alone(run: Run, world: World) -> Iterator[None]:
+    """No other start of the same command may write into the folder meanwhile; a killed one leaves it free.
+
+    Raises:
+        UserError: if another is at work there.
+    """
+    if not world.main:
+        yield
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run.folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"{run.folder}: another process is learning there; wait for it, or give this run a name="
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def claim_folder(run: Run) -> None:

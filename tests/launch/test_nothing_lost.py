@@ -156,3 +156,16 @@ def test_nothing_goes_over_the_network(recipe):
         [sys.executable, "-c", script], cwd=recipe.parent, env=ALONE, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_two_starts_of_the_same_run(recipe):
+    """The second is told; the first goes on."""
+    first = started(recipe, "train.steps=500")
+    steps_logged(recipe, first, 1)
+    second = started(recipe, "train.steps=500")
+    _, said = second.communicate(timeout=120)
+    assert second.returncode == 2, said
+    assert "another process is learning there" in said
+    first.terminate()
+    assert first.communicate(timeout=60)[1]
+    assert first.returncode == 128 + signal.SIGTERM
