@@ -53,9 +53,10 @@ def test_weights_are_counted_and_shards_divide_them():
     cost = estimate_cost(recipe(), SEVEN_B)
     assert cost.parameters == 6_738_415_616
     assert cost.weights_gib == pytest.approx(6_738_415_616 * 2 / GIB)
-    sharded = weight_memory(recipe("runtime.zero=3", "runtime.processes=8"), SEVEN_B) / GIB
     layer, words = 202_383_360 * 2 / GIB, 32000 * 4096 * 2 / GIB
-    assert sharded == pytest.approx(cost.weights_gib / 8 + 2 * layer + words, rel=1e-3)
+    for setting, live in (("runtime.fsdp=true", 2 * layer), ("runtime.zero=3", 1e9 * 2 / GIB)):
+        sharded = weight_memory(recipe(setting, "runtime.processes=8"), SEVEN_B) / GIB
+        assert sharded == pytest.approx(cost.weights_gib / 8 + live + words, rel=1e-3)
 
 
 def test_the_largest_row_just_fits():
@@ -73,3 +74,11 @@ def test_the_largest_row_just_fits():
 def test_a_model_that_does_not_fit_has_no_row():
     big = LlamaConfig(**{**SEVEN_B.to_dict(), "num_hidden_layers": 80, "intermediate_size": 44032})
     assert largest_rows(recipe(), big) == {24: 0, 40: 0, 80: 0}
+
+
+def test_documents_that_share_a_row_need_a_mask():
+    plain, masked = (
+        step_memory(recipe("train.gradient=forward", "base.dtype=float32", f"data.packing={packing}"), SEVEN_B, 8192)
+        for packing in ("long", "concat")
+    )
+    assert masked - plain == 8192**2 * 5

@@ -29,6 +29,8 @@ SCALED = {"global": 0, "layer": 1, "head": 1, "spectral": 1, "phase": 2}
 """Copies of the queries that their gains keep for their gradient; with phases also the partner of each."""
 STATE = 16
 """Bytes a learned number: value, gradient and two moments, in float32."""
+LIVE = 10**9
+"""Parameters, DeepSpeed's `stage3_max_live_parameters`."""
 GPUS = (24, 40, 80)
 RESERVE = 0.08
 """Share of a GPU that is not counted on: the CUDA context, libraries' workspaces, fragments."""
@@ -120,10 +122,12 @@ def weight_memory(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1) ->
     whole = parameters * e
     shards = recipe.runtime.processes or 1
     if recipe.sharded() and shards > 1:
-        # Its shard, and whole the layer in use, the one that is fetched meanwhile, and the vocabulary matrix.
+        # Its shard, and whole the layer in use, the one that is fetched meanwhile, and the vocabulary matrix. DeepSpeed
+        # does not let go before so many are there.
         layer = (parameters - 2 * embedding) * e / config.num_hidden_layers
+        live = max(2 * layer, LIVE * e) if recipe.runtime.zero == 3 else 2 * layer
         own = 0.0 if recipe.runtime.offload == "cpu" else whole / shards
-        whole = min(whole, own + 2 * layer + config.vocab_size * config.hidden_size * e)
+        whole = min(whole, own + live + config.vocab_size * config.hidden_size * e)
     return whole + numbers * STATE
 
 
@@ -136,6 +140,10 @@ def step_memory(recipe: Recipe, config: PreTrainedConfig, row_tokens: int) -> fl
     tokens = rows * row_tokens / recipe.runtime.sequence
     logits = 3 * CHUNK * shape.vocabulary * 4
     reading = tokens * _reading(shape, e)
+    if recipe.data.packing == "concat" or "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        # Attention that leaves tokens out takes a mask of the whole row, of truth values and of numbers.
+        logits += rows * row_tokens**2 * (1 + e)
+        reading += rows * row_tokens**2 * (1 + e)
     if train.gradient == "forward":
         return max(reading, tokens * 2 * shape.hidden * e + logits)
     if tail is not None:
