@@ -10,7 +10,7 @@ from yarn_tune.cli import main
 from yarn_tune.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 FAMILY = {"tiny": "llama", "smollm2": "llama", "llama": "llama", "mistral": "mistral", "qwen2.5": "qwen2"}
 
 
