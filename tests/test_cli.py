@@ -209,7 +209,7 @@ def test_a_failed_check_is_exit_code_three(recipe, capsys, monkeypatch):
 
 
 def test_two_processes_equal_one(recipe):
-    """From the command line; `tests/launch` has every way of learning."""
+    """From the command line, and one with a sharded model, without a launcher; `tests/launch` has all the rest."""
     assert main(["train", str(recipe), "name=one"]) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "yarn_tune", "train", str(recipe), "name=two", "runtime.processes=2"]
@@ -218,9 +218,13 @@ def test_two_processes_equal_one(recipe):
     assert done.returncode == 0, done.stderr[-2000:]
     from safetensors.torch import load_file
 
-    one, two = (load_file(f"runs/{name}/learned.safetensors") for name in ("one", "two"))
+    command = [sys.executable, "-m", "yarn_tune", "train", str(recipe), "name=sharded", "runtime.zero=3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two, sharded = (load_file(f"runs/{name}/learned.safetensors") for name in ("one", "two", "sharded"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
+        torch.testing.assert_close(sharded[name], value, rtol=0, atol=1e-5)
 
 
 def test_help_names_every_command():

@@ -9,6 +9,7 @@ Rows in parts is DeepSpeed's Ulysses: a process holds every `sequence`-th part o
 heads around attention. The exchange passes gradients on exactly, so they are sums over processes, as all others are.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -153,9 +154,10 @@ def _with_deepspeed(world: World) -> Any:
 
 
 def _connect(world: World) -> None:
-    """A process group also for one process alone, which has none."""
+    """A process group also for one process alone, which has none, and the environment that a launcher gives."""
     if not distributed.is_initialized():
         assert world.processes == 1
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
         backend = distributed.get_default_backend_for_device(world.device)
         store = distributed.HashStore()  # type: ignore[attr-defined]
         distributed.init_process_group(backend, store=store, rank=0, world_size=1)
@@ -170,7 +172,7 @@ def world_text(recipe: Recipe, world: World, model: nn.Module, numbers: int) -> 
     parts = f", each row in {world.sequence} parts" if world.sequence > 1 else ""
     by = "DeepSpeed's ZeRO-3" if recipe.runtime.zero == 3 else "FSDP2"
     waiting = ", waiting in the CPU's memory" if recipe.runtime.offload == "cpu" else ""
-    shards = f"in {world.processes} shards ({by}){waiting}" if recipe.sharded() else "whole in each process"
+    shards = f"in {world.processes} shard{'s'[: world.processes - 1]} ({by}){waiting}" if recipe.sharded() else "whole in each process"
     clip = f"clipped at {recipe.train.clip:g}" if recipe.train.clip else "not clipped"
     return (
         f"{count} on {world.device.type}: {rows}{parts}\n"
