@@ -77,6 +77,7 @@ def spread(objective: Objective, recipe: Recipe, world: World) -> Iterator[Relea
 
     Raises:
         UserError: if this model cannot be sharded or its rows split, with the reason.
+        CheckFailed: if learned numbers did not stay as they were.
     """
     release: Release = lambda: None  # noqa: E731
     with _rows_split(objective.model, recipe, world):
@@ -84,7 +85,20 @@ def spread(objective: Objective, recipe: Recipe, world: World) -> Iterator[Relea
             release = _zero(objective, recipe, world)
         elif recipe.runtime.fsdp:
             _fsdp(objective, recipe, world)
+        check_numbers(objective.rotary.trainable())
         yield release
+
+
+def check_numbers(parameters: list[nn.Parameter]) -> None:
+    """What is learned must be float32 and whole, whatever was done to the model.
+
+    Raises:
+        CheckFailed: if a number was cast or taken apart: steps would be lost in rounding, without a word.
+    """
+    for parameter in parameters:
+        if parameter.dtype != torch.float32 or not parameter.numel():
+            kind = f"{parameter.dtype}, shape {tuple(parameter.shape)}"
+            raise CheckFailed(f"start: learned numbers must be float32 and whole in every process, found {kind}")
 
 
 def _zero(objective: Objective, recipe: Recipe, world: World) -> Release:
@@ -172,7 +186,11 @@ def world_text(recipe: Recipe, world: World, model: nn.Module, numbers: int) -> 
     parts = f", each row in {world.sequence} parts" if world.sequence > 1 else ""
     by = "DeepSpeed's ZeRO-3" if recipe.runtime.zero == 3 else "FSDP2"
     waiting = ", waiting in the CPU's memory" if recipe.runtime.offload == "cpu" else ""
-    shards = f"in {world.processes} shard{'s'[: world.processes - 1]} ({by}){waiting}" if recipe.sharded() else "whole in each process"
+    shards = (
+        f"in {world.processes} shard{'s'[: world.processes - 1]} ({by}){waiting}"
+        if recipe.sharded()
+        else "whole in each process"
+    )
     clip = f"clipped at {recipe.train.clip:g}" if recipe.train.clip else "not clipped"
     return (
         f"{count} on {world.device.type}: {rows}{parts}\n"

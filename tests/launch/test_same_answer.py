@@ -14,11 +14,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import recipe_tree, save_tiny
+from conftest import recipe_tree, save_tiny, tiny_model
 from safetensors.torch import load_file
-from yarn_tune.errors import UserError
+from yarn_tune.errors import CheckFailed, UserError
+from yarn_tune.families import rope_facts
+from yarn_tune.learned import Start
 from yarn_tune.recipe import parse_recipe
+from yarn_tune.sections import Rope
+from yarn_tune.sharding import check_numbers, check_weights
 from yarn_tune.train import Run, train
+from yarn_tune.tunable import attach
 
 WAYS: dict[str, list[str]] = {
     "scale": ["rope.learn=scale", "rope.temperature=layer"],
@@ -170,3 +175,20 @@ def test_a_second_source_is_refused(runs, monkeypatch, variable, key):
     monkeypatch.setenv(variable, "true")
     with pytest.raises(UserError, match=key):
         train(Run(parse_recipe(runs.recipe([], "float32"), []), runs.folder / "second"))
+
+
+def test_numbers_that_were_cast_are_found():
+    """A bfloat16 step near log 4 is 0.8% of the factor: small ones would be lost."""
+    model = tiny_model()
+    rotary = attach(model, Start.of(rope_facts(model.config), Rope(window=256)), "ramp")
+    check_numbers(rotary.trainable())
+    for spoiled in (rotary.log_temperature.bfloat16(), torch.zeros(0)):
+        with pytest.raises(CheckFailed, match="float32 and whole"):
+            check_numbers([*rotary.trainable(), torch.nn.Parameter(spoiled)])
+
+
+def test_weights_of_another_dtype_are_found():
+    """Loading in shards can ignore the dtype asked for: twice the memory, without a word."""
+    check_weights(tiny_model(), "float32")
+    with pytest.raises(CheckFailed, match="weights were loaded as torch.float32, though base.dtype is bfloat16"):
+        check_weights(tiny_model(), "bfloat16")
