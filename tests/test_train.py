@@ -13,10 +13,14 @@ import yaml
 from conftest import recipe_tree, save_tiny
 from safetensors.torch import load_file
 from yarn_tune.checkpoint import latest_state
+from yarn_tune.data import RowSet
 from yarn_tune.errors import CheckFailed, UserError
 from yarn_tune.lessons import Objective
+from yarn_tune.packing import Row
+from yarn_tune.positions import place_contiguous
 from yarn_tune.recipe import parse_recipe
-from yarn_tune.train import Run, rate_share, train
+from yarn_tune.train import Run, beginning, rate_share, train
+from yarn_tune.tunable import at_start
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +181,13 @@ def test_asked_to_stop_it_saves_the_step_it_is_in(make_run, tmp_path, number):
     assert all(
         torch.equal(value, load_file(log.parent / "learned.safetensors")[n]) for n, value in numbers(whole).items()
     )
+
+
+def test_other_rows_are_another_beginning(make_run):
+    """What processes compare before they start: the tokens of all rows, in their order."""
+    recipe = make_run().recipe
+    rows = [place_contiguous(Row(list(range(at, at + 50)), [50])) for at in (1, 2)]
+    told = [beginning(recipe, at_start(recipe), RowSet(own, None, 2), 0) for own in (rows, rows[::-1], rows)]
+    assert told[0] == told[2]
+    assert told[0]["rows"] != told[1]["rows"]
+    assert {name for name in told[0] if told[0][name] != told[1][name]} == {"rows"}
