@@ -62,18 +62,19 @@ def test_weights_are_counted_and_shards_divide_them():
 def test_the_largest_row_just_fits():
     for settings in ((), ("train.tiled_mlp=1024",), ("runtime.zero=3", "runtime.processes=8")):
         own = recipe(*settings)
-        for gib, tokens in largest_rows(own, SEVEN_B).items():
+        for gib, tokens in largest_rows(own, SEVEN_B, weight_memory(own, SEVEN_B)).items():
             assert tokens % 1024 == 0
             need = [weight_memory(own, SEVEN_B) + step_memory(own, SEVEN_B, n) for n in (tokens, tokens + 1024)]
             assert need[0] <= (1 - RESERVE) * gib * GIB < need[1]
     ways = ((), ("train.tiled_mlp=1024",), ("train.offload_activations=true",), ("train.gradient=forward",))
-    rows = [largest_rows(recipe(*settings), SEVEN_B)[40] for settings in ways]
+    weights = weight_memory(recipe(), SEVEN_B)
+    rows = [largest_rows(recipe(*settings), SEVEN_B, weights)[40] for settings in ways]
     assert rows == sorted(rows)
 
 
 def test_a_model_that_does_not_fit_has_no_row():
     big = LlamaConfig(**{**SEVEN_B.to_dict(), "num_hidden_layers": 80, "intermediate_size": 44032})
-    assert largest_rows(recipe(), big) == {24: 0, 40: 0, 80: 0}
+    assert largest_rows(recipe(), big, weight_memory(recipe(), big)) == {24: 0, 40: 0, 80: 0}
 
 
 def test_documents_that_share_a_row_need_a_mask():

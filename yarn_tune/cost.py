@@ -19,6 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from .estimate import ONE_BY_ONE
+from .families import has_sliding_layers
 from .lessons import Lesson
 from .objectives import CHUNK
 from .sections import Recipe
@@ -91,7 +92,7 @@ def estimate_cost(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1) ->
     return Cost(
         parameters,
         flops * train.batch_rows / train.steps,
-        weight_memory(recipe, config, numbers) / GIB,
+        _weights(recipe, config, parameters, embedding, numbers) / GIB,
         step_memory(recipe, config, row_tokens) / GIB,
     )
 
@@ -117,8 +118,11 @@ def row_flops(recipe: Recipe, length: int, native: int, forward: Callable[[int, 
 
 def weight_memory(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1) -> float:
     """Bytes of the frozen weights in one process, and of what is learned."""
-    parameters, embedding = _parameters(config)
-    e = 2 if recipe.base.dtype == "bfloat16" else 4
+    return _weights(recipe, config, *_parameters(config), numbers)
+
+
+def _weights(recipe: Recipe, config: PreTrainedConfig, parameters: int, embedding: int, numbers: int) -> float:
+    e = _size(recipe)
     whole = parameters * e
     shards = recipe.runtime.processes or 1
     if recipe.sharded() and shards > 1:
@@ -134,13 +138,13 @@ def weight_memory(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1) ->
 def step_memory(recipe: Recipe, config: PreTrainedConfig, row_tokens: int) -> float:
     """Bytes of activations at the worst moment of a step with rows of so many tokens."""
     shape, train = Shape.of(config), recipe.train
-    e = 2 if recipe.base.dtype == "bfloat16" else 4
+    e = _size(recipe)
     rows = train.micro_rows
     tail = train.tail if train.tail is not None and train.tail < row_tokens else None
     tokens = rows * row_tokens / recipe.runtime.sequence
     logits = 3 * CHUNK * shape.vocabulary * 4
     reading = tokens * _reading(shape, e)
-    if recipe.data.packing == "concat" or "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+    if recipe.data.packing == "concat" or has_sliding_layers(config):
         # Attention that leaves tokens out takes a mask of the whole row, of truth values and of numbers.
         logits += rows * row_tokens**2 * (1 + e)
         reading += rows * row_tokens**2 * (1 + e)
@@ -204,9 +208,11 @@ def _prefix(recipe: Recipe, shape: Shape, e: int, tokens: float, tail: float) ->
     return (tokens - tail) * _reading(shape, e) + tokens * cache, tokens * (kept + gradients) + own
 
 
-def largest_rows(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1) -> dict[int, int]:
-    """GPU memory in GiB -> tokens of the longest row that fits, a multiple of 1024; 0 where not even that does."""
-    weights = weight_memory(recipe, config, numbers)
+def largest_rows(recipe: Recipe, config: PreTrainedConfig, weights: float) -> dict[int, int]:
+    """GPU memory in GiB -> tokens of the longest row that fits beside the weights (bytes), a multiple of 1024.
+
+    0 where not even 1024 tokens fit.
+    """
 
     def fits(gib: int, tokens: int) -> bool:
         return weights + step_memory(recipe, config, tokens) <= (1 - RESERVE) * gib * GIB
@@ -219,6 +225,12 @@ def largest_rows(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1) -> 
             low, high = (middle, high) if fits(gib, 1024 * middle) else (low, middle)
         found[gib] = 1024 * low
     return found
+
+
+def _size(recipe: Recipe) -> int:
+    """Bytes of a frozen weight, and of an activation."""
+    dtype: torch.dtype = getattr(torch, recipe.base.dtype)
+    return dtype.itemsize
 
 
 def _parameters(config: PreTrainedConfig) -> tuple[int, int]:

@@ -13,13 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from .adapter import place_of
-from .adapter_files import write_adapter
 from .batches import collate
 from .checkpoint import write_atomically, write_json
 from .data import build_rows
@@ -32,7 +30,7 @@ from .rope import longrope_inv_freq, yarn_attention_factor
 from .runtime import environment, start
 from .search import SearchState, Settings, initial_factors, search
 from .serving.profiles import Target, settle
-from .train import Run, claim_folder, train
+from .train import Run, claim_folder, train, write_learned
 from .tunable import at_start, attach_fixed
 
 HEADROOM = 1.25
@@ -66,9 +64,7 @@ def evolve(run: Run) -> Learned:
     state = _search(run, begin, judge)
     rotary.load_numbers(offsets_of(state.best, begin))
     learned = settle(rotary.learned(), target)
-    write_atomically(run.numbers_path, save(rotary.numbers()))
-    write_adapter(run.folder / "adapter", recipe, rotary, place_of(model))
-    write_json(run.folder / "learned.json", {"learn": learned.learn, "numbers": rotary.count(), **learned.summary()})
+    write_learned(run, rotary, learned, place_of(model))
     end_training(world)
     return learned
 

@@ -172,9 +172,14 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
     )
 
 
+def has_sliding_layers(config: PreTrainedConfig) -> bool:
+    """Whether the config names layers that look back through a sliding window."""
+    return "sliding_attention" in (getattr(config, "layer_types", None) or ())
+
+
 def _sliding_window(config: PreTrainedConfig) -> bool:
     """Whether any layer attends through a sliding window."""
-    if "sliding_attention" in (getattr(config, "layer_types", None) or []):
+    if has_sliding_layers(config):
         return True
     used = getattr(config, "use_sliding_window", True)
     return bool(used and getattr(config, "sliding_window", None))
@@ -260,6 +265,11 @@ def rotary_site(model: PreTrainedModel) -> tuple[nn.Module, str]:
     if len(sites) != 1:
         raise UserError(f"base.model: expected one shared rotary module in the model, found {len(sites)}")
     return sites[0]
+
+
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The model's layers, by the class that transformers never splits."""
+    return [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
 
 
 def switch_off_dropout(model: PreTrainedModel) -> None:

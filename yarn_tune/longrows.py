@@ -10,13 +10,13 @@ Shapes: hidden states are `[b, n, h]`.
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import save_on_cpu
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from .errors import UserError
+from .families import decoder_layers
+from .objectives import by_chunks
 
 
 def offload_inputs(model: PreTrainedModel) -> None:
@@ -46,8 +46,7 @@ def tile_mlps(model: PreTrainedModel, tile: int) -> None:
     Raises:
         UserError: if layers have no plain MLP, as where experts share the tokens of a row among them.
     """
-    layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or [])]
-    mlps = [getattr(layer, "mlp", None) for layer in layers]
+    mlps = [getattr(layer, "mlp", None) for layer in decoder_layers(model)]
     if not mlps or any(mlp is None or hasattr(mlp, "experts") or hasattr(mlp, "gate") for mlp in mlps):
         raise UserError(
             f"train.tiled_mlp: layers of {model.config.model_type} have no plain MLP that tokens pass one by one; set "
@@ -55,18 +54,8 @@ def tile_mlps(model: PreTrainedModel, tile: int) -> None:
         )
     for mlp in mlps:
         assert mlp is not None
-        mlp.forward = Tiled(mlp, tile)
+        mlp.forward = _tiled(mlp.forward, tile)
 
 
-class Tiled:
-    """An MLP's forward, tile by tile; each is computed again in the backward pass, when its turn comes."""
-
-    def __init__(self, mlp: nn.Module, tile: int) -> None:
-        self.whole, self.tile = mlp.forward, tile
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """The MLP of `[b, n, h]`."""
-        parts = hidden.split(self.tile, 1)
-        if torch.is_grad_enabled() and hidden.requires_grad:
-            return torch.cat([checkpoint(self.whole, part, use_reentrant=False) for part in parts], 1)
-        return torch.cat([self.whole(part) for part in parts], 1)
+def _tiled(whole: Callable[[Tensor], Tensor], tile: int) -> Callable[[Tensor], Tensor]:
+    return lambda hidden: by_chunks(whole, hidden, size=tile, dim=1)

@@ -35,12 +35,15 @@ def exact_nats(hidden: Tensor, labels: Tensor, head: nn.Module, transform: Trans
     return by_chunks(nats, hidden, labels)
 
 
-def by_chunks(each: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, other: Tensor) -> Tensor:
-    """`each` of `CHUNK` tokens at a time, joined; with gradients, what it computes is computed again, not kept."""
-    pairs = zip(hidden.split(CHUNK), other.split(CHUNK), strict=True)
-    if torch.is_grad_enabled() and hidden.requires_grad:
-        return torch.cat([checkpoint(each, part, beside, use_reentrant=False) for part, beside in pairs])
-    return torch.cat([each(part, beside) for part, beside in pairs])
+def by_chunks(each: Callable[..., Tensor], *parts: Tensor, size: int | None = None, dim: int = 0) -> Tensor:
+    """`each` of `size` tokens (`CHUNK`) of every part at a time, joined along `dim`.
+
+    With gradients, what it computes is computed again in the backward pass, not kept.
+    """
+    groups = zip(*(part.split(size or CHUNK, dim) for part in parts), strict=True)
+    if torch.is_grad_enabled() and parts[0].requires_grad:
+        return torch.cat([checkpoint(each, *group, use_reentrant=False) for group in groups], dim)
+    return torch.cat([each(*group) for group in groups], dim)
 
 
 def fused_nats(hidden: Tensor, labels: Tensor, head: nn.Linear) -> Tensor:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
-from .cost import Cost, estimate_cost, largest_rows
+from .cost import GIB, Cost, estimate_cost, largest_rows
 from .data import RowSet, build_rows, missing_files
 from .errors import UserError
 from .families import is_hub_id, load_config, load_tokenizer
@@ -96,7 +96,7 @@ def plan(recipe: Recipe) -> Plan:
     start, numbers = (None, None) if begin is None else (begin.start, begin.count())
     count = sum((numbers or {}).values())
     cost = None if config is None else estimate_cost(recipe, config, count)
-    largest = None if config is None else largest_rows(recipe, config, count)
+    largest = None if config is None or cost is None else largest_rows(recipe, config, cost.weights_gib * GIB)
     return Plan(recipe, start, numbers, cost, rows, covered, notes, target, largest)
 
 

@@ -8,8 +8,6 @@ taken here and nowhere else. What shards the frozen weights (`sharding.py`) neve
 clip, rescale or lose them.
 """
 
-import hashlib
-import json
 import os
 import platform
 import re
@@ -97,10 +95,9 @@ class World:
         Raises:
             CheckFailed: naming what differs.
         """
-        digests = {name: hashlib.sha256(json.dumps(value).encode()).hexdigest() for name, value in facts.items()}
-        found = gather_object([(self.group, self.part, digests)])
+        found = gather_object([(self.group, self.part, facts)])
         for name in facts:
-            if len({digests[name] for _, _, digests in found}) > 1:
+            if any(others[name] != found[0][2][name] for _, _, others in found):
                 raise CheckFailed(f"start: the processes do not have the same {name}; is the code the same everywhere?")
         if len({(group, part) for group, part, _ in found}) < self.processes:
             raise CheckFailed("start: two processes would read the same rows; is each launched with its own RANK?")

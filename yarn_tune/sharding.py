@@ -24,6 +24,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .errors import CheckFailed, UserError
+from .families import decoder_layers, has_sliding_layers
 from .lessons import Objective
 from .runtime import World
 from .sections import Recipe
@@ -119,11 +120,8 @@ def _fsdp(objective: Objective, recipe: Recipe, world: World) -> None:
     policy = CPUOffloadPolicy() if recipe.runtime.offload == "cpu" else OffloadPolicy()
     mesh = init_device_mesh(world.device.type, (world.processes,))
     learned = {parameter for parameter in objective.parameters() if parameter.requires_grad}
-    layers = set(objective.model._no_split_modules or [])
-    for module in list(objective.modules()):
-        if type(module).__name__ in layers:
-            fully_shard(module, mesh=mesh, offload_policy=policy, ignored_params=learned)
-    fully_shard(objective, mesh=mesh, offload_policy=policy, ignored_params=learned)
+    for module in (*decoder_layers(objective.model), objective):
+        fully_shard(module, mesh=mesh, offload_policy=policy, ignored_params=learned)
 
 
 @contextmanager
@@ -136,7 +134,7 @@ def _rows_split(model: PreTrainedModel, recipe: Recipe, world: World) -> Iterato
     from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 
     attention = model.config._attn_implementation
-    if "sliding_attention" in (getattr(model.config, "layer_types", None) or ()):
+    if has_sliding_layers(model.config):
         raise UserError(
             f"runtime.sequence: some layers of {model.config.model_type} look back through a sliding window, which "
             "attention over split rows would ignore; set it to 1"

@@ -93,12 +93,16 @@ def train(run: Run) -> Learned:
         if learned.scale is not None:
             rotary.set_scale(learned.scale)
         if world.main:
-            write_atomically(run.numbers_path, save(rotary.numbers()))
-            write_adapter(run.folder / "adapter", recipe, rotary, place_of(model))
-            numbers = {"learn": learned.learn, "numbers": rotary.count(), **learned.summary()}
-            write_json(run.folder / "learned.json", numbers)
+            write_learned(run, rotary, learned, place_of(model))
         end_training(world)
     return learned
+
+
+def write_learned(run: Run, rotary: TunableRotary, learned: Learned, place: str) -> None:
+    """What a run leaves when it is done: its numbers, the adapter for the rotary module at `place`, and a summary."""
+    write_atomically(run.numbers_path, save(rotary.numbers()))
+    write_adapter(run.folder / "adapter", run.recipe, rotary, place)
+    write_json(run.folder / "learned.json", {"learn": learned.learn, "numbers": rotary.count(), **learned.summary()})
 
 
 def prepare(recipe: Recipe, world: World, begin: TunableRotary) -> tuple[PreTrainedModel, TunableRotary]:
