@@ -108,15 +108,15 @@ def write_documents(path: Path, lengths: list[int], seed: int = 0, ids: bool = F
     return path
 
 
-def recipe_tree(base: Path, folder: Path, **train: object) -> dict[str, object]:
+def recipe_tree(base: Path, folder: Path, ids: bool = False, **train: object) -> dict[str, object]:
     """A small valid recipe over `base`, with documents written into `folder`."""
     return {
         "name": "small",
         "base": {"model": str(base), "dtype": "float32"},
         "rope": {"window": 256},
         "data": {
-            "train": [str(write_documents(folder / "train.jsonl", [700, 300, 90, 40]))],
-            "heldout": [str(write_documents(folder / "heldout.jsonl", [600, 300], seed=50))],
+            "train": [str(write_documents(folder / "train.jsonl", [700, 300, 90, 40], ids=ids))],
+            "heldout": [str(write_documents(folder / "heldout.jsonl", [600, 300], seed=50, ids=ids))],
         },
         "train": {"steps": 4, "batch_rows": 2, "checkpoint_every": 2, **train},
         "eval": {"documents": 2},

@@ -7,6 +7,7 @@ PACKAGE = Path(__file__).parents[1] / "yarn_tune"
 ORDER = (
     "errors",
     "rope",
+    "base_scaling",
     "schema",
     "sections",
     "checks",

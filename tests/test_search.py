@@ -20,7 +20,7 @@ from yarn_tune.train import Run
 
 DIM, FACTOR = 32, 8.0
 FACTS = RopeFacts(model_type="llama", theta=1e4, dim=DIM, head_dim=DIM, native=128, partial_rotary_factor=1.0)
-START = Start(facts=FACTS, native=128, window=1024, factor=FACTOR, beta_fast=32.0, beta_slow=1.0)
+START = Start(facts=FACTS, native=128, original=128, window=1024, factor=FACTOR, beta_fast=32.0, beta_slow=1.0)
 SEEDS = initial_factors(START)
 WANTED = [1 + 7 * (i / 15) ** 2 for i in range(16)]
 QUICK = Settings(generations=6, seed=3)

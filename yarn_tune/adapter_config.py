@@ -68,6 +68,8 @@ class YarnTuneConfig(PeftConfig):
     """With the next two, the rotary layout of the base the numbers belong to; filled in by `start`."""
     rope_theta: float | None = None
     rotary_dim: int | None = None
+    base_scaling: str | None = None
+    """What the base's own config does to its frequencies, or "none"."""
     target_modules: list[str] | None = None
     """The base's rotary module; filled in when it is attached."""
 
@@ -87,7 +89,8 @@ class YarnTuneConfig(PeftConfig):
         Raises:
             UserError: if the numbers belong to a base of another layout.
         """
-        found = {"base_model_type": facts.model_type, "rope_theta": facts.theta, "rotary_dim": facts.dim}
+        found: dict[str, object] = {"base_model_type": facts.model_type, "rope_theta": facts.theta}
+        found |= {"rotary_dim": facts.dim, "base_scaling": facts.scaling.digest() if facts.scaling else "none"}
         for key, value in found.items():
             if getattr(self, key) not in (None, value):
                 raise UserError(

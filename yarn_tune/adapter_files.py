@@ -57,6 +57,7 @@ def write_adapter(folder: Path, recipe: Recipe, rotary: TunableRotary, place: st
         base_model_type=facts.model_type,
         rope_theta=facts.theta,
         rotary_dim=facts.dim,
+        base_scaling=facts.scaling.digest() if facts.scaling else "none",
         target_modules=[place],
     )
     numbers = {f"{ROOT}{place}.{NUMBERS}.{last}": whole[name] for last, name in last_names(rotary).items()}

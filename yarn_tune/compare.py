@@ -20,18 +20,12 @@ from .errors import UserError
 from .export import learned_of
 from .families import load_tokenizer
 from .learned import Learned, Start
-from .measure import Meter, Method
+from .measure import Meter, Method, TableOf
 from .perplexity import Nats, bucket_edges, by_position, span_nats
 from .recall import recall
 from .recipe import load_recipe
 from .results import Comparison, Row, as_json, key_tokens
-from .rope import (
-    default_inv_freq,
-    dynamic_ntk_inv_freq,
-    linear_inv_freq,
-    ntk_inv_freq,
-    yarn_attention_factor,
-)
+from .rope import default_inv_freq, dynamic_ntk_inv_freq, linear_inv_freq, ntk_inv_freq
 from .sections import Recipe
 from .train import Run
 
@@ -80,16 +74,25 @@ def named_rows(run: Run, others: list[Path]) -> tuple[dict[str, Tuned], list[Pat
 
 def methods(start: Start, tuned: dict[str, Tuned]) -> dict[str, Method | None]:
     """Method name -> how it rotates; None is the base with its native window slid."""
-    facts, native, factor = start.facts, start.native, start.factor
+    facts, native, factor = start.facts, start.native, start.stretch
     theta, dim = facts.theta, facts.dim
 
+    def over(plain: Callable[[int], Tensor]) -> TableOf:
+        """A table of unscaled RoPE, laid over what the base already has."""
+        if facts.scaling is None:
+            return lambda length: (plain(length), 1.0)
+        own, multiplier = facts.table(start.window)
+        return lambda length: (own * (plain(length) / default_inv_freq(theta, dim)), multiplier)
+
     found: dict[str, Method | None] = {
-        "none": Method.fixed(default_inv_freq(theta, dim)),
+        "none": Method(facts.table, by_length=facts.scaling is not None and facts.scaling.above > 0),
         "native-window": None,
-        "linear": Method.fixed(linear_inv_freq(theta, dim, factor)),
-        "ntk": Method.fixed(ntk_inv_freq(theta, dim, factor)),
-        "dynamic": Method(lambda length: (dynamic_ntk_inv_freq(theta, dim, factor, length, native), 1.0)),
-        "yarn": Method.fixed(start.inv_freq(), yarn_attention_factor(factor)),
+        "linear": Method(over(lambda length: linear_inv_freq(theta, dim, factor))),
+        "ntk": Method(over(lambda length: ntk_inv_freq(theta, dim, factor))),
+        "dynamic": Method(
+            over(lambda length: dynamic_ntk_inv_freq(theta, dim, factor, length, native)), by_length=True
+        ),
+        "yarn": Method.fixed(start.inv_freq(), start.attention_factor),
     }
     return found | {name: Method.of(one.learned) for name, one in tuned.items()}
 
@@ -119,7 +122,8 @@ def compare(
         if only is not None and method not in only:
             continue
         measure = _measurer(meter, how, start.native, recipe.eval.stride)
-        row, measured[method] = _row(method, measure, documents, lengths, edges, start.native)
+        by_length = how is not None and how.by_length
+        row, measured[method] = _row(method, measure, documents, lengths, edges, start.native, by_length)
         if method in tuned:
             row = replace(row, tokens_spent=tuned[method].tokens, seconds_spent=tuned[method].seconds)
         comparison.rows.append(row)
@@ -160,12 +164,18 @@ def _measurer(meter: Meter, how: Method | None, native: int, stride: int | None)
 
 
 def _row(
-    method: str, measure: Measure, documents: list[Tensor], lengths: list[int], edges: list[int], native: int
+    method: str,
+    measure: Measure,
+    documents: list[Tensor],
+    lengths: list[int],
+    edges: list[int],
+    native: int,
+    by_length: bool = False,
 ) -> tuple[Row, list[Tensor]]:
     """One method over all documents, and its nats of each, `[T - 1]`.
 
     The model is causal, so a document's beginning scores the same whatever follows, and one forward of the
-    longest length serves all: except for `dynamic`, whose table depends on the length read.
+    longest length serves all: except where the table depends on the length read.
     """
     per_length = dict.fromkeys(lengths, Nats(0.0, 0))
     buckets = [Nats(0.0, 0)] * (len(edges) - 1)
@@ -177,9 +187,9 @@ def _row(
         seconds += took
         buckets = [a + b for a, b in zip(buckets, by_position(nats, edges), strict=True)]
         for length in lengths:
-            own = measure(document, length)[0] if method == "dynamic" else nats
+            own = measure(document, length)[0] if by_length else nats
             per_length[length] += span_nats(own, 1, length)
-        own = measure(document, inside)[0] if method == "dynamic" else nats
+        own = measure(document, inside)[0] if by_length else nats
         short += span_nats(own, 1, inside)
     means = {length: nats.mean for length, nats in per_length.items()}
     return Row(method, means, [b.mean for b in buckets], short.mean, seconds=round(seconds, 2)), kept

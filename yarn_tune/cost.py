@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from .estimate import ONE_BY_ONE
-from .families import has_sliding_layers
+from .families import has_sliding_layers, rope_facts
 from .lessons import Lesson
 from .objectives import CHUNK
 from .sections import Recipe
@@ -86,7 +86,7 @@ def estimate_cost(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1) ->
         return float(2 * (parameters - embedding) * tokens + 4 * shape.layers * shape.queries * seen)
 
     train, row_tokens = recipe.train, recipe.row_tokens()
-    native = recipe.rope.native or config.max_position_embeddings
+    native = recipe.rope.native or rope_facts(config).native
     lengths = [recipe.data.length_at(step, train.steps) or row_tokens for step in range(train.steps)]
     flops = sum(row_flops(recipe, length, native, forward, numbers) * (row_tokens // length) for length in lengths)
     return Cost(
@@ -153,7 +153,7 @@ def step_memory(recipe: Recipe, config: PreTrainedConfig, row_tokens: int) -> fl
     if tail is not None:
         return max(_prefix(recipe, shape, e, tokens, rows * tail))
     kept, worst = _training(recipe, shape, e, tokens)
-    native = recipe.rope.native or config.max_position_embeddings
+    native = recipe.rope.native or rope_facts(config).native
     lesson = Lesson.of(recipe, native)
     if lesson.taught:
         # The base is asked while all that was kept of the model is held; its states then wait for the backward pass.

@@ -26,7 +26,6 @@ from .families import load_model, load_tokenizer
 from .learned import Learned, Start
 from .metrics import end_training
 from .objectives import NextToken
-from .rope import longrope_inv_freq, yarn_attention_factor
 from .runtime import environment, start
 from .search import SearchState, Settings, initial_factors, search
 from .serving.profiles import Target, settle
@@ -76,15 +75,14 @@ class Judge:
         self.begin, self.batches = begin, batches
         self.tokens = sum(batch["input_ids"].numel() for batch in batches)
         """Forward tokens a candidate."""
-        self._table: tuple[Tensor, float] = (begin.inv_freq(), yarn_attention_factor(begin.factor))
+        self._table: tuple[Tensor, float] = (begin.inv_freq(), begin.attention_factor)
         attach_fixed(model, lambda length: self._table)
         self._objective = NextToken(model)
 
     @torch.no_grad()
     def __call__(self, factors: list[float]) -> float:
         """Nats per token under these factors."""
-        facts = self.begin.facts
-        self._table = (longrope_inv_freq(facts.theta, facts.dim, factors), self._table[1])
+        self._table = (self.begin.divided(factors), self._table[1])
         total = sum(self._objective(**batch).item() for batch in self.batches)
         targets = sum(int((batch["labels"] >= 0).sum()) for batch in self.batches)
         return total / targets if math.isfinite(total) else math.inf
@@ -92,8 +90,7 @@ class Judge:
 
 def offsets_of(factors: list[float], begin: Start) -> dict[str, Tensor]:
     """A candidate as the offsets from search-free YaRN that a gradient run would have learned."""
-    facts = begin.facts
-    offsets = torch.log(begin.inv_freq().double() / longrope_inv_freq(facts.theta, facts.dim, factors).double())
+    offsets = torch.log(begin.inv_freq().double() / begin.divided(factors).double())
     return {"offsets.log_factor": offsets.float(), "log_temperature": torch.zeros(1)}
 
 
@@ -130,5 +127,5 @@ def _search(run: Run, begin: Start, judge: Judge) -> SearchState:
         bar.set_postfix_str(f"best {now.best_fitness:.4f} nats")
 
     fitness: Callable[[list[float]], float] = judge
-    upper = HEADROOM * begin.factor
+    upper = HEADROOM * begin.stretch
     return search(fitness, initial_factors(begin), upper, settings, state, save_generation)

@@ -23,7 +23,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from .base_scaling import Scaling, scaling_of
 from .errors import UserError
+from .rope import default_inv_freq
 
 FAMILIES: dict[str, str] = {
     "cohere": "pairs are interleaved",
@@ -126,10 +128,18 @@ class RopeFacts:
     """Rotary dimensions of one head; d/2 pairs."""
     head_dim: int
     native: int
-    """`max_position_embeddings`, in tokens."""
+    """The window the base reads, in tokens: `max_position_embeddings`, or what its YaRN reaches."""
     partial_rotary_factor: float
     layer_kind: str = ""
     """The kind of layers these facts are about; empty where all layers share one table."""
+    scaling: Scaling | None = None
+    """What its config already does to the frequencies."""
+
+    def table(self, length: int) -> tuple[Tensor, float]:
+        """Inverse frequencies `[d/2]` and multiplier of cos and sin of the untouched base, reading `length` tokens."""
+        if self.scaling is not None:
+            return self.scaling.table(length)
+        return default_inv_freq(self.theta, self.dim), 1.0
 
 
 def rope_facts(config: PreTrainedConfig) -> RopeFacts:
@@ -149,11 +159,7 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
         if layer_kind not in config.layer_types:
             raise UserError(f"base.model: this {kind} has no full-attention layer, and only those can be extended")
         rope = rope[layer_kind]
-    if rope["rope_type"] != "default":
-        raise UserError(
-            f"base.model: its config already carries rope_type {rope['rope_type']!r}; "
-            "continuing from an extended model is not supported yet, use the model it was made from"
-        )
+    scaling = scaling_of(config, rope, layer_kind)
     if not layer_kind and _sliding_window(config):
         raise UserError(
             f"base.model: layers of this {kind} look back only {config.sliding_window} tokens (sliding window), "
@@ -161,14 +167,16 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
         )
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     partial = rope.get("partial_rotary_factor", 1.0)
+    reach = scaling.ramp if scaling else None
     return RopeFacts(
         model_type=kind,
         theta=float(rope["rope_theta"]),
         dim=int(head_dim * partial),
         head_dim=head_dim,
-        native=config.max_position_embeddings,
+        native=max(config.max_position_embeddings, round(reach.factor * reach.original) if reach else 0),
         partial_rotary_factor=partial,
         layer_kind=layer_kind,
+        scaling=scaling,
     )
 
 

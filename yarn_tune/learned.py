@@ -4,12 +4,13 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .errors import UserError
 from .families import RopeFacts, load_config, rope_facts
 from .lora import Factors
-from .rope import longrope_inv_freq, yarn_inv_freq
+from .rope import Scalar, longrope_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
 from .sections import Recipe, Rope
 
 
@@ -77,14 +78,23 @@ class Learned:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where learning starts: search-free YaRN for this base and window."""
+    """Where learning starts: search-free YaRN for this base and window.
+
+    Over a base that ships YaRN, that is the base's own with a larger factor; over one scaled otherwise, YaRN laid over
+    the base's table. Nothing to extend (window = native) is the base itself.
+    """
 
     facts: RopeFacts
     native: int
+    """Window of the untouched base."""
     window: int
     factor: float
+    """YaRN's, over a window of `original` tokens."""
+    original: int
+    """Window that the betas count turns in: the native one, or that of the YaRN the base ships."""
     beta_fast: float
     beta_slow: float
+    truncate: bool = True
 
     @classmethod
     def of(cls, facts: RopeFacts, rope: Rope) -> "Start":
@@ -99,13 +109,19 @@ class Start:
                 f"rope.window: {rope.window} is smaller than the base model's native window {native}; "
                 "this tool only extends (rope.native overrides what the config says)"
             )
+        ramp = facts.scaling.ramp if facts.scaling else None
+        original = ramp.original if ramp else native
+        # The least a base's own YaRN does is what it does: a window of the base's needs no larger factor.
+        least = ramp.factor if ramp else 0.0
         return cls(
             facts=facts,
             native=native,
             window=rope.window,
-            factor=rope.factor or rope.window / native,
-            beta_fast=rope.beta_fast,
-            beta_slow=rope.beta_slow,
+            factor=rope.factor or max(least, rope.window / original),
+            original=original,
+            beta_fast=ramp.beta_fast if ramp else rope.beta_fast,
+            beta_slow=ramp.beta_slow if ramp else rope.beta_slow,
+            truncate=ramp.truncate if ramp else True,
         )
 
     @classmethod
@@ -113,6 +129,44 @@ class Start:
         """`of` for the base a recipe names; reads its config, no weights."""
         return cls.of(rope_facts(load_config(recipe.base.model, recipe.base.revision)), recipe.rope)
 
+    @property
+    def laid_over(self) -> Tensor | None:
+        """The base's own table, where the start is not YaRN from scratch, `[d/2]`."""
+        scaling = self.facts.scaling
+        return None if scaling is None or scaling.ramp else scaling.table(self.native)[0]
+
+    @property
+    def stretch(self) -> float:
+        """How much longer the window is than the base's own, as far as the table knows."""
+        scaling = self.facts.scaling
+        return self.factor / scaling.ramp.factor if scaling and scaling.ramp else self.factor
+
+    @property
+    def attention_factor(self) -> float:
+        """Search-free YaRN's multiplier of cos and sin, times what the base has already."""
+        scaling = self.facts.scaling
+        if scaling is None:
+            return yarn_attention_factor(self.factor)
+        already = yarn_attention_factor(scaling.ramp.factor) if scaling.ramp else 1.0
+        return scaling.attention_factor * (yarn_attention_factor(self.factor) / already)
+
+    def betas(self) -> tuple[float, float]:
+        """Betas whose unrounded ramp is the one of the start."""
+        if not self.truncate:
+            return self.beta_fast, self.beta_slow
+        return snapped_betas(self.facts.theta, self.facts.dim, self.original, self.beta_fast, self.beta_slow)
+
+    def yarn(self, factor: Scalar, beta_fast: Scalar, beta_slow: Scalar, truncate: bool = False) -> Tensor:
+        """The table of these numbers over this base, `[d/2]`; differentiable."""
+        numbers = factor, self.original, beta_fast, beta_slow
+        return yarn_inv_freq(self.facts.theta, self.facts.dim, *numbers, truncate, base=self.laid_over)
+
     def inv_freq(self) -> Tensor:
         """Search-free YaRN's table, float32 `[d/2]`."""
-        return yarn_inv_freq(self.facts.theta, self.facts.dim, self.factor, self.native, self.beta_fast, self.beta_slow)
+        return self.yarn(self.factor, self.beta_fast, self.beta_slow, self.truncate)
+
+    def divided(self, factors: list[float]) -> Tensor:
+        """The base's own table with each pair divided by a factor, `[d/2]`."""
+        if self.facts.scaling is None:
+            return longrope_inv_freq(self.facts.theta, self.facts.dim, factors)
+        return self.facts.table(self.native)[0] / torch.tensor(factors)

@@ -37,6 +37,8 @@ class Method:
     """`[tuned layers, groups, d/2]`; see `gains.py`."""
     lora: Factors | None = None
     """Changes of the weights."""
+    by_length: bool = False
+    """Whether the table depends on the length read."""
 
     @classmethod
     def fixed(cls, inv_freq: Tensor, attention_factor: float = 1.0) -> "Method":

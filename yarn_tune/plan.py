@@ -40,8 +40,12 @@ class Plan:
         if self.start is not None:
             lines.append(
                 f"  learns    {_numbers_text(recipe, self.learned_numbers or {})}, from YaRN at factor "
-                f"{self.start.factor:g} over a native window of {self.start.native}"
+                f"{self.start.factor:g} over a native window of {self.start.original}"
             )
+            if (scaling := self.start.facts.scaling) is not None:
+                lines.append(
+                    f"  continues the base's own {scaling.rope_type} scaling, which reads {self.start.native} tokens"
+                )
         lines.append(
             f"  reads     {train.steps} steps x {train.batch_rows} rows x {recipe.row_tokens()} = {tokens:,} tokens"
         )

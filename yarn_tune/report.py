@@ -124,7 +124,7 @@ def plot_by_position(comparison: Comparison, path: Path) -> None:
 
 def plot_factors(learned: Learned, start: Start, path: Path) -> None:
     """How far each rotary pair is stretched: learned, YaRN's start, position interpolation."""
-    base = default_inv_freq(start.facts.theta, start.facts.dim)
+    base, plain = start.facts.table(start.window)[0], default_inv_freq(start.facts.theta, start.facts.dim)
     figure, axes = plt.subplots(figsize=(8, 4))
     pairs = range(len(base))
     axes.plot(pairs, (base / start.inv_freq()).tolist(), label="YaRN (start)", color=COLOURS["yarn"])
@@ -136,9 +136,9 @@ def plot_factors(learned: Learned, start: Start, path: Path) -> None:
         marker="o",
         markersize=3,
     )
-    ntk = ntk_inv_freq(start.facts.theta, start.facts.dim, start.factor)
-    axes.plot(pairs, (base / ntk).tolist(), label="NTK-aware", color=COLOURS["ntk"], linestyle="-.")
-    axes.axhline(start.factor, label="linear (PI)", color=COLOURS["linear"], linestyle="--")
+    ntk = ntk_inv_freq(start.facts.theta, start.facts.dim, start.stretch)
+    axes.plot(pairs, (plain / ntk).tolist(), label="NTK-aware", color=COLOURS["ntk"], linestyle="-.")
+    axes.axhline(start.stretch, label="linear (PI)", color=COLOURS["linear"], linestyle="--")
     axes.set_xlabel("rotary pair (0 turns fastest)")
     axes.set_ylabel("factor (old frequency / new)")
     axes.legend(frameon=False)

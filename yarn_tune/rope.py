@@ -111,16 +111,25 @@ def yarn_inv_freq(
     beta_slow: Scalar = BETA_SLOW,
     truncate: bool = True,
     dtype: torch.dtype = torch.float32,
+    base: Tensor | None = None,
 ) -> Tensor:
     """YaRN's "NTK-by-parts" table, `[d/2]` (arXiv:2309.00071, eq. 17 to 21).
 
     Fast pairs keep their frequency, slow ones are divided by `factor`. `factor` may be any positive number:
     it is neither rounded nor tied to window / native. The attention factor is separate:
     `yarn_attention_factor`.
+
+    A model that is scaled already has its table in `base`, `[d/2]`. The ramp counts the turns that its pairs really
+    make: a pair takes the place of the unscaled one that turns as fast. A factor of 1 is `base` itself.
     """
     low, high = correction_range(theta, dim, native, beta_fast, beta_slow, truncate)
     width = torch.where(high == low, torch.full_like(high, 0.001), high - low)
-    ramp = ((torch.arange(dim // 2, dtype=dtype) - low) / width).clamp(0, 1)
+    places = torch.arange(dim // 2, dtype=dtype)
+    if base is not None:
+        places = -dim * torch.log(base.to(dtype)) / (2 * math.log(theta))
+    ramp = ((places - low) / width).clamp(0, 1)
+    if base is not None:
+        return base.to(dtype) * (1 + ramp * (1 / as_scalar(factor) - 1)).to(dtype)
     kept = 1 - ramp
     wavelengths = _wavelengths(theta, dim, dtype)
     return 1.0 / (as_scalar(factor) * wavelengths) * (1 - kept) + 1.0 / wavelengths * kept

@@ -95,9 +95,10 @@ class SearchState:
 
 
 def initial_factors(start: Start) -> dict[str, Factors]:
-    """Linear, NTK-aware and YaRN as divisors, made to rise from pair to pair."""
-    facts, factor = start.facts, start.factor
-    base = default_inv_freq(facts.theta, facts.dim).double()
+    """Linear, NTK-aware and YaRN as divisors of the base's table, made to rise from pair to pair."""
+    facts, factor = start.facts, start.stretch
+    plain = default_inv_freq(facts.theta, facts.dim).double()
+    base = facts.table(start.window)[0].double()
 
     def divisors(table: Tensor) -> Factors:
         found: Factors = (base / table.double()).tolist()
@@ -105,7 +106,7 @@ def initial_factors(start: Start) -> dict[str, Factors]:
 
     return {
         "linear": [factor] * len(base),
-        "ntk": divisors(ntk_inv_freq(facts.theta, facts.dim, factor)),
+        "ntk": divisors(base * (ntk_inv_freq(facts.theta, facts.dim, factor) / plain)),
         "yarn": divisors(start.inv_freq()),
     }
 

@@ -48,7 +48,7 @@ def sweep(run: Run, factors: list[float]) -> list[Cell]:
         length = round(factor * begin.native)
         documents = [ids for _, ids in heldout_excerpts(recipe, tokenizer, length, recipe.eval.documents)]
         slid = _mean([meter.slid(document, begin.native, stride)[0] for document in documents], length)
-        hows = methods(replace(begin, factor=factor, window=length), {})
+        hows = methods(replace(begin, factor=factor * begin.factor / begin.stretch, window=length), {})
         for method in SWEPT:
             how = hows[method]
             assert how is not None

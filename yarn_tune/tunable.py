@@ -40,7 +40,7 @@ from .gains import Gains, gains_for, scale_queries
 from .learned import Learned, Start
 from .lora import PREFIX, add_lora, factors_of, remove_lora, switch_lora
 from .queries import site_of
-from .rope import default_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
+from .rope import default_inv_freq
 from .sections import Lora, Recipe
 
 
@@ -145,10 +145,9 @@ class TunableRotary(_Rotary):
         if learn == "yarn":
             self.log_temperature.requires_grad_(False)
             self.offsets.requires_grad_(False)
-        facts = start.facts
-        self._attention_factor = yarn_attention_factor(start.factor)
+        self._attention_factor = start.attention_factor
         # Rounding the ramp has no gradient; from these betas the unrounded ramp is the rounded one.
-        self._betas = snapped_betas(facts.theta, facts.dim, start.native, start.beta_fast, start.beta_slow)
+        self._betas = start.betas()
         self._inv_freq = start.inv_freq()
 
     def table(self, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -158,10 +157,7 @@ class TunableRotary(_Rotary):
             log_factor = self.offsets["log_factor"]
             return self._inv_freq.to(log_factor.device) * torch.exp(-log_factor), multiplier
         # A few scalars: computed on the CPU, where the formula keeps float64, and moved by autograd.
-        scale, beta_fast, beta_slow = self._yarn_numbers()
-        facts = self.start.facts
-        inv_freq = yarn_inv_freq(facts.theta, facts.dim, scale, self.start.native, beta_fast, beta_slow, truncate=False)
-        return inv_freq.to(self.log_temperature.device), multiplier
+        return self.start.yarn(*self._yarn_numbers()).to(self.log_temperature.device), multiplier
 
     def _yarn_numbers(self) -> tuple[Tensor, Tensor, Tensor]:
         """Scale and betas as float64 CPU scalars, differentiable."""
@@ -189,11 +185,13 @@ class TunableRotary(_Rotary):
             "temperature": temperature,
             "gains": None if self.gains is None else self.gains.exact(),
         }
-        if "log_factor" in self.offsets:
-            base = default_inv_freq(self.start.facts.theta, self.start.facts.dim, torch.float64)
-            return Learned(**common, factors=(base / self.table()[0].cpu().double()).tolist())
-        scale, beta_fast, beta_slow = (number.item() for number in self._yarn_numbers())
-        return Learned(**common, scale=scale, original=self.start.native, beta_fast=beta_fast, beta_slow=beta_slow)
+        if "log_factor" not in self.offsets:
+            scale, beta_fast, beta_slow = (number.item() for number in self._yarn_numbers())
+            common |= {"scale": scale, "original": self.start.original, "beta_fast": beta_fast, "beta_slow": beta_slow}
+            if self.start.laid_over is None:
+                return Learned(**common)
+        base = default_inv_freq(self.start.facts.theta, self.start.facts.dim, torch.float64)
+        return Learned(**common, factors=(base / self.table()[0].cpu().double()).tolist())
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by kind, for their learning rates."""

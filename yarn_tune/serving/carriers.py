@@ -129,6 +129,8 @@ def default_section(base: dict[str, Any], theta: float, kind: str) -> dict[str, 
 def forms(learned: Learned) -> Iterator[Learned]:
     """The same numbers as a config can carry them, in order of preference."""
     if learned.factors is None:
+        scaling = learned.facts.scaling
+        native = scaling.ramp.original if scaling and scaling.ramp else learned.native
         assert learned.scale is not None
         assert learned.original is not None
         length = round(learned.scale * learned.original)
@@ -136,11 +138,11 @@ def forms(learned: Learned) -> Iterator[Learned]:
         if settled and learned.window <= length <= longest(learned.window):
             yield _whole_pairs(learned)
         else:
-            yield _whole_pairs(_over(learned, *lengths_for(learned.scale, learned.native, learned.window)))
-        length = round(learned.scale * learned.native)
+            yield _whole_pairs(_over(learned, *lengths_for(learned.scale, native, learned.window)))
+        length = round(learned.scale * native)
         if length >= learned.window:
             # Served longer than asked for, over the native length: for readers of fixed betas (TGI, llama.cpp).
-            yield _whole_pairs(_over(learned, learned.native, length))
+            yield _whole_pairs(_over(learned, native, length))
     base = default_inv_freq(learned.facts.theta, learned.facts.dim)
     factors = learned.factors or (base.double() / learned.inv_freq().double()).tolist()
     listed = replace(learned, scale=None, original=None, beta_fast=None, beta_slow=None, factors=factors)
