@@ -17,7 +17,7 @@ from pathlib import Path
 from yarn_tune.compare import compare, named_rows
 from yarn_tune.cost import estimate_cost
 from yarn_tune.evolve import learn
-from yarn_tune.families import load_config
+from yarn_tune.models import load_config
 from yarn_tune.recipe import load_recipe
 from yarn_tune.results import Comparison
 from yarn_tune.train import Run

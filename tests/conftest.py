@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from yarn_tune.families import INTERLEAVED
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.serving.profiles import Target, settle
 from yarn_tune.train import Run, claim_folder
@@ -34,31 +35,66 @@ SMALL = {
     "eos_token_id": 0,
     "pad_token_id": 0,
 }
+EXPERTS = {"num_experts": 2, "num_local_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+LATENT = {
+    "q_lora_rank": None, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16,
+    "n_routed_experts": 2, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
+    "moe_intermediate_size": 32, "num_key_value_heads": 4, "n_shared_experts": 1,
+}  # fmt: skip
+SLIDING = {"sliding_window": 32, "layer_types": ["sliding_attention", "full_attention", "full_attention"]}
 FAMILY_SIZES: dict[str, dict[str, object]] = {
+    "arcee": {},
     "cohere": {},
+    "deepseek_v2": LATENT,
+    "deepseek_v3": {**LATENT, "q_lora_rank": 24},
+    "ernie4_5": {"head_dim": 16},
+    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 3},
+    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False},
     "gemma": {"head_dim": 16},
-    "gemma3_text": {
-        "head_dim": 16,
-        "query_pre_attn_scalar": 16,
-        "sliding_window": 32,
-        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
-    },
+    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, **SLIDING},
+    "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, **SLIDING},
+    "glm": {"head_dim": 16, "partial_rotary_factor": 0.5},
+    "glm4": {"head_dim": 16, "partial_rotary_factor": 0.5},
     "gpt_neox": {"rotary_pct": 0.25, "hidden_size": 128},
+    "gpt_oss": {
+        "head_dim": 16, **EXPERTS, **SLIDING,
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "beta_fast": 4.0, "beta_slow": 0.5,
+            "truncate": False, "original_max_position_embeddings": NATIVE // 2,
+        },
+    },
     "granite": {"attention_multiplier": 0.25},
+    "granitemoe": {**EXPERTS, "attention_multiplier": 0.25},
     "llama": {},
+    "ministral": {"head_dim": 16, **SLIDING},
     "mistral": {"sliding_window": None},
-    "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 2},
+    "mixtral": EXPERTS,
+    "nemotron": {"partial_rotary_factor": 0.5},
+    "olmo": {},
     "olmo2": {},
-    "olmo3": {"sliding_window": 32, "layer_types": ["sliding_attention", "full_attention", "full_attention"]},
+    "olmo3": SLIDING,
+    "persimmon": {"partial_rotary_factor": 0.5},
     "phi": {"partial_rotary_factor": 0.5},
     "phi3": {"sliding_window": None, "original_max_position_embeddings": NATIVE},
     "qwen2": {},
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 32},
     "qwen3": {"head_dim": 32},
+    "qwen3_moe": {**EXPERTS, "head_dim": 32},
+    "qwen3_next": {
+        **EXPERTS, "head_dim": 32, "partial_rotary_factor": 0.25, "shared_expert_intermediate_size": 32,
+        "linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+        "layer_types": ["linear_attention", "full_attention", "full_attention"],
+    },
+    "seed_oss": {"head_dim": 16},
     "smollm3": {"num_hidden_layers": 4},
     "stablelm": {"partial_rotary_factor": 0.25, "hidden_size": 128},
     "starcoder2": {"sliding_window": None},
-}
+}  # fmt: skip
 """What a small config of each supported family needs beyond `SMALL`."""
+
+
+YARN_ALONE = sorted({*FAMILY_SIZES} & INTERLEAVED | {"gpt_oss"})
+"""Families for which vLLM takes no lists of factors."""
 
 
 def tiny_config(family: str, **extra: object):

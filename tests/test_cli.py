@@ -66,7 +66,7 @@ def test_a_model_without_rope(recipe, tmp_path, capsys):
     tiny_tokenizer().save_pretrained(tmp_path / "gpt2")
     for command in ("plan", "train", "run"):
         message = fails(capsys, command, str(recipe), f"base.model={tmp_path / 'gpt2'}")
-        assert "gpt2 has no rotary position embeddings (RoPE), so there is nothing to tune" in message
+        assert "gpt2 cannot be tuned: its positions are learned, not RoPE" in message
 
 
 def test_a_folder_with_a_broken_config(recipe, tmp_path, capsys):

@@ -10,7 +10,7 @@ from conftest import NATIVE, recipe_tree, save_tiny, tiny_config
 from transformers import AutoModelForCausalLM
 from yarn_tune.compare import compare, tuned_of
 from yarn_tune.data import heldout_excerpts
-from yarn_tune.families import load_tokenizer
+from yarn_tune.models import load_tokenizer
 from yarn_tune.perplexity import full_nats
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.results import Comparison, Row, key_tokens, table

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import FAMILY_SIZES, NATIVE, recipe_tree, save_tiny
 from yarn_tune.errors import UserError
-from yarn_tune.families import FAMILIES, config_json
+from yarn_tune.families import FAMILIES
 from yarn_tune.gains import gains_for
+from yarn_tune.models import config_json
 from yarn_tune.queries import site_of
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.serving.gguf import ARCHITECTURES, BY_FLAGS

@@ -9,6 +9,7 @@ from conftest import (
     FAMILY_SIZES,
     NATIVE,
     VOCABULARY,
+    YARN_ALONE,
     finished_run,
     recipe_tree,
     save_tiny,
@@ -31,7 +32,7 @@ from yarn_tune.sections import Rope
 from yarn_tune.train import Run, train
 from yarn_tune.tunable import attach, attach_fixed, detach, untouched
 
-SHARED = ("gemma3_text", "qwen3")  # heads share one norm of the queries
+SHARED = ("exaone4", "gemma3_text", "persimmon", "qwen3", "qwen3_moe", "qwen3_next")  # one norm of the queries
 NORMED = (*SHARED, "olmo2", "olmo3")
 RUNGS = ("layer", "head", "spectral", "phase")
 IDS = torch.randint(1, VOCABULARY, (2, 150), generator=torch.Generator().manual_seed(0))
@@ -91,7 +92,7 @@ def test_the_start_is_yarn_and_gradients_match_finite_differences(family, rung):
 @pytest.mark.parametrize(("family", "rung"), CARRIED)
 def test_the_export_computes_what_was_learned(tmp_path, family, rung):
     """Stock transformers on folded weights against hooks in memory, up to the last position of the window."""
-    learn = "scale" if family == "cohere" else "frequency"  # vLLM takes no longrope where pairs are interleaved
+    learn = "scale" if family in YARN_ALONE else "frequency"
     target = export(finished_run(tmp_path, learn, family, settings=(f"rope.temperature={rung}",)))
     fidelity = json.loads((target / "fidelity.json").read_text())
     assert max(fidelity["max_abs_logit_difference"].values()) <= 1e-4

@@ -3,19 +3,14 @@
 from pathlib import Path
 
 import pytest
-from conftest import FAMILY_SIZES, NATIVE, recipe_tree, save_tiny
+from conftest import FAMILY_SIZES, NATIVE, YARN_ALONE, recipe_tree, save_tiny
 from yarn_tune.cli import main
 from yarn_tune.errors import UserError
 from yarn_tune.init import propose
 from yarn_tune.recipe import load_recipe
 
-WANTED = {
-    "cohere": ("scale", "phase"),
-    "gemma3_text": ("frequency", "spectral"),
-    "olmo2": ("frequency", "spectral"),
-    "olmo3": ("frequency", "spectral"),
-    "qwen3": ("frequency", "spectral"),
-}
+NORMED = ("exaone4", "gemma3_text", "olmo2", "olmo3", "persimmon", "qwen3", "qwen3_moe", "qwen3_next")
+WANTED = dict.fromkeys(YARN_ALONE, ("scale", "phase")) | dict.fromkeys(NORMED, ("frequency", "spectral"))
 """Elsewhere: one factor a pair, with gains and phases."""
 
 

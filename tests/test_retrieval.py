@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from yarn_tune.errors import UserError
-from yarn_tune.families import load_model, load_tokenizer
+from yarn_tune.models import load_model, load_tokenizer
 from yarn_tune.retrieval import (
     DEMO,
     PLAIN,

@@ -13,9 +13,10 @@ from yarn_tune.data import heldout_excerpts
 from yarn_tune.errors import UserError
 from yarn_tune.evolve import offsets_of
 from yarn_tune.export import export, learned_of
-from yarn_tune.families import load_tokenizer, rope_facts, rotary_site
+from yarn_tune.families import rope_facts
 from yarn_tune.learned import Start
 from yarn_tune.measure import Meter
+from yarn_tune.models import load_tokenizer, rotary_site
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.rope import default_inv_freq, yarn_inv_freq
 from yarn_tune.search import initial_factors

@@ -7,8 +7,9 @@ import torch
 from conftest import FAMILY_SIZES, NATIVE, VOCABULARY, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM
 from yarn_tune.errors import UserError
-from yarn_tune.families import FAMILIES, rope_facts, rotary_site
+from yarn_tune.families import FAMILIES, rope_facts
 from yarn_tune.learned import Start
+from yarn_tune.models import rotary_site, switch_off_dropout
 from yarn_tune.objectives import NextToken
 from yarn_tune.rope import yarn_attention_factor
 from yarn_tune.sections import Rope
@@ -31,12 +32,26 @@ def loss_of(model, ids: torch.Tensor = IDS) -> torch.Tensor:
     return NextToken(model)(ids, positions, labels) / (labels != -100).sum()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_mode_computes_what_evaluation_does(family):
+    """Wherever a family keeps its dropout: in modules, in attributes, or in the config."""
+    config = tiny_config(family)
+    probabilities = [name for name, value in vars(config).items() if "drop" in name and isinstance(value, float)]
+    model = tiny_model(family, **dict.fromkeys(probabilities, 0.5))
+    with torch.no_grad():
+        expected = model(SHORT, use_cache=False).logits
+        switch_off_dropout(model)
+        assert torch.equal(model.train()(SHORT, use_cache=False).logits, expected)
+
+
 def test_every_supported_family_is_tested():
     assert set(FAMILY_SIZES) == set(FAMILIES)
 
 
 def stock_yarn(facts):
-    """A plain YaRN section, of full-attention layers where layers differ by kind."""
+    """A plain YaRN section, of full-attention layers where layers differ by kind; or the base's own, further."""
+    if facts.scaling is not None:
+        return {**tiny_config(facts.model_type).rope_parameters, "factor": WINDOW / facts.scaling.ramp.original}
     section = {
         "rope_type": "yarn",
         "rope_theta": facts.theta,
@@ -64,7 +79,8 @@ def test_the_start_is_stock_yarn(family, learn):
         tuned = model(IDS, use_cache=False).logits
     config = tiny_config(family)
     facts = begin.facts
-    config.head_dim = facts.head_dim
+    if family != "falcon":  # which computes it
+        config.head_dim = facts.head_dim
     config.max_position_embeddings = WINDOW
     config.rope_parameters = stock_yarn(facts)
     yarn = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -227,16 +243,22 @@ def test_a_fixed_table_follows_the_length_read():
 @pytest.mark.parametrize(
     ("family", "extra", "reason"),
     [
-        ("gpt2", {}, "no rotary position embeddings"),
+        ("mamba", {}, "no rotary position embeddings"),
+        ("gpt2", {}, "gpt2 cannot be tuned: its positions are learned"),
+        ("bloom", {}, "ALiBi"),
+        ("falcon", {"alibi": True}, "ALiBi"),
+        ("gptj", {}, "rotates inside its attention"),
+        ("codegen", {}, "rotates inside its attention"),
+        ("cohere2", {}, "full-attention layers have no positions"),
+        ("exaone4", {"layer_types": ["sliding_attention", "full_attention", "full_attention"], "sliding_window": 32},
+         "full-attention layers of this exaone4 have no positions"),
+        ("qwen2", {"layer_types": ["sliding_attention"] * 3, "sliding_window": 32, "use_sliding_window": True},
+         "look back only 32 tokens"),
+        ("ministral", {"layer_types": ["sliding_attention"] * 3}, "look back only 32 tokens"),
         ("mistral", {"sliding_window": 32}, "sliding window"),
         ("gemma3_text", {"layer_types": ["sliding_attention"] * 3}, "no full-attention layer"),
-        (
-            "llama",
-            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
-            "rope_type 'linear'",
-        ),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_tuned_is_refused_with_the_reason(family, extra, reason):
     with pytest.raises(UserError, match=reason):
         rope_facts(tiny_config(family, **extra))

@@ -24,13 +24,15 @@ from transformers import PreTrainedModel
 
 from .adapter_config import YarnTuneConfig
 from .errors import UserError
-from .families import rope_facts, rotary_site
+from .families import rope_facts
 from .gains import FollowedQueries, gains_for
 from .learned import Learned, Start
+from .models import rotary_site
 from .serving.carriers import Served
 from .serving.folding import fold_parameters
 from .serving.profiles import Target, serve, settle_trained
-from .tunable import Attached, TunableRotary, move_only
+from .standin import Attached, move_only
+from .tunable import TunableRotary
 
 __all__ = ["YarnTuneConfig", "YarnTuneLayer", "YarnTuneModel"]
 

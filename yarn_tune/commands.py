@@ -233,7 +233,7 @@ def _documents(options: argparse.Namespace, length: int) -> "Recipe":
 def eval_command(options: argparse.Namespace) -> Result:
     """NLL of a checkpoint by position."""
     from .data import heldout_excerpts
-    from .families import load_model, load_tokenizer, to_device
+    from .models import load_model, load_tokenizer, to_device
     from .perplexity import Nats, bucket_edges, by_position, full_nats, mean_over_windows, slid_nats
 
     recipe = _documents(options, options.length)
@@ -265,7 +265,7 @@ def retrieve_command(options: argparse.Namespace) -> Result:
     from functools import partial
 
     from .data import heldout_tokens
-    from .families import load_model, load_tokenizer, to_device
+    from .models import load_model, load_tokenizer, to_device
     from .retrieval import WORDINGS, heat_map, retrieve, score_server, score_transformers, table
 
     lengths = _numbers("--lengths", options.lengths, int)
@@ -288,7 +288,7 @@ def retrieve_command(options: argparse.Namespace) -> Result:
 
 def lm_eval_command(options: argparse.Namespace) -> Result:
     """Print the commands for lm-evaluation-harness."""
-    from .families import config_json
+    from .models import config_json
 
     window = config_json(options.checkpoint)["max_position_embeddings"]
     metadata = json.dumps({"max_seq_lengths": [window]})

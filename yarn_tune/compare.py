@@ -18,9 +18,9 @@ from .checkpoint import write_json
 from .data import heldout_excerpts
 from .errors import UserError
 from .export import learned_of
-from .families import load_tokenizer
 from .learned import Learned, Start
 from .measure import Meter, Method, TableOf
+from .models import load_tokenizer
 from .perplexity import Nats, bucket_edges, by_position, span_nats
 from .recall import recall
 from .recipe import load_recipe

@@ -22,9 +22,9 @@ from .batches import collate
 from .checkpoint import write_atomically, write_json
 from .data import build_rows
 from .errors import UserError
-from .families import load_model, load_tokenizer
 from .learned import Learned, Start
 from .metrics import end_training
+from .models import load_model, load_tokenizer
 from .objectives import NextToken
 from .runtime import environment, start
 from .search import SearchState, Settings, initial_factors, search

@@ -23,9 +23,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from .adapter_files import adapter_numbers, is_adapter
 from .checkpoint import put_in_place, read_tensors, write_json
 from .errors import CheckFailed, UserError
-from .families import is_hub_id, load_model, load_tokenizer, logit_transform, to_device
+from .families import logit_transform
 from .learned import Learned
 from .lora import merge_checkpoint, with_lora
+from .models import is_hub_id, load_model, load_tokenizer, to_device
 from .objectives import CHUNK, hidden_states
 from .sections import Recipe
 from .serving.carriers import EXTRA_KEYS, Served
@@ -187,6 +188,7 @@ def compare_with_memory(run: Run, learned: Learned, served: Served, folder: Path
         "window": learned.window,
         "inv_freq": learned.inv_freq().tolist(),
         "attention_factor": learned.attention_factor,
+        "softmax_gain": learned.facts.softmax_gain,
     }
 
 

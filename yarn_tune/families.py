@@ -1,26 +1,21 @@
 """What we know about Hugging Face model classes, in one table; what is not in it is refused with the reason.
 
 In all families here a single `*RotaryEmbedding` module below the base model computes cos and sin for every layer.
-Most compute them from one `inv_freq` buffer. Where layers differ by kind (Gemma 3, OLMo 3), the module holds one
-table a kind, and only that of the full-attention layers is tuned: the others look back through a sliding window,
-which no change of RoPE extends. Models whose every layer does so are refused.
+Most compute them from one `inv_freq` buffer, which sliding layers share where there are any. Where layers differ by kind
+(Gemma 3, OLMo 3), the module holds one table a kind, and only that of the full-attention layers is tuned: the others look
+back through a sliding window, which no change of RoPE extends. Models whose every layer does so are refused.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from .base_scaling import Scaling, scaling_of
@@ -28,20 +23,39 @@ from .errors import UserError
 from .rope import default_inv_freq
 
 FAMILIES: dict[str, str] = {
+    "arcee": "",
     "cohere": "pairs are interleaved",
+    "deepseek_v2": "latent attention; served in DeepSeek's own YaRN keys",
+    "deepseek_v3": "as deepseek_v2",
+    "ernie4_5": "pairs are interleaved",
+    "exaone4": "releases without a sliding window (1.2B)",
+    "falcon": "releases with RoPE, not ALiBi",
     "gemma": "",
+    "gemma2": "sliding layers share the table",
     "gemma3_text": "only full-attention layers are tuned",
+    "glm": "pairs are interleaved, half of each head is rotated",
+    "glm4": "as glm",
     "gpt_neox": "a quarter of each head is rotated",
+    "gpt_oss": "continues its own YaRN; sliding layers share the table",
     "granite": "",
+    "granitemoe": "",
     "llama": "",
+    "ministral": "sliding layers share the table",
     "mistral": "releases without a sliding window (v0.2 and later)",
     "mixtral": "",
+    "nemotron": "half of each head is rotated",
+    "olmo": "temperatures only in releases without clip_qkv",
     "olmo2": "",
     "olmo3": "only full-attention layers are tuned",
+    "persimmon": "half of each head is rotated",
     "phi": "half of each head is rotated",
-    "phi3": "releases without a sliding window; served as longrope, as its config class wants",
-    "qwen2": "",
-    "qwen3": "",
+    "phi3": "Phi-3, Phi-3.5 and Phi-4, up to their sliding window; served as longrope, as the config class wants",
+    "qwen2": "sliding layers, if there are any, share the table",
+    "qwen2_moe": "",
+    "qwen3": "as qwen2",
+    "qwen3_moe": "",
+    "qwen3_next": "only full-attention layers have positions; no prefix rows",
+    "seed_oss": "",
     "smollm3": "every fourth layer has no positions",
     "stablelm": "a quarter of each head is rotated",
     "starcoder2": "releases without a sliding window",
@@ -49,10 +63,32 @@ FAMILIES: dict[str, str] = {
 """Model type -> a note. Every entry is tested: attach, identity, gradient, export, reload."""
 
 
+REFUSED: dict[str, str] = {
+    "bloom": "its positions are ALiBi, not RoPE",
+    "codegen": "it rotates inside its attention, from a table of its own, and no config key scales that",
+    "cohere2": "its full-attention layers have no positions, and no change of RoPE extends a sliding window",
+    "gemma3": "it is multimodal; take its language model out of the checkpoint (model type gemma3_text)",
+    "gpt2": "its positions are learned, not RoPE",
+    "gptj": "it rotates inside its attention, from a table of its own, and no config key scales that",
+    "hunyuan_v1_dense": "it normalises queries after rotating them, which undoes a temperature",
+    "mpt": "its positions are ALiBi, not RoPE",
+    "opt": "its positions are learned, not RoPE",
+    "phimoe": "it computes its table anew in each forward, by a rule of its own",
+}
+"""Model type -> why it cannot be tuned, where there is more to say than that it is not supported."""
+
+LATENT = frozenset({"deepseek_v2", "deepseek_v3"})
+"""Families whose keys and values are compressed together, and only a part of each head is rotated, the last."""
+
+NOT_IN_PARTS: dict[str, str] = dict.fromkeys(LATENT, "keeps keys and values compressed together") | {
+    "qwen3_next": "has layers that keep a state instead of keys"
+}
+"""Model type -> why its rows cannot be read in two parts (`prefix.py`)."""
+
 FULL = "full_attention"
 """The kind of layer that is tuned where a model has several."""
 
-INTERLEAVED = frozenset({"cohere", "cohere2", "glm", "glm4", "deepseek_v2", "deepseek_v3", "llama4"})
+INTERLEAVED = frozenset({"cohere", "cohere2", "ernie4_5", "glm", "glm4", "deepseek_v2", "deepseek_v3", "llama4"})
 """Families whose pairs are neighbours (2i, 2i + 1); elsewhere pair i is (i, i + d/2)."""
 
 
@@ -90,7 +126,9 @@ def layout_of(config: dict[str, Any]) -> Layout:
     kind = config.get("model_type", "")
     if kind not in CONFIG_MAPPING:
         raise UserError(f"config.json: model_type {kind!r} is not one that the installed transformers knows")
-    bare = CONFIG_MAPPING[kind].from_dict({k: v for k, v in config.items() if k not in ROPE_KEYS})
+    # Without the window too, or a family whose default is YaRN warns that the two do not fit.
+    left_out = (*ROPE_KEYS, "max_position_embeddings")
+    bare = CONFIG_MAPPING[kind].from_dict({k: v for k, v in config.items() if k not in left_out})
     sections = getattr(bare, "rope_parameters", None)
     if not sections:
         raise UserError(f"config.json: {kind} has no rotary position embeddings (RoPE)")
@@ -105,17 +143,6 @@ def layout_of(config: dict[str, Any]) -> Layout:
         partial_rotary_factor=float(first.get("partial_rotary_factor", 1.0)),
         original=getattr(bare, "original_max_position_embeddings", None),
     )
-
-
-def config_json(model: str, revision: str | None = None) -> dict[str, Any]:
-    """A checkpoint's config.json as written, from a folder or hub id.
-
-    Raises:
-        UserError: if there is no such model.
-    """
-    load_config(model, revision)
-    written = _from_hub(PreTrainedConfig.get_config_dict, model, revision=revision)[0]
-    return {key: value for key, value in written.items() if key != "_commit_hash"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +161,10 @@ class RopeFacts:
     """The kind of layers these facts are about; empty where all layers share one table."""
     scaling: Scaling | None = None
     """What its config already does to the frequencies."""
+    softmax_gain: float = 1.0
+    """What the base multiplies all its logits by on top (DeepSeek's mscale_all_dim)."""
+    sees: int | None = None
+    """How far back any layer looks at most, in tokens; None for all the way."""
 
     def table(self, length: int) -> tuple[Tensor, float]:
         """Inverse frequencies `[d/2]` and multiplier of cos and sin of the untouched base, reading `length` tokens."""
@@ -150,6 +181,9 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
     """
     kind = config.model_type
     rope = getattr(config, "rope_parameters", None)
+    reason = REFUSED.get(kind) or ("its positions are ALiBi, not RoPE" if getattr(config, "alibi", False) else None)
+    if reason is not None:
+        raise UserError(f"base.model: {kind} cannot be tuned: {reason}")
     if not rope:
         raise UserError(f"base.model: {kind} has no rotary position embeddings (RoPE), so there is nothing to tune")
     if kind not in FAMILIES:
@@ -160,12 +194,16 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
             raise UserError(f"base.model: this {kind} has no full-attention layer, and only those can be extended")
         rope = rope[layer_kind]
     scaling = scaling_of(config, rope, layer_kind)
-    if not layer_kind and _sliding_window(config):
+    sees = None if layer_kind else _sees(config)
+    if kind == "exaone4" and has_sliding_layers(config):
+        raise UserError("base.model: full-attention layers of this exaone4 have no positions; its window grows without")
+    if sees is not None and sees < config.max_position_embeddings:
         raise UserError(
-            f"base.model: layers of this {kind} look back only {config.sliding_window} tokens (sliding window), "
-            "which no change of RoPE extends"
+            f"base.model: layers of this {kind} look back only {sees} tokens (sliding window), which no change of RoPE "
+            "extends"
         )
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = getattr(config, "qk_rope_head_dim", None) or getattr(config, "head_dim", None)
+    head_dim = head_dim or config.hidden_size // config.num_attention_heads
     partial = rope.get("partial_rotary_factor", 1.0)
     reach = scaling.ramp if scaling else None
     return RopeFacts(
@@ -177,7 +215,17 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
         partial_rotary_factor=partial,
         layer_kind=layer_kind,
         scaling=scaling,
+        softmax_gain=softmax_gain(kind, dict(rope)),
+        sees=sees,
     )
+
+
+def softmax_gain(kind: str, section: dict[str, Any]) -> float:
+    """What latent attention multiplies its logits by, over all dimensions of a head, under a rope section."""
+    factor, weight = section.get("factor"), section.get("mscale_all_dim")
+    if kind not in LATENT or section.get("rope_type") in (None, "default") or not weight or not factor or factor <= 1:
+        return 1.0
+    return float(0.1 * weight * math.log(factor) + 1.0) ** 2
 
 
 def has_sliding_layers(config: PreTrainedConfig) -> bool:
@@ -185,105 +233,18 @@ def has_sliding_layers(config: PreTrainedConfig) -> bool:
     return "sliding_attention" in (getattr(config, "layer_types", None) or ())
 
 
-def _sliding_window(config: PreTrainedConfig) -> bool:
-    """Whether any layer attends through a sliding window."""
-    if has_sliding_layers(config):
-        return True
-    used = getattr(config, "use_sliding_window", True)
-    return bool(used and getattr(config, "sliding_window", None))
+def _sees(config: PreTrainedConfig) -> int | None:
+    """How far back the layer looks that looks farthest; None for all the way."""
+    kinds = getattr(config, "layer_types", None)
+    used = getattr(config, "use_sliding_window", True) if kinds is None else FULL not in kinds
+    return (getattr(config, "sliding_window", None) or None) if used else None
 
 
 def logit_transform(config: PreTrainedConfig) -> Callable[[Tensor], Tensor] | None:
     """What the family does to the product of hidden states and vocabulary matrix; None where nothing."""
     if config.model_type == "cohere":
         return lambda logits: logits * config.logit_scale
-    if config.model_type == "granite":
+    if config.model_type in ("granite", "granitemoe"):
         return lambda logits: logits / config.logits_scaling
-    return None
-
-
-def is_hub_id(model: str) -> bool:
-    """`org/name`, unless `org` is a folder here: then it is a path, and perhaps a mistyped one."""
-    path = Path(model)
-    return model.count("/") == 1 and not model.startswith((".", "/", "~")) and not path.parent.is_dir()
-
-
-def load_config(model: str, revision: str | None = None, local_only: bool = False) -> PreTrainedConfig:
-    """The config of a checkpoint folder or hub id.
-
-    Raises:
-        UserError: if there is no such model.
-    """
-    if not is_hub_id(model) and not (Path(model) / "config.json").is_file():
-        raise UserError(f"base.model: {model!r} is neither a checkpoint folder (with config.json) nor a hub id")
-    return _from_hub(AutoConfig.from_pretrained, model, revision=revision, local_files_only=local_only)  # type: ignore[no-any-return]
-
-
-def load_model(model: str, revision: str | None = None, dtype: str = "bfloat16") -> PreTrainedModel:
-    """The causal language model with stock classes, in evaluation mode, without a KV cache.
-
-    Its `inv_freq` stays float32: `from_pretrained(dtype=...)` leaves it alone, a later `.to(dtype)` would not.
-    """
-    loaded = _from_hub(
-        AutoModelForCausalLM.from_pretrained,
-        model,
-        revision=revision,
-        dtype=getattr(torch, dtype),
-        use_safetensors=True,  # a pickle can hold code
-    )
-    loaded.config.use_cache = False
-    return loaded.eval()  # type: ignore[no-any-return]
-
-
-def to_device(model: PreTrainedModel) -> PreTrainedModel:
-    """The model on the accelerator, if there is one."""
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
-    return model
-
-
-def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model."""
-    return _from_hub(AutoTokenizer.from_pretrained, model, revision=revision)  # type: ignore[no-any-return]
-
-
-def _from_hub(load: Callable[..., Any], model: str, **options: Any) -> Any:
-    """Call a `from_pretrained`; a model that cannot be had is the user's error, not a traceback."""
-    try:
-        # A checkpoint's own code is never run, and never asked about: what is exported must run on stock classes.
-        return load(model, trust_remote_code=False, **options)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # a damaged config makes config classes divide by zero, index None, and worse
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        if "trust_remote_code" in str(error):
-            reason = "it brings code of its own, which is never run here; only model classes of transformers are tuned"
-        raise UserError(f"base.model: {model!r} could not be loaded: {reason}") from error
-
-
-def rotary_site(model: PreTrainedModel) -> tuple[nn.Module, str]:
-    """The parent module and the attribute name of the one rotary module below the base model."""
-    sites = [
-        (parent, name)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if type(child).__name__.endswith("RotaryEmbedding")
-        and (hasattr(child, "inv_freq") or hasattr(child, f"{FULL}_inv_freq"))
-    ]
-    if len(sites) != 1:
-        raise UserError(f"base.model: expected one shared rotary module in the model, found {len(sites)}")
-    return sites[0]
-
-
-def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The model's layers, by the class that transformers never splits."""
-    return [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
-
-
-def switch_off_dropout(model: PreTrainedModel) -> None:
-    """Frozen weights need no dropout, and training mode (which checkpointing needs) would switch it on."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+    cap = getattr(config, "final_logit_softcapping", None)
+    return None if cap is None else lambda logits: torch.tanh(logits / cap) * cap

@@ -8,7 +8,8 @@ import yaml
 
 from .cost import Cost, estimate_cost
 from .errors import UserError
-from .families import load_config, rope_facts
+from .families import NOT_IN_PARTS, rope_facts
+from .models import load_config
 from .recipe import parse_recipe
 from .sections import Recipe
 from .serving.profiles import Target, settle
@@ -75,7 +76,8 @@ def _fitted(tree: dict[str, Any], gpu_gib: float) -> tuple[Recipe, Cost]:
     ways: list[dict[str, Any]] = [{"gradient_checkpointing": False}, {"gradient_checkpointing": True}]
     ways += [{"gradient_checkpointing": True, "offload_activations": True}]
     # The tail of a long row is outside the native window, so short rows between keep the guard at work.
-    ways += [{"gradient_checkpointing": False, "tail": tail} for tail in (window // 8, 2048, 512) if tail < window]
+    if load_config(tree["base"]["model"], tree["base"].get("revision")).model_type not in NOT_IN_PARTS:
+        ways += [{"gradient_checkpointing": False, "tail": tail} for tail in (window // 8, 2048, 512) if tail < window]
     for way in ways:
         lengths = {"lengths": [native, window]} if "tail" in way and window % native == 0 else {}
         guard = {"guard": 0.0} if "tail" in way and not lengths else {}

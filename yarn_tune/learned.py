@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
-from .families import RopeFacts, load_config, rope_facts
+from .families import RopeFacts, rope_facts
 from .lora import Factors
+from .models import load_config
 from .rope import Scalar, longrope_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
 from .sections import Recipe, Rope
 
@@ -108,6 +109,11 @@ class Start:
             raise UserError(
                 f"rope.window: {rope.window} is smaller than the base model's native window {native}; "
                 "this tool only extends (rope.native overrides what the config says)"
+            )
+        if facts.sees is not None and rope.window > facts.sees:
+            raise UserError(
+                f"rope.window: {rope.window}, but layers of this base look back {facts.sees} tokens at most (sliding "
+                "window), which no change of RoPE extends"
             )
         ramp = facts.scaling.ramp if facts.scaling else None
         original = ramp.original if ramp else native

@@ -15,7 +15,7 @@ from torch.autograd.graph import save_on_cpu
 from transformers import PreTrainedModel
 
 from .errors import UserError
-from .families import decoder_layers
+from .models import decoder_layers
 from .objectives import by_chunks
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .checkpoint import write_atomically
-from .families import load_model, to_device
 from .learned import Learned
 from .lora import Factors, with_lora
+from .models import load_model, to_device
 from .perplexity import full_nats, slid_nats
 from .sections import Base
 from .tunable import attach_fixed, detach

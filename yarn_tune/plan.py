@@ -7,8 +7,8 @@ from transformers import PreTrainedConfig
 from .cost import GIB, Cost, estimate_cost, largest_rows
 from .data import RowSet, build_rows, missing_files
 from .errors import UserError
-from .families import is_hub_id, load_config, load_tokenizer
 from .learned import Start
+from .models import is_hub_id, load_config, load_tokenizer
 from .packing import Row
 from .positions import Coverage, coverage, place_contiguous
 from .sections import Recipe

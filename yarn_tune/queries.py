@@ -109,7 +109,7 @@ def site_of(config: dict[str, Any]) -> Site:
     dim = _rotary_dim(config, bare, head_dim)
     half = torch.arange(dim // 2)
     pairs = half.repeat_interleave(2) if kind in INTERLEAVED else torch.cat([half, half])
-    plus_one = kind in ("gemma3_text",)
+    plus_one = kind in ("gemma3_text", "qwen3_next")
     return Site(re.compile(names), rows_of(bare, dim), pairs, tuned_layers(bare), 1.0 if plus_one else 0.0)
 
 
@@ -123,7 +123,7 @@ def tuned_layers(config: PreTrainedConfig) -> frozenset[int]:
     """Layers whose queries are rotated with the table that is tuned."""
     count = config.num_hidden_layers
     kinds = getattr(config, "layer_types", None) or [FULL] * count
-    if config.model_type in ("gemma3_text", "olmo3"):
+    if config.model_type in ("gemma3_text", "olmo3", "qwen3_next"):
         return frozenset(i for i in range(count) if kinds[i] == FULL)
     if config.model_type in ("cohere2", "exaone4") and "sliding_attention" in kinds:
         return frozenset(i for i in range(count) if kinds[i] != FULL)  # the others have no positions
@@ -186,13 +186,13 @@ FUSED = r"layers\.(\d+)\.self_attn\.query_key_value\.(weight|bias)$"
 PLACES: dict[str, tuple[str, RowsOf]] = {
     **dict.fromkeys(
         (
-            "arcee", "cohere", "cohere2", "gemma", "gemma2", "glm", "glm4", "gpt_oss", "granite", "granitemoe", "llama",
-            "mistral", "mixtral", "nemotron", "olmo", "phi", "qwen2", "qwen2_moe", "seed_oss", "smollm3", "stablelm",
-            "starcoder2",
+            "arcee", "cohere", "cohere2", "ernie4_5", "gemma", "gemma2", "glm", "glm4", "gpt_oss", "granite",
+            "granitemoe", "llama", "ministral", "mistral", "mixtral", "nemotron", "olmo", "phi", "qwen2", "qwen2_moe",
+            "seed_oss", "smollm3", "stablelm", "starcoder2",
         ),
         (Q_PROJ, separate),
     ),
-    **dict.fromkeys(("qwen3", "qwen3_moe", "exaone4", "gemma3_text"), (Q_NORM, shared)),
+    **dict.fromkeys(("qwen3", "qwen3_moe", "qwen3_next", "exaone4", "gemma3_text"), (Q_NORM, shared)),
     **dict.fromkeys(("olmo2", "olmo3"), (Q_NORM, separate)),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3"), (r"layers\.(\d+)\.self_attn\.q(_b)?_proj\.weight$", latent)),
     "gpt_neox": (NEOX, per_head),

@@ -8,8 +8,8 @@ from typing import Any
 
 from .checkpoint import write_json
 from .data import heldout_tokens
-from .families import load_model, load_tokenizer, to_device
 from .measure import Method
+from .models import load_model, load_tokenizer, to_device
 from .retrieval import WORDINGS, Prompt, Retrieval, retrieve, score_transformers
 from .sections import Recipe, Retrieve
 from .train import Run

@@ -8,8 +8,8 @@ import matplotlib as mpl
 
 from .compare import Tuned
 from .data import build_rows
-from .families import load_tokenizer
 from .learned import Learned, Start
+from .models import load_tokenizer
 from .positions import Coverage
 from .recall import of_json as cells_of
 from .results import Comparison, table

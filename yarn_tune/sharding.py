@@ -24,8 +24,9 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .errors import CheckFailed, UserError
-from .families import decoder_layers, has_sliding_layers
+from .families import has_sliding_layers
 from .lessons import Objective
+from .models import decoder_layers
 from .runtime import World
 from .sections import Recipe
 

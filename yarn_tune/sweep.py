@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .compare import methods
 from .data import heldout_excerpts
-from .families import load_tokenizer
 from .learned import Start
 from .measure import Meter
+from .models import load_tokenizer
 from .perplexity import Nats, span_nats
 from .train import Run
 

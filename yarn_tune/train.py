@@ -39,12 +39,12 @@ from .checkpoint import (
 from .data import RowSet, build_rows
 from .errors import CheckFailed, Interrupted, UserError
 from .estimate import estimate_gradient
-from .families import load_model, load_tokenizer, switch_off_dropout
 from .interrupts import Request, requested
 from .learned import Learned
 from .lessons import Lesson, Objective
 from .longrows import offload_inputs, tile_mlps
 from .metrics import MetricsLog, end_training, progress_text
+from .models import load_model, load_tokenizer, switch_off_dropout
 from .needles import plant
 from .runtime import World, company, start
 from .sections import Recipe

@@ -1,9 +1,5 @@
 """The trainable rotary module: a few learned numbers in, cos and sin out, for every layout of `transformers`.
 
-How the swap works. HF's rotary modules compute cos and sin under `torch.no_grad` from a buffer `inv_freq` and a
-float `attention_scaling`. `TunableRotary` takes the stock module's place, unwraps that very `forward` (which
-knows the family's layout) and calls it on differentiable values instead. Detaching puts the stock module back.
-
 What is learned are offsets in log space from search-free YaRN, all zero at the start, so that the start is
 YaRN to the last bit and weight decay pulls towards it:
 
@@ -21,110 +17,29 @@ Temperatures per layer, head and pair commute with the rotation, so they are app
 numbers are kept here, so that everything learned is in one module.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from .errors import UserError
-from .families import FULL, config_json, rotary_site
+from .families import NOT_IN_PARTS
 from .gains import Gains, gains_for, scale_queries
 from .learned import Learned, Start
 from .lora import PREFIX, add_lora, factors_of, remove_lora, switch_lora
+from .models import config_json
 from .queries import site_of
 from .rope import default_inv_freq
 from .sections import Lora, Recipe
+from .standin import Attached, FixedRotary, StandIn, move_only, swap
 
 
-class _Rotary(nn.Module):
-    """Stands in for a stock rotary module; subclasses say which table and multiplier it computes."""
-
-    def __init__(self, stock: nn.Module) -> None:
-        super().__init__()
-        # In a tuple, so that the stock module is not registered as a child of this one.
-        self._stock = (stock,)
-        self.handles: list[RemovableHandle] = []
-        """Of the hooks on the queries."""
-        self.bypassed = False
-        """Whether the model is, for now, the untouched base; see `untouched`."""
-        self._layout: Callable[..., Any] = inspect.unwrap(type(stock).forward)
-
-    @property
-    def stock(self) -> nn.Module:
-        """The module this one stands in for."""
-        return self._stock[0]
-
-    def table(self, positions: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Inverse frequencies `[d/2]` and the multiplier of cos and sin for these positions."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Any:
-        """Cos and sin in the family's own layout and in `x`'s dtype; see the family's rotary class.
-
-        Where the family has a table a kind of layer, only that of full attention is replaced.
-        """
-        if layer_type not in (None, FULL):
-            return self.stock(x, position_ids, layer_type)
-        if self.bypassed:
-            return self.stock(x, position_ids) if layer_type is None else self.stock(x, position_ids, layer_type)
-        inv_freq, multiplier = self.table(position_ids)
-        prefix, kind = ("", ()) if layer_type is None else (f"{layer_type}_", (layer_type,))
-        if isinstance(multiplier, Tensor):
-            multiplier = multiplier.to(x.device)
-        values = {f"{prefix}inv_freq": inv_freq.to(x.device), f"{prefix}attention_scaling": multiplier}
-        return self._layout(SimpleNamespace(**values), x, position_ids, *kind)
-
-
-class Attached(nn.Module):
-    """Stands in a model for such a module, whose numbers are not the model's own: sharding and casting pass them by."""
-
-    def __init__(self, rotary: _Rotary) -> None:
-        super().__init__()
-        # In a tuple, so that it is not registered as a child.
-        self._rotary = (rotary,)
-
-    @property
-    def rotary(self) -> _Rotary:
-        """The module with the numbers."""
-        return self._rotary[0]
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As `_Rotary.forward`."""
-        return self.rotary(*args, **kwargs)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Attached":
-        """Where the model goes, the numbers follow."""
-        self.rotary._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
-
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        raise RuntimeError(
-            "this model has yarn_tune's rotary module attached; saving it now would lose what was learned. "
-            "Call detach(model) first, or export the run"
-        )
-
-
-class FixedRotary(_Rotary):
-    """A given table, for comparing methods: `table_of(longest position + 1)` gives `[d/2]` and a multiplier."""
-
-    def __init__(self, stock: nn.Module, table_of: Callable[[int], tuple[Tensor, float]]) -> None:
-        super().__init__(stock)
-        self._table_of = table_of
-
-    def table(self, positions: Tensor) -> tuple[Tensor, float]:
-        """The method's table for the length being read."""
-        return self._table_of(int(positions.max()) + 1)
-
-
-class TunableRotary(_Rotary):
+class TunableRotary(StandIn):
     """The learned numbers. See the module docstring for what is learned under each `learn`."""
 
     def __init__(self, stock: nn.Module, start: Start, learn: str, gains: Gains | None = None) -> None:
@@ -244,27 +159,18 @@ class TunableRotary(_Rotary):
         return super()._apply(move_only(fn), recurse)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def move_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`fn` as far as it moves a tensor to another device; a change of dtype is ignored."""
-
-    def moved(tensor: Tensor) -> Tensor:
-        changed = fn(tensor)
-        return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
-
-    return moved
-
-
-RotaryT = TypeVar("RotaryT", bound=_Rotary)
-
-
 def at_start(recipe: Recipe) -> TunableRotary:
     """What a recipe learns, at its start and without a model: to count, to settle, to load saved numbers into.
 
     Raises:
         UserError: if this base cannot carry what is to be learned.
     """
+    start = Start.of_recipe(recipe)
+    kind = start.facts.model_type
+    if recipe.train.tail is not None and kind in NOT_IN_PARTS:
+        raise UserError(f"train.tail: {kind} {NOT_IN_PARTS[kind]}, so prefix rows are not possible; set it to null")
     gains = gains_for(config_json(recipe.base.model, recipe.base.revision), recipe.rope.temperature)
-    return TunableRotary(nn.Identity(), Start.of_recipe(recipe), recipe.rope.learn, gains)
+    return TunableRotary(nn.Identity(), start, recipe.rope.learn, gains)
 
 
 def attach(
@@ -274,7 +180,7 @@ def attach(
 
     The model must be loaded in its final dtype already, and starts as search-free YaRN. `detach` undoes it.
     """
-    rotary = _swap(model, lambda stock: TunableRotary(stock, start, learn, gains).to(model.device))
+    rotary = swap(model, lambda stock: TunableRotary(stock, start, learn, gains).to(model.device))
     if lora is not None:
         rotary.lora, rotary.adapters = add_lora(model, lora)
     if gains is not None:
@@ -286,7 +192,7 @@ def attach_fixed(
     model: PreTrainedModel, table_of: Callable[[int], tuple[Tensor, float]], gains: Tensor | None = None
 ) -> FixedRotary:
     """Swap the rotary module for one with a given table, and multiply queries by `gains`; see `FixedRotary`."""
-    rotary = _swap(model, lambda stock: FixedRotary(stock, table_of))
+    rotary = swap(model, lambda stock: FixedRotary(stock, table_of))
     if gains is not None:
         placed = gains.to(model.device, torch.complex64 if gains.is_complex() else torch.float32)
         rotary.handles = scale_queries(model, site_of(model.config.to_dict()), lambda: placed)
@@ -303,16 +209,6 @@ def untouched(rotary: TunableRotary) -> Iterator[None]:
     finally:
         rotary.bypassed = False
         switch_lora(rotary.adapters, True)
-
-
-def _swap(model: PreTrainedModel, make: Callable[[nn.Module], RotaryT]) -> RotaryT:
-    if any(isinstance(module, Attached) for module in model.modules()):
-        raise RuntimeError("this model has a yarn_tune rotary module attached already; call detach(model) first")
-    parent, name = rotary_site(model)
-    rotary = make(getattr(parent, name))
-    model.requires_grad_(False)
-    setattr(parent, name, Attached(rotary))
-    return rotary
 
 
 def detach(model: PreTrainedModel) -> None:

@@ -7,6 +7,8 @@ In the order in which `profiles.py` tries them:
         SGLang). Where the ramp ends at whole pairs (`scale`), `truncate` is left out and the betas are moved a hair
         inwards, so that readers that round and readers that do not get the same ramp.
 `yarn, mscale`  a as a ratio of DeepSeek's `mscale` keys, for readers of those.
+`yarn, latent`  the same for latent attention (DeepSeek), where `mscale_all_dim` also scales all logits: it is set so
+        that this stays what the base does.
 `yarn, folded`  no key for a: every reader applies 0.1 ln s + 1, and the rest is folded into the queries.
 `longrope`  one factor a pair in two equal lists, so that it does not matter when a stack switches between them; a
         under `attention_factor`, `short_mscale` and `long_mscale`.
@@ -35,7 +37,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UserError
-from ..families import FULL, layout_of
+from ..families import FULL, LATENT, layout_of
 from ..learned import Learned
 from ..rope import (
     correction_range,
@@ -202,6 +204,9 @@ def yarn_carriers(numbers: Learned, folded: bool) -> Iterator[Served]:
         **({} if numbers.truncate else {"truncate": False}),
         **_partial(numbers),
     }
+    if numbers.facts.model_type in LATENT:
+        yield from () if folded else (Served("yarn, latent", section | _latent_keys(numbers, scale, a), longest),)
+        return
     if folded:
         yield Served("yarn, folded", section, longest, (a / own) ** 2)
         return
@@ -210,6 +215,14 @@ def yarn_carriers(numbers: Learned, folded: bool) -> Iterator[Served]:
     if weight > 0:
         keys = {"attention_factor": a, "mscale": weight, "mscale_all_dim": 1.0}
         yield Served("yarn, mscale", section | keys, longest)
+
+
+def _latent_keys(numbers: Learned, scale: float, a: float) -> dict[str, float]:
+    """DeepSeek's keys: a as the ratio of two gains, the second of which also scales all logits, as the base's does."""
+    growth = 0.1 * math.log(scale)
+    everywhere = math.sqrt(numbers.facts.softmax_gain)
+    keys = {"attention_factor": a, "mscale": (a * everywhere - 1) / growth}
+    return keys if everywhere == 1 else keys | {"mscale_all_dim": (everywhere - 1) / growth}
 
 
 def longrope_carriers(numbers: Learned, folded: bool) -> Iterator[Served]:

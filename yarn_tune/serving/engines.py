@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckFailed, UserError
-from ..families import config_json, load_model, logit_transform, to_device
+from ..families import logit_transform
+from ..models import config_json, load_model, to_device
 from ..objectives import CHUNK, hidden_states
 
 TOLERANCE = 1e-3

@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckFailed, UserError
-from ..families import FULL, config_json, layout_of
+from ..families import FULL, LATENT, layout_of
 from ..learned import Learned
+from ..models import config_json
 from ..queries import site_of
 from ..rope import default_inv_freq
 from ..sections import Recipe
@@ -49,7 +50,9 @@ class Target:
         layout, left_out = layout_of(base), {}
         for name in DEFAULT:
             stack = STACKS[name]
-            if layout.model_type in stack.unscaled:
+            if layout.model_type in LATENT and not stack.latent:
+                left_out[name] = "how it scales the logits of latent attention was not established"
+            elif layout.model_type in stack.unscaled:
                 left_out[name] = f"runs {layout.model_type} without any RoPE scaling"
             elif layout.nested and not stack.nested:
                 left_out[name] = "may not read one rope section a kind of layer"
@@ -110,6 +113,8 @@ class Wanted:
     """By kind of layer: frequencies and multiplier of cos and sin (the fold included), for short prompts and, where
     that differs, for long ones."""
     window: int
+    softmax_gain: float = 1.0
+    """What latent attention multiplies all its logits by: as the base does."""
     fold: float = 1.0
     """What the weights of the tuned layers multiply logits by, on top of the stack's own multiplier."""
 
@@ -137,6 +142,8 @@ def faults(found: Reading, wanted: Wanted) -> list[str]:
             total = table.multiplier * math.sqrt(own_fold)
             if abs(total / multiplier - 1) > MULTIPLIER_TOLERANCE:
                 problems.append(f"multiplies cos and sin by {total:.6g} instead of {multiplier:.6g}{where}")
+    if abs(found.softmax_gain / wanted.softmax_gain - 1) > MULTIPLIER_TOLERANCE:
+        problems.append(f"multiplies all logits by {found.softmax_gain:.6g} instead of {wanted.softmax_gain:.6g}")
     if found.window < wanted.window:
         problems.append(f"takes prompts of at most {found.window} tokens instead of {wanted.window}")
     if found.rows is not None and found.rows < found.window:
@@ -158,10 +165,10 @@ def wanted_of(learned: Learned, base: dict[str, Any], fold: float = 1.0) -> Want
     layout = layout_of(base)
     tuned = (learned.inv_freq(), learned.attention_factor)
     if not layout.nested:
-        return Wanted({"": [tuned]}, learned.window, fold)
+        return Wanted({"": [tuned]}, learned.window, learned.facts.softmax_gain, fold)
     sections = {k: default_section(base, layout.thetas[k], k) for k in layout.kinds if k != FULL}
     others = {k: [(default_inv_freq(s["rope_theta"], learned.facts.dim), 1.0)] for k, s in sections.items()}
-    return Wanted({FULL: [tuned]} | others, learned.window, fold)
+    return Wanted({FULL: [tuned]} | others, learned.window, fold=fold)
 
 
 def _first(numbers: Learned, target: Target, folded: bool) -> Served | None:

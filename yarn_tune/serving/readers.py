@@ -17,7 +17,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..errors import UserError
-from ..families import INTERLEAVED, Layout, layout_of
+from ..families import INTERLEAVED, LATENT, Layout, layout_of, softmax_gain
 from ..rope import (
     BETA_FAST,
     BETA_SLOW,
@@ -54,6 +54,8 @@ class Reading:
     tables: dict[str, tuple[Table, ...]] = field(default_factory=dict)
     """By kind of layer (`""` where all share one), in order of `above`."""
     refusal: str | None = None
+    softmax_gain: float = 1.0
+    """What latent attention multiplies all logits by on top."""
 
 
 class Refused(Exception):
@@ -235,6 +237,10 @@ class Stack:
     """Model types it runs without any scaling, silently."""
     refused: dict[str, str] = field(default_factory=dict)
     """Model type -> why it fails."""
+    hardwired: dict[str, Yarn] = field(default_factory=dict)
+    """Model type -> how it computes its rope, which is YaRN whatever rope_type the config names."""
+    latent: bool = False
+    """Whether it is known to scale the logits of latent attention (DeepSeek) as transformers does."""
     modelling: frozenset[str] = frozenset()
     """Model types it runs through transformers' own modules."""
     interleaved_longrope: bool = True
@@ -253,7 +259,7 @@ def read(stack: Stack, config: dict[str, Any], modelling: Stack | None = None) -
         raise UserError("config.json: max_position_embeddings is missing or not a whole number")
     if layout.model_type in stack.modelling and modelling is not None:
         inner = read(modelling, config)
-        return Reading(inner.window, None, inner.tables, inner.refusal)
+        return replace(inner, rows=None)
     try:
         return _read(stack, config, layout)
     except Refused as refusal:
@@ -267,7 +273,9 @@ def _read(stack: Stack, config: dict[str, Any], layout: Layout) -> Reading:
         raise Refused(stack.refused[layout.model_type])
     if layout.nested and not stack.nested:
         raise Refused("whether it reads one rope section a kind of layer was not established")
-    tables, windows, rows = {}, [], []
+    if layout.model_type in LATENT and not stack.latent:
+        raise Refused("how it scales the logits of latent attention was not established")
+    tables, windows, rows, softmax = {}, [], [], 1.0
     for kind, section in stack.sections(config, layout).items():
         top = config.get("partial_rotary_factor", config.get("rotary_pct", layout.partial_rotary_factor))
         partial = top if stack.top_partial else section.get("partial_rotary_factor", top)
@@ -275,8 +283,9 @@ def _read(stack: Stack, config: dict[str, Any], layout: Layout) -> Reading:
         windows.append(stack.window(view))
         rows.append(stack.rows(view))
         tables[kind] = _tables(stack, view, windows[-1])
+        softmax = softmax_gain(layout.model_type, section | {"rope_type": view.rope_type})
     held = [count for count in rows if count is not None]
-    return Reading(min(windows), min(held) if held else None, tables)
+    return Reading(min(windows), min(held) if held else None, tables, softmax_gain=softmax)
 
 
 def _tables(stack: Stack, view: View, window: int) -> tuple[Table, ...]:
@@ -284,6 +293,11 @@ def _tables(stack: Stack, view: View, window: int) -> tuple[Table, ...]:
     theta, dim = view.theta, view.dim
     if kind == "default" or view.layout.model_type in stack.unscaled:
         return (Table(default_inv_freq(theta, dim), 1.0),)
+    own = stack.hardwired.get(view.layout.model_type)
+    if own is not None:
+        if kind != "yarn":
+            raise Refused(f"it builds the rope of {view.layout.model_type} itself, and knows YaRN alone")
+        return own.tables(view)
     if kind == "yarn":
         if view.layout.model_type == "phi3":
             raise Refused("Phi-3's config class turns yarn into longrope and then misses the lists of factors")

@@ -5,6 +5,7 @@ listed as `unscaled` are run by that stack without any RoPE scaling, whatever th
 """
 
 from ..errors import UserError
+from ..families import LATENT
 from .readers import Longrope, Reading, Section, Stack, Yarn, read
 from .rules import (
     attention_factor_only,
@@ -50,6 +51,9 @@ MLX_UNSCALED = frozenset(
     {"cohere", "cohere2", "gemma", "gemma2", "glm", "glm4", "gpt_neox", "mixtral", "olmo", "phi", "phi3", "qwen3_moe",
      "stablelm", "starcoder2"}
 )  # fmt: skip
+VLLM_LATENT = dict.fromkeys(LATENT, Yarn(mscale_multiplier, betas="strict", truncate="always"))
+VLLM_OWN = {"gpt_oss": Yarn(own_multiplier, betas="strict"), **VLLM_LATENT}
+"""vLLM builds gpt-oss's rope itself and reads no attention factor; DeepSeek's it builds from the mscale keys."""
 V4_YARN = Yarn(hf_multiplier, nested_truncate=True)
 HF_LONG = Longrope("attention_factor", ratio="key")
 
@@ -59,12 +63,13 @@ STACKS: dict[str, Stack] = {
         Stack(
             "transformers", ">= 5.0", f"{HF}/v5.23.0/src/transformers/modeling_rope_utils.py#L346", "run: 5.23",
             v5_sections, Yarn(hf_multiplier, null_factor=True, nested_truncate=False), HF_LONG,
-            nested=True,
+            nested=True, latent=True,
         ),
         Stack(
             "transformers-4.57", "4.56 to 4.57", f"{HF}/v4.57.6/src/transformers/modeling_rope_utils.py#L268",
             "run: 4.57.6", v4_sections, V4_YARN,
             Longrope("attention_factor", original="top", ratio="key without top"), top_partial=True, nested=True,
+            latent=True,
         ),
         Stack(
             "transformers-4.55", "4.51 to 4.55", f"{HF}/v4.55.4/src/transformers/modeling_rope_utils.py#L194",
@@ -81,15 +86,14 @@ STACKS: dict[str, Stack] = {
             "vllm", ">= 0.30", f"{VLLM}/v0.32.0/vllm/model_executor/layers/rotary_embedding/__init__.py#L243",
             "run: 0.32.0", vllm_sections, Yarn(hf_multiplier, betas="strict"),
             Longrope("mscale", selects="by window"), vllm_window, vllm_rows, nested=True,
-            modelling=VLLM_MODELLING, interleaved_longrope=False,
-            refused={"gpt_oss": "it builds gpt-oss's rope itself and reads no attention_factor"},
+            modelling=VLLM_MODELLING, interleaved_longrope=False, hardwired=VLLM_OWN, latent=True,
         ),
         Stack(
             "vllm-0.29", "0.12 to 0.29",
             f"{VLLM}/v0.28.0/vllm/model_executor/layers/rotary_embedding/__init__.py#L243", "run: 0.28.0",
             vllm_sections, Yarn(old_vllm_multiplier, betas="strict"),
             Longrope("mscale", selects="by window"), old_vllm_window, vllm_rows, nested=True,
-            interleaved_longrope=False,
+            interleaved_longrope=False, hardwired=VLLM_OWN, latent=True,
         ),
         Stack(
             "vllm-0.11", "0.6 to 0.11", f"{VLLM}/v0.11.0/vllm/model_executor/layers/rotary_embedding/__init__.py",
@@ -172,6 +176,7 @@ STACKS: dict[str, Stack] = {
             "openvino", "optimum-intel 1.2x (traces transformers' modules)",
             f"{HF}/v5.23.0/src/transformers/modeling_rope_utils.py#L346", "source", v5_sections,
             Yarn(hf_multiplier, null_factor=True, nested_truncate=False), HF_LONG, nested=True,
+            latent=True,
         ),
     )
 }  # fmt: skip

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from ..families import FULL, config_json, layout_of
+from ..families import FULL, layout_of
+from ..models import config_json
 from ..rope import yarn_attention_factor
 from .profiles import Target, Wanted, faults, frequency_error
 from .readers import ORIGINAL, Reading, Section
@@ -93,11 +94,12 @@ def _reference(checkpoint: str, config: dict[str, Any]) -> tuple[str, Wanted]:
         tuned = (torch.tensor(said["inv_freq"]), float(said["attention_factor"]))
         others = {k: (tables[-1].inv_freq, tables[-1].multiplier) for k, tables in stock.tables.items() if k != kind}
         fold = float(said.get("fold", {}).get("gain", 1.0))
-        return "fidelity.json", Wanted({kind: [tuned]} | {k: [t] for k, t in others.items()}, said["window"], fold)
+        tables = {kind: [tuned]} | {k: [t] for k, t in others.items()}
+        return "fidelity.json", Wanted(tables, said["window"], said.get("softmax_gain", 1.0), fold)
     if stock.refusal is not None:
         raise UserError(f"{checkpoint}: transformers 5 itself does not load this rope section: {stock.refusal}")
     tables = {kind: [(t.inv_freq, t.multiplier) for t in regimes] for kind, regimes in stock.tables.items()}
-    return "transformers 5", Wanted(tables, stock.window)
+    return "transformers 5", Wanted(tables, stock.window, stock.softmax_gain)
 
 
 def _line(name: str, found: Reading, wanted: Wanted) -> Line:

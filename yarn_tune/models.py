@@ -1,0 +1,120 @@
+"""Loading models with stock classes, and finding modules in them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .errors import UserError
+from .families import FULL
+
+
+def load_config(model: str, revision: str | None = None, local_only: bool = False) -> PreTrainedConfig:
+    """The config of a checkpoint folder or hub id.
+
+    Raises:
+        UserError: if there is no such model.
+    """
+    if not is_hub_id(model) and not (Path(model) / "config.json").is_file():
+        raise UserError(f"base.model: {model!r} is neither a checkpoint folder (with config.json) nor a hub id")
+    return _from_hub(AutoConfig.from_pretrained, model, revision=revision, local_files_only=local_only)  # type: ignore[no-any-return]
+
+
+def config_json(model: str, revision: str | None = None) -> dict[str, Any]:
+    """A checkpoint's config.json as written, from a folder or hub id.
+
+    Raises:
+        UserError: if there is no such model.
+    """
+    load_config(model, revision)
+    written = _from_hub(PreTrainedConfig.get_config_dict, model, revision=revision)[0]
+    return {key: value for key, value in written.items() if key != "_commit_hash"}
+
+
+def load_model(model: str, revision: str | None = None, dtype: str = "bfloat16") -> PreTrainedModel:
+    """The causal language model with stock classes, in evaluation mode, without a KV cache.
+
+    Its `inv_freq` stays float32: `from_pretrained(dtype=...)` leaves it alone, a later `.to(dtype)` would not.
+    """
+    loaded = _from_hub(
+        AutoModelForCausalLM.from_pretrained,
+        model,
+        revision=revision,
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,  # a pickle can hold code
+    )
+    loaded.config.use_cache = False
+    return loaded.eval()  # type: ignore[no-any-return]
+
+
+def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the model."""
+    return _from_hub(AutoTokenizer.from_pretrained, model, revision=revision)  # type: ignore[no-any-return]
+
+
+def to_device(model: PreTrainedModel) -> PreTrainedModel:
+    """The model on the accelerator, if there is one."""
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
+    return model
+
+
+def is_hub_id(model: str) -> bool:
+    """`org/name`, unless `org` is a folder here: then it is a path, and perhaps a mistyped one."""
+    path = Path(model)
+    return model.count("/") == 1 and not model.startswith((".", "/", "~")) and not path.parent.is_dir()
+
+
+def _from_hub(load: Callable[..., Any], model: str, **options: Any) -> Any:
+    """Call a `from_pretrained`; a model that cannot be had is the user's error, not a traceback."""
+    try:
+        # A checkpoint's own code is never run, and never asked about: what is exported must run on stock classes.
+        return load(model, trust_remote_code=False, **options)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a damaged config makes config classes divide by zero, index None, and worse
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if "trust_remote_code" in str(error):
+            reason = "it brings code of its own, which is never run here; only model classes of transformers are tuned"
+        raise UserError(f"base.model: {model!r} could not be loaded: {reason}") from error
+
+
+def rotary_site(model: PreTrainedModel) -> tuple[nn.Module, str]:
+    """The parent module and the attribute name of the one rotary module below the base model."""
+    sites = [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child).__name__.endswith("RotaryEmbedding")
+        and (hasattr(child, "inv_freq") or hasattr(child, f"{FULL}_inv_freq"))
+    ]
+    if len(sites) != 1:
+        raise UserError(f"base.model: expected one shared rotary module in the model, found {len(sites)}")
+    return sites[0]
+
+
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The model's layers, by the class that transformers never splits."""
+    return [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
+
+
+def switch_off_dropout(model: PreTrainedModel) -> None:
+    """Frozen weights need no dropout, and training mode (which checkpointing needs) would switch it on."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    # Some families pass a probability of their own, or the config's, to a function.
+    for owner in (model.config, *model.modules()):
+        for name, value in vars(owner).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(owner, name, 0.0)

@@ -1,0 +1,126 @@
+"""What takes the place of a stock rotary module in a model, whatever the table then computed.
+
+HF's rotary modules compute cos and sin under `torch.no_grad` from a buffer `inv_freq` and a float
+`attention_scaling`. A stand-in unwraps that very `forward` (which knows the family's layout) and calls it on values of
+its own, which may be differentiable. Detaching (`tunable.py`) puts the stock module back.
+"""
+
+import inspect
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from .families import FULL
+from .models import rotary_site
+
+
+class StandIn(nn.Module):
+    """Stands in for a stock rotary module; subclasses say which table and multiplier it computes."""
+
+    def __init__(self, stock: nn.Module) -> None:
+        super().__init__()
+        # In a tuple, so that the stock module is not registered as a child of this one.
+        self._stock = (stock,)
+        self.handles: list[RemovableHandle] = []
+        """Of the hooks on the queries."""
+        self.bypassed = False
+        """Whether the model is, for now, the untouched base; see `untouched`."""
+        self._layout: Callable[..., Any] = inspect.unwrap(type(stock).forward)
+
+    @property
+    def stock(self) -> nn.Module:
+        """The module this one stands in for."""
+        return self._stock[0]
+
+    def table(self, positions: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Inverse frequencies `[d/2]` and the multiplier of cos and sin for these positions."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Any:
+        """Cos and sin in the family's own layout and in `x`'s dtype; see the family's rotary class.
+
+        Where the family has a table a kind of layer, only that of full attention is replaced.
+        """
+        if layer_type not in (None, FULL):
+            return self.stock(x, position_ids, layer_type)
+        if self.bypassed:
+            return self.stock(x, position_ids) if layer_type is None else self.stock(x, position_ids, layer_type)
+        inv_freq, multiplier = self.table(position_ids)
+        prefix, kind = ("", ()) if layer_type is None else (f"{layer_type}_", (layer_type,))
+        if isinstance(multiplier, Tensor):
+            multiplier = multiplier.to(x.device)
+        values = {f"{prefix}inv_freq": inv_freq.to(x.device), f"{prefix}attention_scaling": multiplier}
+        return self._layout(SimpleNamespace(**values), x, position_ids, *kind)
+
+
+class Attached(nn.Module):
+    """Stands in a model for such a module, whose numbers are not the model's own: sharding and casting pass them by."""
+
+    def __init__(self, rotary: StandIn) -> None:
+        super().__init__()
+        # In a tuple, so that it is not registered as a child.
+        self._rotary = (rotary,)
+
+    @property
+    def rotary(self) -> StandIn:
+        """The module with the numbers."""
+        return self._rotary[0]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As `StandIn.forward`."""
+        return self.rotary(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Attached":
+        """Where the model goes, the numbers follow."""
+        self.rotary._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(
+            "this model has yarn_tune's rotary module attached; saving it now would lose what was learned. "
+            "Call detach(model) first, or export the run"
+        )
+
+
+class FixedRotary(StandIn):
+    """A given table, for comparing methods: `table_of(longest position + 1)` gives `[d/2]` and a multiplier."""
+
+    def __init__(self, stock: nn.Module, table_of: Callable[[int], tuple[Tensor, float]]) -> None:
+        super().__init__(stock)
+        self._table_of = table_of
+
+    def table(self, positions: Tensor) -> tuple[Tensor, float]:
+        """The method's table for the length being read."""
+        return self._table_of(int(positions.max()) + 1)
+
+
+StandInT = TypeVar("StandInT", bound=StandIn)
+
+
+def swap(model: PreTrainedModel, make: Callable[[nn.Module], StandInT]) -> StandInT:
+    """Put a stand-in where the rotary module is, and freeze the model.
+
+    Raises:
+        RuntimeError: if there is one already.
+    """
+    if any(isinstance(module, Attached) for module in model.modules()):
+        raise RuntimeError("this model has a yarn_tune rotary module attached already; call detach(model) first")
+    parent, name = rotary_site(model)
+    rotary = make(getattr(parent, name))
+    model.requires_grad_(False)
+    setattr(parent, name, Attached(rotary))
+    return rotary
+
+
+def move_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`fn` as far as it moves a tensor to another device; a change of dtype is ignored."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        changed = fn(tensor)
+        return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
+
+    return moved
