@@ -1,9 +1,9 @@
 """What we know about Hugging Face model classes, in one table; what is not in it is refused with the reason.
 
 In all families here a single `*RotaryEmbedding` module below the base model computes cos and sin for every layer.
-Most compute them from one `inv_freq` buffer, which sliding layers share where there are any. Where layers differ by kind
-(Gemma 3, OLMo 3), the module holds one table a kind, and only that of the full-attention layers is tuned: the others look
-back through a sliding window, which no change of RoPE extends. Models whose every layer does so are refused.
+Most compute them from one `inv_freq` buffer, which sliding layers share where there are any. Where layers differ by
+kind (Gemma 3, OLMo 3), the module holds one table a kind, and only that of the full-attention layers is tuned: the
+others look back through a sliding window, which no change of RoPE extends. Models whose every layer does so are refused.
 """
 
 import math
