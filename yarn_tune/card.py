@@ -67,7 +67,11 @@ def _gains_text(gains: dict[str, Any] | None) -> str:
 
 def licence_of(recipe: Recipe) -> dict[str, str]:
     """The base's licence keys, from its own card; or its LICENSE file; or that there is none known."""
-    base = base_folder(recipe)
+    return licence_from(base_folder(recipe))
+
+
+def licence_from(base: Path) -> dict[str, str]:
+    """The licence keys of a checkpoint folder."""
     card = base / "README.md"
     if card.is_file():
         text = card.read_text(encoding="utf-8", errors="replace")

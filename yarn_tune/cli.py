@@ -11,9 +11,9 @@ import json
 import sys
 from collections.abc import Callable
 
-from . import commands
-from .commands import Result
+from . import commands, measuring
 from .errors import CheckFailed, Interrupted, UserError
+from .measuring import Result
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("recipe", help="a recipe (.yaml) or a run folder: the base, the documents, the lengths")
     command.add_argument("others", nargs="*", metavar="RUN|CHECKPOINT|key=value", help="more rows; settings")
     command.add_argument("--factors", metavar="F,F,...", help="also method x factor x PPL rise, as in 2,4,8")
-    command = add("eval", commands.eval_command, "NLL of a checkpoint by position")
+    command = add("eval", measuring.eval_command, "NLL of a checkpoint by position")
     command.add_argument("checkpoint", help="a checkpoint folder or hub id")
     command.add_argument("documents", nargs="+", help="files, as in data.heldout")
     command.add_argument("--length", type=int, required=True, help="tokens an excerpt")
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--unweighted", action="store_true", help="sliding: mean over windows, as papers have it")
     command.add_argument("--chunk", type=int, help="tokens a forward pass, over a KV cache")
     command = add(
-        "retrieve", commands.retrieve_command, "hide numbers in documents and ask for them, by length and depth"
+        "retrieve", measuring.retrieve_command, "hide numbers in documents and ask for them, by length and depth"
     )
     command.add_argument("checkpoint", help="a checkpoint folder or hub id (with --engine vllm: its tokenizer)")
     command.add_argument("documents", nargs="+", help="files to hide them in")
@@ -115,8 +115,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--url", default="http://127.0.0.1:8000", help="of a running OpenAI-compatible server")
     command.add_argument("--served-name", metavar="NAME", help="the model's name there (default: CHECKPOINT)")
     command.add_argument("--picture", metavar="FILE.png", help="write a heat map")
+    command = add("push", commands.push_command, "upload an export or an adapter to the Hugging Face hub")
+    command.add_argument("source", help="a run folder, an export or an adapter")
+    command.add_argument("repo", help="org/name on the hub")
+    command.add_argument("--adapter", action="store_true", help="of a run folder, the adapter instead of the export")
+    command.add_argument("--base", metavar="ORG/NAME", help="the base on the hub, where the run had it in a folder")
+    command.add_argument("--private", action="store_true", help="where the repository is new")
+    command.add_argument("--message", default="Upload with yarn-tune", help="of the commit")
+    command.add_argument("--upload", action="store_true", help="do it; without, it only says what it would upload")
     command = add(
-        "lm-eval", commands.lm_eval_command, "print the commands that run lm-evaluation-harness on a checkpoint"
+        "lm-eval", measuring.lm_eval_command, "print the commands that run lm-evaluation-harness on a checkpoint"
     )
     command.add_argument("checkpoint", help="a checkpoint folder")
     command.add_argument("--tasks", default="niah_single_1,niah_single_2", help="as lm-eval names them")

@@ -8,19 +8,15 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
+from .measuring import Result, numbers_of
 
 if TYPE_CHECKING:
-    from .sections import Recipe
     from .train import Run
-
-Result = tuple[str, dict[str, Any]]
-"""What a command prints: text for people, and the object for `--json`. A false `passed` in it is exit code 3."""
 
 
 def _open(options: argparse.Namespace) -> "Run":
@@ -85,7 +81,7 @@ def compare_command(options: argparse.Namespace) -> Result:
 
     options.overrides = [word for word in options.others if "=" in word]
     others = [Path(word) for word in options.others if "=" not in word]
-    factors = _numbers("--factors", options.factors, float) if options.factors else []
+    factors = numbers_of("--factors", options.factors, float) if options.factors else []
     run = _open(options)
     tuned, checkpoints = named_rows(run, others)
     comparison = compare(run, tuned, checkpoints)
@@ -96,14 +92,6 @@ def compare_command(options: argparse.Namespace) -> Result:
         text += f"\n\n{sweep_table(cells)}"
         value["factors"] = [asdict(cell) | {"rise": cell.rise} for cell in cells]
     return text, value
-
-
-def _numbers(place: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
-    """A list of numbers from the command line."""
-    try:
-        return [kind(word) for word in text.split(",")]
-    except ValueError:
-        raise UserError(f"{place}: numbers with commas between them, as in 2,4,8; found {text!r}") from None
 
 
 def export_command(options: argparse.Namespace) -> Result:
@@ -217,88 +205,16 @@ def run_command(options: argparse.Namespace) -> Result:
     }
 
 
-def _documents(options: argparse.Namespace, length: int) -> "Recipe":
-    """A recipe that names the checkpoint and the documents of a command, for the functions that read one."""
-    from .recipe import parse_recipe
+def push_command(options: argparse.Namespace) -> Result:
+    """Say what would be uploaded; upload it if told to."""
+    from .push import prepare_upload, upload
 
-    tree = {
-        "name": "command",
-        "base": {"model": options.checkpoint, "dtype": options.dtype},
-        "rope": {"window": length},
-        "data": {"train": ["none"], "heldout": options.documents},
-    }
-    return parse_recipe(tree, [], "command line")
-
-
-def eval_command(options: argparse.Namespace) -> Result:
-    """NLL of a checkpoint by position."""
-    from .data import heldout_excerpts
-    from .models import load_model, load_tokenizer, to_device
-    from .perplexity import Nats, bucket_edges, by_position, full_nats, mean_over_windows, slid_nats
-
-    recipe = _documents(options, options.length)
-    excerpts = heldout_excerpts(recipe, load_tokenizer(options.checkpoint), options.length, options.count)
-    model = to_device(load_model(options.checkpoint, dtype=options.dtype))
-    window, stride = options.window or max(2, options.length // 4), options.stride or 256
-    if options.protocol == "sliding":
-        if not 2 <= window <= options.length or not 1 <= stride < window:
-            raise UserError(f"--window, --stride: 2 <= window <= {options.length} and stride < window; "
-                            f"found {window} and {stride}")  # fmt: skip
-        documents = [slid_nats(model, ids, window, stride) for _, ids in excerpts]
-    else:
-        documents = [full_nats(model, ids, options.chunk) for _, ids in excerpts]
-    edges = bucket_edges(options.length, recipe.eval.buckets)
-    sums = [Nats(0.0, 0)] * recipe.eval.buckets
-    for nats in documents:
-        sums = [a + b for a, b in zip(sums, by_position(nats, edges), strict=True)]
-    total = sum(sums, Nats(0.0, 0))
-    mean = mean_over_windows(documents, window, stride) if options.unweighted else total.mean
-    how = "mean over windows" if options.unweighted else f"over {total.count} tokens"
-    lines = [f"{a:>8} to {b - 1:<8} {n.mean:.4f}" for a, b, n in zip(edges, edges[1:], sums, strict=False)]
-    text = "\n".join([*lines, f"mean {mean:.4f} nats per token, PPL {math.exp(mean):.4f} ({options.protocol}, {how})"])
-    value = {"edges": edges, "nll": [n.mean for n in sums], "mean": mean, "ppl": math.exp(mean), "tokens": total.count}
-    return text, value
-
-
-def retrieve_command(options: argparse.Namespace) -> Result:
-    """Ask for numbers hidden in documents."""
-    from functools import partial
-
-    from .data import heldout_tokens
-    from .models import load_model, load_tokenizer, to_device
-    from .retrieval import WORDINGS, heat_map, retrieve, score_server, score_transformers, table
-
-    lengths = _numbers("--lengths", options.lengths, int)
-    depths = _numbers("--depths", options.depths, float)
-    recipe = _documents(options, max(2, *lengths))
-    tokenizer = load_tokenizer(options.checkpoint)
-    filler = heldout_tokens(recipe, tokenizer)
-    if options.engine == "vllm":
-        score = partial(score_server, options.url, options.served_name or options.checkpoint)
-    else:
-        score = partial(score_transformers, to_device(load_model(options.checkpoint, dtype=options.dtype)))
-    wording = WORDINGS[options.wording]
-    found = retrieve(score, tokenizer, filler, lengths, depths, options.per_cell, options.keys, 0, wording)
-    if options.picture:
-        heat_map(found, Path(options.picture), f"Retrieval: {options.checkpoint}")
-    share, low, high = found.accuracy()
-    text = f"{table(found)}\n\nin all {share:.1%} (95% interval {low:.1%} to {high:.1%})"
-    return text, {"accuracy": share, "interval": [low, high], "cells": found.as_json()}
-
-
-def lm_eval_command(options: argparse.Namespace) -> Result:
-    """Print the commands for lm-evaluation-harness."""
-    from .models import config_json
-
-    window = config_json(options.checkpoint)["max_position_embeddings"]
-    metadata = json.dumps({"max_seq_lengths": [window]})
-    common = f"--tasks {options.tasks} --metadata '{metadata}' --batch_size 1"
-    path = options.checkpoint
-    lines = [
-        f"lm_eval --model hf --model_args pretrained={path},max_length={window},dtype=bfloat16 {common}",
-        f"lm_eval --model vllm --model_args pretrained={path},max_model_len={window},dtype=bfloat16 {common}",
-    ]
-    return "\n".join(["pip install 'lm-eval[hf,ruler]'", *lines]), {"commands": lines}
+    made = prepare_upload(Path(options.source), options.repo, options.base, options.adapter)
+    value = {"repo": made.repo, "what": made.what, "files": made.sizes(), "commit": None}
+    if not options.upload:
+        return f"{made.text()}\nNothing was uploaded; --upload does it.", value
+    address = upload(made, options.private, options.message)
+    return f"{made.text()}\n{address}", value | {"commit": address}
 
 
 def is_main_process() -> bool:

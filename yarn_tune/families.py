@@ -3,7 +3,7 @@
 In all families here a single `*RotaryEmbedding` module below the base model computes cos and sin for every layer.
 Most compute them from one `inv_freq` buffer, which sliding layers share where there are any. Where layers differ by
 kind (Gemma 3, OLMo 3), the module holds one table a kind, and only that of the full-attention layers is tuned: the
-others look back through a sliding window, which no change of RoPE extends. Models whose every layer does so are refused.
+others look back through a sliding window, which no change of RoPE extends. Models that slide in all layers are refused.
 """
 
 import math

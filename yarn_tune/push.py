@@ -1,0 +1,139 @@
+"""To the Hugging Face Hub: an export or an adapter with its card, in one commit, and only when told to.
+
+What is uploaded is what was checked: an export whose config is not served as learned any more (edited by hand, say) is
+refused, and no path of this machine goes along.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
+
+from .adapter_files import is_adapter
+from .card import licence_from
+from .errors import CheckFailed, UserError
+from .models import is_hub_id
+from .serving.verify import verify
+
+TEXTS = (".md", ".json", ".yaml")
+
+HTTP_ERROR: type[BaseException] = HfHubHTTPError.__mro__[1]
+"""Of whichever HTTP library this huggingface_hub uses: what it raises where the hub is not reached."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What would be uploaded, and where."""
+
+    repo: str
+    what: str
+    """`checkpoint` or `adapter`."""
+    files: dict[str, Path | bytes]
+    """Name in the repository -> file, or content where that is not the file's own."""
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes by name."""
+        return {name: len(f) if isinstance(f, bytes) else f.stat().st_size for name, f in self.files.items()}
+
+    def text(self) -> str:
+        """For people."""
+        sizes = self.sizes()
+        lines = [f"  {size:>14,}  {name}" for name, size in sorted(sizes.items())]
+        return "\n".join([f"{self.what} -> {self.repo}: {len(sizes)} files, {sum(sizes.values()):,} bytes", *lines])
+
+
+def prepare_upload(source: Path, repo: str, base: str | None = None, adapter: bool = False) -> Upload:
+    """Everything that belongs to an export or an adapter, without any connection.
+
+    Args:
+        source: a run folder, an export or an adapter.
+        repo: `org/name` on the hub.
+        base: hub id of the base, where the run had it in a folder.
+        adapter: of a run, its adapter instead of its export.
+
+    Raises:
+        UserError: if there is nothing to upload, or the base has no name on the hub.
+        CheckFailed: if a stack does not serve the checkpoint as it was learned.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UserError(f"{repo!r} is no name of a repository on the hub (org/name): {error}") from error
+    if (source / "recipe.yaml").is_file():
+        source = source / ("adapter" if adapter else "export")
+    if (source / "fidelity.json").is_file():
+        return Upload(repo, "checkpoint", _checkpoint(source, base))
+    if is_adapter(source):
+        return Upload(repo, "adapter", _adapter(source, base))
+    raise UserError(f"{source}: neither an export (with fidelity.json) nor an adapter; run `yarn-tune export` first")
+
+
+def _checkpoint(folder: Path, base: str | None) -> dict[str, Path | bytes]:
+    card = folder / "README.md"
+    if not card.is_file():
+        raise UserError(f"{folder}: has no model card (README.md); run `yarn-tune export` again")
+    checked = verify(str(folder))
+    if not checked.passed:
+        raise CheckFailed(f"{folder}: is not served as it was learned, so it is not uploaded:\n{checked.text()}")
+    written = yaml.safe_load(card.read_text(encoding="utf-8").split("---")[1])["base_model"]
+    return _renamed(folder, str(written), base)
+
+
+def _adapter(folder: Path, base: str | None) -> dict[str, Path | bytes]:
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    written = str(config["base_model_name_or_path"])
+    files = _renamed(folder, written, base)
+    named = base or written
+    header = {"base_model": named, "library_name": "peft", **licence_from(Path(written)), "tags": ["yarn_tune"]}
+    text = (
+        f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n# RoPE adapter of {named}\n\n"
+        f"A window of {config['window']} tokens for {named}, whose weights stay as they are. Learned with "
+        "[yarn_tune](https://pypi.org/project/yarn-tune/), which has to be installed to load it:\n\n"
+        "    import yarn_tune.adapter\n    from transformers import AutoModelForCausalLM\n"
+        f'    model = AutoModelForCausalLM.from_pretrained("ORG/THIS-REPOSITORY")\n\n'
+        "To serve it, merge it into an ordinary checkpoint: `yarn-tune export THIS-FOLDER`.\n"
+    )
+    return files | {"README.md": text.encode()}
+
+
+def _renamed(folder: Path, written: str, base: str | None) -> dict[str, Path | bytes]:
+    """All files of a folder; where texts name the base by a path, they name it as the hub does."""
+    if not is_hub_id(written) and base is None:
+        raise UserError(
+            f"{folder}: the base is named by a path, {written!r}; say what it is on the hub: --base ORG/NAME"
+        )
+    files: dict[str, Path | bytes] = {}
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.name.startswith("."):
+            continue
+        name = path.relative_to(folder).as_posix()
+        files[name] = path
+        if base is not None and path.suffix in TEXTS and path.name != "tokenizer.json":
+            text = path.read_text(encoding="utf-8")
+            if written in text:
+                files[name] = text.replace(written, base).encode()
+    return files
+
+
+def upload(made: Upload, private: bool, message: str) -> str:
+    """Create the repository if there is none, and commit everything at once; returns the commit's address.
+
+    Raises:
+        UserError: if the hub refuses or is not reached, with its words.
+    """
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=f) for name, f in made.files.items()]
+    try:
+        api.create_repo(made.repo, private=private, exist_ok=True)
+        return str(api.create_commit(made.repo, operations, commit_message=message).commit_url)
+    except (OSError, ValueError, HTTP_ERROR) as error:
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"{made.repo}: not uploaded: {' '.join(line.strip() for line in reason if line.strip())}. Log in with "
+            "`hf auth login` or set HF_TOKEN; nothing of a commit that fails is kept"
+        ) from error
