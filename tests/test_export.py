@@ -12,7 +12,7 @@ from yarn_tune.errors import CheckFailed, UserError
 from yarn_tune.export import export, learned_of
 from yarn_tune.families import LATENT as LATENT_FAMILIES
 from yarn_tune.recipe import parse_recipe
-from yarn_tune.serving import profiles
+from yarn_tune.serving import carriers, profiles
 from yarn_tune.train import Run, train
 
 
@@ -199,3 +199,27 @@ def test_what_cannot_be_served_is_refused_before_training(tmp_path):
     with pytest.raises(UserError, match=r"turbomind: does not load it: RuntimeError: Unsupported rope type"):
         train(Run(recipe, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_what_float32_alone_makes_is_told_from_a_mistake(tmp_path, monkeypatch):
+    """In float64 (norms stay float32 in transformers) noise shrinks, and a wrong frequency does not."""
+    run = finished_run(tmp_path, "frequency", settings=("rope.temperature=phase",))
+    fidelity = json.loads((export(run) / "fidelity.json").read_text())
+    assert fidelity["dtype"] == "float32"
+    noise = max(fidelity["max_abs_logit_difference"].values())
+    strict = replace(run, recipe=parse_recipe(run.recipe.to_dict(), [f"export.tolerance={0.7 * noise}"]))
+    fidelity = json.loads((export(strict) / "fidelity.json").read_text())
+    assert max(fidelity["max_abs_logit_difference_float32"].values()) == noise
+    assert max(fidelity["max_abs_logit_difference"].values()) < 0.7 * noise
+    assert "float64" in fidelity["dtype"]
+    original = carriers.Served.config
+
+    def lossy(served, base):
+        config = original(served, base)
+        config["rope_parameters"]["long_factor"][-1] *= 1 + 1e-3
+        return config
+
+    monkeypatch.setattr(carriers.Served, "config", lossy)
+    monkeypatch.setattr("yarn_tune.export.serve", lambda learned, aim: next(carriers.longrope_carriers(learned, False)))
+    with pytest.raises(CheckFailed, match="no checkpoint was written"):
+        export(run)

@@ -67,6 +67,8 @@ ORDER = (
     "sweep",
     "card",
     "push",
+    "shipped",
+    "api",
     "report",
     "measuring",
     "commands",

@@ -56,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
         return command
 
+    command = add("recipes", commands.recipes_command, "the recipes that come with yarn_tune")
+    command.add_argument("--copy", metavar="NAME", help="put one here, with its files")
     command = add("init", commands.init_command, "write a first recipe for a model, from its config")
     command.add_argument("model", help="a checkpoint folder or hub id")
     command.add_argument("--window", type=int, required=True, help="tokens to be served")

@@ -16,21 +16,14 @@ from .errors import UserError
 from .measuring import Result, numbers_of
 
 if TYPE_CHECKING:
-    from .train import Run
+    from .api import Tuning
 
 
-def _open(options: argparse.Namespace) -> "Run":
+def _open(options: argparse.Namespace) -> "Tuning":
     """The run a command is about: from a run folder, or `runs/<name>` of a recipe."""
-    from .recipe import load_recipe
-    from .train import Run
+    from .api import Tuning
 
-    path = Path(options.recipe)
-    if path.is_dir():
-        if not (path / "recipe.yaml").is_file():
-            raise UserError(f"{path} is not a run folder: it has no recipe.yaml")
-        return Run(load_recipe(path / "recipe.yaml", options.overrides), path)
-    recipe = load_recipe(path, options.overrides)
-    return Run(recipe, Path("runs") / recipe.name)
+    return Tuning(options.recipe, options.overrides)
 
 
 def init_command(options: argparse.Namespace) -> Result:
@@ -49,12 +42,10 @@ def init_command(options: argparse.Namespace) -> Result:
 
 def plan_command(options: argparse.Namespace) -> Result:
     """What a run will read, cover and cost."""
-    from .plan import plan
-
-    run = _open(options)
-    made = plan(run.recipe)
+    tuning = _open(options)
+    made = tuning.plan()
     return made.text(), {
-        "recipe": run.recipe.to_dict(),
+        "recipe": tuning.run.recipe.to_dict(),
         "learned_numbers": made.learned_numbers,
         "cost": asdict(made.cost) if made.cost else None,
         "rows": len(made.rows.rows) if made.rows else None,
@@ -65,30 +56,26 @@ def plan_command(options: argparse.Namespace) -> Result:
 
 def train_command(options: argparse.Namespace) -> Result:
     """Learn."""
-    from .evolve import learn
-
-    run = _open(options)
-    learned = learn(run)
+    tuning = _open(options)
+    run, learned = tuning.run, tuning.train()
     values = "\n".join(f"  {name} {value:.6g}" for name, value in learned.summary().items())
     return f"learned, in {run.folder}:\n{values}", {"run": str(run.folder), "learned": learned.as_json()}
 
 
 def compare_command(options: argparse.Namespace) -> Result:
     """Measure every method."""
-    from .compare import compare, named_rows
     from .results import as_json, table
     from .sweep import sweep, sweep_table
 
     options.overrides = [word for word in options.others if "=" in word]
     others = [Path(word) for word in options.others if "=" not in word]
     factors = numbers_of("--factors", options.factors, float) if options.factors else []
-    run = _open(options)
-    tuned, checkpoints = named_rows(run, others)
-    comparison = compare(run, tuned, checkpoints)
+    tuning = _open(options)
+    comparison = tuning.compare(others)
     text = f"{comparison.verdict()}\n\n{table(comparison)}"
     value: dict[str, Any] = {"verdict": comparison.verdict(), "rows": as_json(comparison)}
     if factors:
-        cells = sweep(run, factors)
+        cells = sweep(tuning.run, factors)
         text += f"\n\n{sweep_table(cells)}"
         value["factors"] = [asdict(cell) | {"rise": cell.rise} for cell in cells]
     return text, value
@@ -107,7 +94,7 @@ def export_command(options: argparse.Namespace) -> Result:
         options.overrides.append(f"export.fold={options.fold}")
     folder = Path(options.recipe)
     adapter = is_adapter(folder)
-    run = Run(adapter_recipe(folder, options.overrides), folder) if adapter else _open(options)
+    run = Run(adapter_recipe(folder, options.overrides), folder) if adapter else _open(options).run
     path = export(run, options.overrides_only)
     if options.overrides_only:
         overrides = json.loads(path.read_text(encoding="utf-8"))
@@ -168,28 +155,23 @@ def _serve_line(path: Path) -> str:
 
 def run_command(options: argparse.Namespace) -> Result:
     """Train, compare, export, verify and report."""
-    from .card import write_card
-    from .compare import compare, named_rows
-    from .evolve import learn
-    from .export import export
+    from .compare import named_rows
     from .learned import Start
-    from .plan import plan
     from .report import write_report
     from .results import as_json, table
-    from .serving.verify import verify
 
-    run = _open(options)
+    tuning = _open(options)
+    run = tuning.run
     if is_main_process():
-        print(plan(run.recipe).text(), file=sys.stderr)
-    learn(run)
+        print(tuning.plan().text(), file=sys.stderr)
+    tuning.train()
     if not is_main_process():
         return "", {}
-    tuned, _ = named_rows(run, [])
-    comparison = compare(run, tuned)
-    path = export(run)
-    write_card(run, path)
-    checked = verify(str(path), run.recipe.export.stacks)
-    report = write_report(run, comparison, next(iter(tuned.values())), Start.of_recipe(run.recipe))
+    comparison = tuning.compare()
+    path = tuning.export()
+    checked = tuning.verify()
+    (tuned,) = named_rows(run, [])[0].values()
+    report = write_report(run, comparison, tuned, Start.of_recipe(run.recipe))
     text = (
         f"{comparison.verdict()}\n\n{table(comparison)}\n\nreport   {report}\npicture  "
         f"{run.folder / 'nll_by_position.png'}\nexport   {path}\nverified {', '.join(n.stack for n in checked.lines)}\n"
@@ -203,6 +185,18 @@ def run_command(options: argparse.Namespace) -> Result:
         "report": str(report),
         "serve": _serve_line(path),
     }
+
+
+def recipes_command(options: argparse.Namespace) -> Result:
+    """List the recipes that come with the package, or copy one here with its files."""
+    from .shipped import copy_recipe, shipped_recipes
+
+    if options.copy is None:
+        found = shipped_recipes()
+        lines = [f"{name:<26} {line}" for name, line in found.items()]
+        return "\n".join([*lines, "", "Here, with its files: yarn-tune recipes --copy NAME"]), {"recipes": found}
+    written = [str(path) for path in copy_recipe(options.copy, Path())]
+    return "\n".join([*written, f"next: yarn-tune plan {written[0]}"]), {"written": written}
 
 
 def push_command(options: argparse.Namespace) -> Result:

@@ -36,7 +36,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """
     source = str(path)
     if not Path(path).is_file():
-        raise RecipeError(source, ["no such file; `ls recipes/` shows the recipes that come with yarn_tune"])
+        raise RecipeError(source, ["no such file; `yarn-tune recipes` shows those that come with yarn_tune"])
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

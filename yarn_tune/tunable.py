@@ -194,7 +194,9 @@ def attach_fixed(
     """Swap the rotary module for one with a given table, and multiply queries by `gains`; see `FixedRotary`."""
     rotary = swap(model, lambda stock: FixedRotary(stock, table_of))
     if gains is not None:
-        placed = gains.to(model.device, torch.complex64 if gains.is_complex() else torch.float32)
+        double = model.dtype == torch.float64
+        real, turned = (torch.float64, torch.complex128) if double else (torch.float32, torch.complex64)
+        placed = gains.to(model.device, turned if gains.is_complex() else real)
         rotary.handles = scale_queries(model, site_of(model.config.to_dict()), lambda: placed)
     return rotary
 

@@ -1,0 +1,66 @@
+"""The commands as a Python object: one run, from its plan to a checked checkpoint."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .card import write_card
+from .compare import compare, named_rows
+from .errors import UserError
+from .evolve import learn
+from .export import export
+from .learned import Learned
+from .plan import Plan, plan
+from .recipe import load_recipe, parse_recipe
+from .results import Comparison
+from .serving.verify import Verification, verify
+from .train import Run
+
+
+class Tuning:
+    """A run and its folder; every method does what the command of its name does, and continues what is there.
+
+    Args:
+        recipe: a recipe's path, a run folder, or the recipe itself as nested dicts.
+        overrides: settings, as `"train.steps=50"`.
+        folder: where the run goes; `runs/<name>` by default.
+
+    Raises:
+        UserError: if there is no such recipe, or it is impossible, with every problem found.
+    """
+
+    def __init__(
+        self, recipe: str | Path | dict[str, Any], overrides: Sequence[str] = (), folder: str | Path | None = None
+    ) -> None:
+        if isinstance(recipe, dict):
+            read = parse_recipe(recipe, list(overrides))
+        else:
+            path = Path(recipe)
+            if path.is_dir():
+                if not (path / "recipe.yaml").is_file():
+                    raise UserError(f"{path} is not a run folder: it has no recipe.yaml")
+                path, folder = path / "recipe.yaml", folder or path
+            read = load_recipe(path, list(overrides))
+        self.run = Run(read, Path(folder or Path("runs") / read.name))
+
+    def plan(self) -> Plan:
+        """What it will read, cover and cost; `.text()` says it in words. Trains nothing."""
+        return plan(self.run.recipe)
+
+    def train(self) -> Learned:
+        """Learn; raises `Interrupted` at a signal, after saving."""
+        return learn(self.run)
+
+    def compare(self, others: Sequence[str | Path] = ()) -> Comparison:
+        """Every method, and other runs and checkpoints, on the same held-out tokens."""
+        return compare(self.run, *named_rows(self.run, [Path(other) for other in others]))
+
+    def export(self) -> Path:
+        """The checkpoint to serve, with its card; raises `CheckFailed` if it does not compute what was learned."""
+        path = export(self.run)
+        write_card(self.run, path)
+        return path
+
+    def verify(self) -> Verification:
+        """What each serving stack will make of the export; `.passed`, `.text()`."""
+        return verify(str(self.run.folder / "export"), self.run.recipe.export.stacks)
