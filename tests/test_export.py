@@ -216,8 +216,10 @@ def test_what_float32_alone_makes_is_told_from_a_mistake(tmp_path, monkeypatch):
 
     def lossy(served, base):
         config = original(served, base)
-        config["rope_parameters"]["long_factor"][-1] *= 1 + 1e-3
-        return config
+        *others, slowest = config["rope_parameters"]["long_factor"]
+        section = config["rope_parameters"] | {"short_factor": [*others, slowest * 1.001]}
+        section["long_factor"] = section["short_factor"]
+        return config | {"rope_parameters": section, "rope_scaling": section}
 
     monkeypatch.setattr(carriers.Served, "config", lossy)
     monkeypatch.setattr("yarn_tune.export.serve", lambda learned, aim: next(carriers.longrope_carriers(learned, False)))
