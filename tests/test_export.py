@@ -9,10 +9,10 @@ import torch
 from conftest import FAMILY_SIZES, NATIVE, YARN_ALONE, finished_run, recipe_tree, save_tiny, tiny_model, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from yarn_tune.errors import CheckFailed, UserError
-from yarn_tune.export import export, learned_of
+from yarn_tune.export import export, learned_of, write_checkpoint
 from yarn_tune.families import LATENT as LATENT_FAMILIES
 from yarn_tune.recipe import parse_recipe
-from yarn_tune.serving import carriers, profiles
+from yarn_tune.serving import profiles
 from yarn_tune.train import Run, train
 
 
@@ -212,16 +212,17 @@ def test_what_float32_alone_makes_is_told_from_a_mistake(tmp_path, monkeypatch):
     assert max(fidelity["max_abs_logit_difference_float32"].values()) == noise
     assert max(fidelity["max_abs_logit_difference"].values()) < 0.7 * noise
     assert "float64" in fidelity["dtype"]
-    original = carriers.Served.config
+    original = write_checkpoint
 
-    def lossy(served, base):
-        config = original(served, base)
-        *others, slowest = config["rope_parameters"]["long_factor"]
-        section = config["rope_parameters"] | {"short_factor": [*others, slowest * 1.001]}
-        section["long_factor"] = section["short_factor"]
-        return config | {"rope_parameters": section, "rope_scaling": section}
+    def lossy(recipe, learned, served, aim, folder):
+        done = original(recipe, learned, served, aim, folder)
+        config = json.loads((folder / "config.json").read_text())
+        for key in ("rope_parameters", "rope_scaling"):
+            for factors in ("short_factor", "long_factor"):
+                config[key][factors][-1] *= 1.001
+        (folder / "config.json").write_text(json.dumps(config))
+        return done
 
-    monkeypatch.setattr(carriers.Served, "config", lossy)
-    monkeypatch.setattr("yarn_tune.export.serve", lambda learned, aim: next(carriers.longrope_carriers(learned, False)))
+    monkeypatch.setattr("yarn_tune.export.write_checkpoint", lossy)
     with pytest.raises(CheckFailed, match="no checkpoint was written"):
         export(run)

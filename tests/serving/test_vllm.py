@@ -42,20 +42,46 @@ SIZE = {
     "num_key_value_heads": 2,
     "max_position_embeddings": NATIVE,
 }
+SLIDING = {"head_dim": 64, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64}
 EXTRA = {
     "gpt_neox": {"rotary_pct": 0.25},
     "qwen3": {"head_dim": 64},
     "phi3": {"original_max_position_embeddings": NATIVE},
     "gemma3_text": {"head_dim": 64, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64},
     "olmo3": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64},
-}
+    **dict.fromkeys(("gemma", "glm", "glm4", "ernie4_5", "seed_oss", "qwen3_moe"), {"head_dim": 64}),
+    **dict.fromkeys(("gemma2", "ministral"), SLIDING),
+    "gpt_oss": SLIDING | {
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "beta_fast": 4.0, "beta_slow": 0.5,
+            "truncate": False, "original_max_position_embeddings": NATIVE // 2,
+        },
+    },
+    "exaone4": {"layer_types": ["full_attention"] * 2},
+    "falcon": {"num_kv_heads": 2},
+    "deepseek_v2": {
+        "num_key_value_heads": 2, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128,
+        "v_head_dim": 128, "head_dim": 64,
+    },
+}  # fmt: skip
 LEARNED = {
     "scale-below": ("scale", {"offsets.log_scale": -0.07}),
     "scale-above": ("scale", {"offsets.log_scale": 0.2}),
     "ramp": ("ramp", {"offsets.log_beta_fast": 0.31, "log_temperature": -0.3}),
     "frequency": ("frequency", {"log_temperature": -0.3}),
 }
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt_neox", "phi3", "gemma3_text", "cohere", "olmo3")
+FAMILIES = ("llama", "qwen3", "gpt_neox", "gemma3_text", "cohere", "phi3")
+"""With every parameterisation they have."""
+ONCE = {
+    **dict.fromkeys(
+        ("arcee", "exaone4", "falcon", "gemma", "gemma2", "granite", "granitemoe", "ministral", "mistral", "mixtral",
+         "nemotron", "olmo", "olmo2", "olmo3", "persimmon", "phi", "qwen2", "qwen2_moe", "qwen3_moe", "seed_oss",
+         "smollm3", "stablelm", "starcoder2"),
+        "frequency",
+    ),
+    **dict.fromkeys(("deepseek_v2", "ernie4_5", "glm", "glm4", "gpt_oss"), "scale-above"),
+}  # fmt: skip
+"""With one: lists of factors where vLLM takes them."""
 RUNGS = [
     *(("llama", rung) for rung in ("layer", "head", "spectral", "phase")),
     ("qwen2", "phase"),  # with biases
@@ -67,7 +93,7 @@ RUNGS = [
     ("cohere", "phase"),  # interleaved pairs
 ]
 """Temperatures by layer, head and pair, in the weights."""
-CASES = [*RUNGS] + [
+CASES = [*RUNGS, *ONCE.items()] + [
     (family, learned)
     for family in FAMILIES
     for learned in LEARNED
@@ -83,7 +109,7 @@ def exported(folder: Path, family: str, learned: str, base: Path | None = None, 
     rung = learned if learned not in LEARNED else "global"
     learn, offsets = LEARNED.get(learned, LEARNED["scale-above" if family == "cohere" else "frequency"])
     folder.mkdir(parents=True, exist_ok=True)
-    base = base or save_tiny(folder / "base", family, **SIZE, **EXTRA.get(family, {}))
+    base = base or save_tiny(folder / "base", family, **{**SIZE, **EXTRA.get(family, {})})
     settings = (
         "export.tolerance=1e-3",
         f"rope.temperature={rung}",
