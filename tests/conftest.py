@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -186,6 +188,15 @@ def finished_run(
             rotary.set_scale(settled.scale)
     save_file(rotary.numbers(), run.numbers_path)
     return run
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What transformers 5.0 has another way."""
+    if Version(transformers.__version__) < Version("5.1"):
+        reason = "one rotary module a layer in this transformers, which is refused"
+        for item in items:
+            if "nemotron" in item.name:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

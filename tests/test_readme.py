@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import recipe_tree, save_tiny
 from yarn_tune.cli import _parser
 from yarn_tune.families import FAMILIES
 from yarn_tune.recipe import parse_recipe
@@ -53,6 +54,17 @@ def test_launched_recipes_exist(path):
 def test_the_recipe_in_the_readme_is_valid():
     text = re.search(r"```yaml\n(.*?)```", README, re.S)[1]
     parse_recipe({"name": "readme"} | yaml.safe_load(text), [])
+
+
+def test_the_python_in_the_readme_runs(tmp_path, monkeypatch):
+    """On a small model in the demo's place."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    tree = recipe_tree(save_tiny(tmp_path / "base"), tmp_path)
+    (tmp_path / "recipes/tiny-demo.yaml").write_text(yaml.safe_dump(tree))
+    code = re.search(r"```python\n(from yarn_tune import Tuning.*?)```", README, re.S)[1]
+    exec(compile(code, "README.md", "exec"), {})
+    assert (tmp_path / "runs/quick/export/config.json").is_file()
 
 
 def test_families_are_all_named():

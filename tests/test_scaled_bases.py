@@ -200,6 +200,7 @@ def test_methods_are_laid_over_the_bases_table():
     assert torch.equal(found["dynamic"].table_of(REACH)[0], own * (plain / plain))
 
 
+@pytest.mark.rope_warnings
 def test_dynamic_scaling_is_refused():
     with pytest.raises(UserError, match="rope_type 'dynamic', which changes with the length read"):
         rope_facts(tiny_config("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}))
