@@ -105,10 +105,19 @@ PYTHON
   touch "$ENGINES/.ready-2"
 }
 
+tests() {
+  export YARN_TUNE_ENGINES="${YARN_TUNE_ENGINES:-$ENGINES}"
+  if [ $# -eq 0 ]; then  # all of them: a process a core, each file in one
+    export OMP_NUM_THREADS=1
+    set -- --numprocesses "$(nproc)" --dist loadfile
+  fi
+  exec "$VENV/bin/python" -m pytest "$@"
+}
+
 setup
 case "${1:-}" in
   engines) engines ;;
-  test) shift; YARN_TUNE_ENGINES="${YARN_TUNE_ENGINES:-$ENGINES}" exec "$VENV/bin/python" -m pytest "$@" ;;
+  test) shift; tests "$@" ;;
   "") launch recipes/tiny-demo.yaml ;;
   *) launch "$@" ;;
 esac

@@ -256,7 +256,7 @@ def test_a_fixed_table_follows_the_length_read():
          "look back only 32 tokens"),
         ("ministral", {"layer_types": ["sliding_attention"] * 3}, "look back only 32 tokens"),
         ("mistral", {"sliding_window": 32}, "sliding window"),
-        pytest.param("gemma3_text", {"layer_types": ["sliding_attention"] * 3}, "no full-attention layer|look back only",
+        pytest.param("gemma3_text", {"layer_types": ["sliding_attention"] * 3}, "no full-attention|look back only",
                      marks=pytest.mark.rope_warnings),
     ],
 )  # fmt: skip
