@@ -200,6 +200,16 @@ def test_methods_are_laid_over_the_bases_table():
     assert torch.equal(found["dynamic"].table_of(REACH)[0], own * (plain / plain))
 
 
+def test_betas_of_ones_own_are_not_dropped():
+    model = base_of("yarn, unrounded")
+    with pytest.raises(
+        UserError, match="rope.beta_fast, rope.beta_slow: 20 and 1, but the base ships YaRN with 16 and 2"
+    ):
+        start_of(model, 2 * REACH, beta_fast=20.0)
+    assert start_of(model, 2 * REACH, beta_fast=16.0, beta_slow=2.0).beta_fast == 16
+    assert start_of(model, 2 * REACH).beta_slow == 2
+
+
 @pytest.mark.rope_warnings
 def test_dynamic_scaling_is_refused():
     with pytest.raises(UserError, match="rope_type 'dynamic', which changes with the length read"):

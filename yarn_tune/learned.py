@@ -102,7 +102,8 @@ class Start:
         """Fill the recipe's nulls from the base model.
 
         Raises:
-            UserError: if the window is smaller than the native one.
+            UserError: if the window is smaller than the native one or than the base can look back, or the betas are
+                not those of the YaRN that the base ships.
         """
         native = rope.native or facts.native
         if rope.window < native:
@@ -117,6 +118,12 @@ class Start:
             )
         ramp = facts.scaling.ramp if facts.scaling else None
         original = ramp.original if ramp else native
+        own = (ramp.beta_fast, ramp.beta_slow) if ramp else (rope.beta_fast, rope.beta_slow)
+        if (rope.beta_fast, rope.beta_slow) not in (own, (Rope.beta_fast, Rope.beta_slow)):
+            raise UserError(
+                f"rope.beta_fast, rope.beta_slow: {rope.beta_fast:g} and {rope.beta_slow:g}, but the base ships YaRN "
+                f"with {own[0]:g} and {own[1]:g}, which is continued; leave them out (rope.learn: ramp learns them)"
+            )
         # The least a base's own YaRN does is what it does: a window of the base's needs no larger factor.
         least = ramp.factor if ramp else 0.0
         return cls(
@@ -125,8 +132,8 @@ class Start:
             window=rope.window,
             factor=rope.factor or max(least, rope.window / original),
             original=original,
-            beta_fast=ramp.beta_fast if ramp else rope.beta_fast,
-            beta_slow=ramp.beta_slow if ramp else rope.beta_slow,
+            beta_fast=own[0],
+            beta_slow=own[1],
             truncate=ramp.truncate if ramp else True,
         )
 
@@ -139,7 +146,7 @@ class Start:
     def laid_over(self) -> Tensor | None:
         """The base's own table, where the start is not YaRN from scratch, `[d/2]`."""
         scaling = self.facts.scaling
-        return None if scaling is None or scaling.ramp else scaling.table(self.native)[0]
+        return None if scaling is None or scaling.ramp else scaling.table(self.window)[0]
 
     @property
     def stretch(self) -> float:
@@ -175,4 +182,4 @@ class Start:
         """The base's own table with each pair divided by a factor, `[d/2]`."""
         if self.facts.scaling is None:
             return longrope_inv_freq(self.facts.theta, self.facts.dim, factors)
-        return self.facts.table(self.native)[0] / torch.tensor(factors)
+        return self.facts.table(self.window)[0] / torch.tensor(factors)
