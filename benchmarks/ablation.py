@@ -57,6 +57,7 @@ LINES: dict[str, tuple[str, ...]] = {
     ),
     # The table left as YaRN's: gains and phases alone, which short rows can teach.
     "phase alone, needles": (*ASKED, "rope.learn=yarn"),
+    "phase alone, needles, rows of 1024": (*ASKED, "rope.learn=yarn", "data.row_tokens=1024"),
     "phase alone, needles, rows of 512": (*ASKED, *ALONE, "data.row_tokens=512"),
     "phase alone, needles, rows of 256": (*ASKED, *ALONE, "data.row_tokens=256"),
     # Weights moved as well: what the ladder leaves.
