@@ -108,8 +108,8 @@ PYTHON
 tests() {
   export YARN_TUNE_ENGINES="${YARN_TUNE_ENGINES:-$ENGINES}"
   if [ $# -eq 0 ]; then  # all of them: a process a core, each file in one
+    set -- --numprocesses "$(nproc)" --dist loadfile  # before the next line, which nproc would obey
     export OMP_NUM_THREADS=1
-    set -- --numprocesses "$(nproc)" --dist loadfile
   fi
   exec "$VENV/bin/python" -m pytest "$@"
 }
