@@ -80,7 +80,7 @@ REFUSED: dict[str, str] = {
 LATENT = frozenset({"deepseek_v2", "deepseek_v3"})
 """Families whose keys and values are compressed together, and only a part of each head is rotated, the last."""
 
-NOT_IN_PARTS: dict[str, str] = dict.fromkeys(LATENT, "keeps keys and values compressed together") | {
+NOT_IN_PARTS: dict[str, str] = dict.fromkeys(sorted(LATENT), "keeps keys and values compressed together") | {
     "qwen3_next": "has layers that keep a state instead of keys"
 }
 """Model type -> why its rows cannot be read in two parts (`prefix.py`)."""
