@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import FAMILY_SIZES, NATIVE, YARN_ALONE, recipe_tree, save_tiny
+from conftest import FAMILY_SIZES, NATIVE, YARN_ALONE, recipe_tree, save_tiny, tiny_config
 from yarn_tune.cli import main
 from yarn_tune.errors import UserError
 from yarn_tune.init import propose
@@ -59,3 +59,35 @@ def test_what_cannot_be_tuned(tmp_path):
     base = save_tiny(tmp_path / "base", "mistral", sliding_window=16)
     with pytest.raises(UserError, match="sliding window"):
         propose(str(base), 256, ["a"], ["b"], 80)
+
+
+def seven_billion(folder: Path) -> Path:
+    """The config of a Llama of 7B parameters, which is all that is read."""
+    sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+             "num_key_value_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096}  # fmt: skip
+    tiny_config("llama", **sizes).save_pretrained(folder)
+    return folder
+
+
+def test_weights_that_do_not_fit_one_gpu_are_split(tmp_path):
+    base = str(seven_billion(tmp_path / "base"))
+    with pytest.raises(UserError, match="do not hold this model .* more of them"):
+        propose(base, 32768, ["a"], ["b"], 12)
+    made = propose(base, 32768, ["a"], ["b"], 18, gpus=3)
+    assert (made.recipe.runtime.zero, made.recipe.runtime.processes, made.recipe.train.batch_rows) == (3, 3, 9)
+    assert made.cost.weights_gib + made.cost.activations_gib <= 0.9 * 18
+    (tmp_path / "made.yaml").write_text(made.text)
+    assert load_recipe(tmp_path / "made.yaml") == made.recipe
+    assert propose(base, 32768, ["a"], ["b"], 80, gpus=8).recipe.runtime.zero == 0
+
+
+def test_at_factor_two_rows_of_the_native_window_come_before_ends_of_rows(tmp_path):
+    base = str(seven_billion(tmp_path / "base"))
+    wide = propose(base, 8192, ["a"], ["b"], 24).recipe
+    assert (wide.rope.learn, wide.data.row_tokens) == ("frequency", None)
+    fits = propose(base, 8192, ["a"], ["b"], 80).cost
+    tight = fits.weights_gib + 1.6
+    made = propose(base, 8192, ["a"], ["b"], tight / 0.9)
+    assert (made.recipe.rope.learn, made.recipe.data.row_tokens, made.recipe.train.tail) == ("yarn", 4096, None)
+    (tmp_path / "made.yaml").write_text(made.text)
+    assert load_recipe(tmp_path / "made.yaml") == made.recipe

@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--train", nargs="+", required=True, metavar="FILE", help="as data.train")
     command.add_argument("--heldout", nargs="+", required=True, metavar="FILE", help="as data.heldout")
     command.add_argument("--gpu-memory", type=float, default=80.0, metavar="GIB", help="of one device (default: 80)")
+    command.add_argument("--gpus", type=int, default=1, help="devices (default: 1)")
     command.add_argument("--revision", help="of a hub id")
     command.add_argument("--out", metavar="FILE", help="where to write it (default: <name>.yaml)")
     for name, function, text in (

@@ -31,7 +31,8 @@ def init_command(options: argparse.Namespace) -> Result:
     from .checkpoint import write_atomically
     from .init import propose
 
-    made = propose(options.model, options.window, options.train, options.heldout, options.gpu_memory, options.revision)
+    read = options.model, options.window, options.train, options.heldout
+    made = propose(*read, options.gpu_memory, options.revision, options.gpus)
     path = Path(options.out or f"{made.recipe.name}.yaml")
     if path.exists():
         raise UserError(f"{path} is there already; name another file with --out")

@@ -1,6 +1,7 @@
 """A first recipe for a model: what its config allows, and what the ablation in recipes/README.md found best."""
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,13 @@ class Proposal:
 
 
 def propose(
-    model: str, window: int, train: list[str], heldout: list[str], gpu_gib: float, revision: str | None = None
+    model: str,
+    window: int,
+    train: list[str],
+    heldout: list[str],
+    gpu_gib: float,
+    revision: str | None = None,
+    gpus: int = 1,
 ) -> Proposal:
     """The richest recipe that the family can carry and the default stacks serve, with rows that fit the memory.
 
@@ -41,6 +48,7 @@ def propose(
         heldout: documents to measure on.
         gpu_gib: memory of one device.
         revision: of a hub id.
+        gpus: devices; weights that do not fit one are split over them.
 
     Raises:
         UserError: if this model cannot be tuned, with the reason; or if nothing fits the memory.
@@ -66,32 +74,54 @@ def propose(
             break
     else:
         raise UserError("\n".join([f"{model}: nothing can be learned and served:", *refusals]))
-    recipe, cost = _fitted(tree, gpu_gib)
+    recipe, cost = _fitted(tree, gpu_gib, gpus)
     return Proposal(_text(recipe, cost, facts.native, gpu_gib, refusals), recipe, cost)
 
 
-def _fitted(tree: dict[str, Any], gpu_gib: float) -> tuple[Recipe, Cost]:
-    """Rows of the whole window, offloaded if need be; or, where those do not fit, a gradient for their ends alone."""
-    window, native = tree["rope"]["window"], tree["rope"]["native"]
-    ways: list[dict[str, Any]] = [{"gradient_checkpointing": False}, {"gradient_checkpointing": True}]
-    ways += [{"gradient_checkpointing": True, "offload_activations": True}]
-    # The tail of a long row is outside the native window, so short rows between keep the guard at work.
-    if load_config(tree["base"]["model"], tree["base"].get("revision")).model_type not in NOT_IN_PARTS:
-        ways += [{"gradient_checkpointing": False, "tail": tail} for tail in (window // 8, 2048, 512) if tail < window]
-    for way in ways:
-        lengths = {"lengths": [native, window]} if "tail" in way and window % native == 0 else {}
-        guard = {"guard": 0.0} if "tail" in way and not lengths else {}
-        data, train = tree["data"] | lengths, tree["train"] | way | guard
-        recipe = parse_recipe(tree | {"data": data, "train": train}, [], "init")
-        config = load_config(recipe.base.model, recipe.base.revision)
+Way = dict[str, dict[str, Any]]
+"""Changes of a recipe, by section."""
+
+
+def _fitted(tree: dict[str, Any], gpu_gib: float, gpus: int) -> tuple[Recipe, Cost]:
+    """The first way to read rows that fits: weights whole in each GPU, else in shards over all of them."""
+    window = tree["rope"]["window"]
+    config = load_config(tree["base"]["model"], tree["base"].get("revision"))
+    spread: list[Way] = [{}]
+    if gpus > 1:
+        rows = {"batch_rows": gpus * math.ceil(tree["train"]["batch_rows"] / gpus)}
+        spread = [{"train": rows}, {"train": rows, "runtime": {"zero": 3, "processes": gpus}}]
+    for way, over in itertools.product(_ways(tree, config.model_type), spread):
+        sections = {
+            key: tree.get(key, {}) | over.get(key, {}) | way.get(key, {}) for key in {*tree, *over, *way} - {"name"}
+        }
+        recipe = parse_recipe({"name": tree["name"], **sections}, [], "init")
         cost = estimate_cost(recipe, config, sum(at_start(recipe).count().values()))
         if cost.weights_gib + cost.activations_gib <= 0.9 * gpu_gib:
             return recipe, cost
     need = cost.weights_gib + cost.activations_gib
     raise UserError(
         f"--gpu-memory: {gpu_gib:g} GiB do not hold this model and one row of {window} tokens, however it is read "
-        f"(about {need:.1f} GiB); name a bigger device or a smaller --window"
+        f"(about {need:.1f} GiB in each of {gpus}); name a bigger device, more of them (--gpus) or a smaller --window"
     )
+
+
+def _ways(tree: dict[str, Any], kind: str) -> list[Way]:
+    """Whole rows, offloaded if need be; at factor 2, rows of the native window; a gradient for rows' ends alone."""
+    window, native = tree["rope"]["window"], tree["rope"]["native"]
+    whole: list[dict[str, Any]] = [{"gradient_checkpointing": False}, {"gradient_checkpointing": True}]
+    whole.append({"gradient_checkpointing": True, "offload_activations": True})
+    ways: list[Way] = [{"train": way} for way in whole]
+    if native < window <= 2 * native:
+        ways += [{"rope": {"learn": "yarn"}, "data": {"row_tokens": native}, "train": way} for way in whole]
+    if kind in NOT_IN_PARTS:
+        return ways
+    for tail in (window // 8, 2048, 512):
+        # The tail of a long row is outside the native window, so short rows between keep the guard at work.
+        mixed = window % native == 0
+        data, guard = ({"lengths": [native, window]}, {}) if mixed else ({}, {"guard": 0.0})
+        if tail < window:
+            ways.append({"data": data, "train": {"gradient_checkpointing": False, "tail": tail} | guard})
+    return ways
 
 
 def _text(recipe: Recipe, cost: Cost, native: int, gpu_gib: float, refusals: list[str]) -> str:
@@ -120,6 +150,8 @@ def _text(recipe: Recipe, cost: Cost, native: int, gpu_gib: float, refusals: lis
         f"  heldout: {_plain(data.heldout)}      # measured on, never trained on",
         f"  needles: {data.needles}            # rows that end in a question: without them, prose teaches to look near",
         *([f"  lengths: {data.lengths}   # short rows take turns with long ones"] if data.lengths else []),
+        *([f"  row_tokens: {data.row_tokens}       # whole rows do not fit; at factor 2 these teach as much"]
+          if data.row_tokens else []),
         "train:",
         f"  steps: {train.steps}",
         f"  batch_rows: {train.batch_rows}           # must be a multiple of the number of GPUs",
@@ -130,6 +162,9 @@ def _text(recipe: Recipe, cost: Cost, native: int, gpu_gib: float, refusals: lis
         *(["  offload_activations: true      # what is kept for the backward pass waits in the CPU's memory"]
           if train.offload_activations else []),
     ]  # fmt: skip
+    if recipe.runtime.zero:
+        lines += ["runtime:", f"  zero: {recipe.runtime.zero}                 # frozen weights in shards",
+                  f"  processes: {recipe.runtime.processes}            # one a GPU"]  # fmt: skip
     return "\n".join([*lines, "eval:", "  documents: 8", ""])
 
 
