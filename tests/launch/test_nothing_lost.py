@@ -82,7 +82,8 @@ def test_left_alone_a_process_says_so(recipe):
     assert two[0].returncode == 3, said
     assert "another process of this run died" in said
     assert "Traceback" not in said
-    assert latest_state(recipe.parent / "runs/run/checkpoints").step >= 3
+    # The line of a step comes before its checkpoint, so the third step may have been lost on the way.
+    assert latest_state(recipe.parent / "runs/run/checkpoints").step >= 2
 
 
 def test_a_process_that_hangs_is_not_waited_for(recipe):
