@@ -6,7 +6,7 @@ are offsets for, the base they belong to, and what a merge is to be served on.
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from peft import PeftConfig, PeftType, TaskType
 
@@ -41,6 +41,16 @@ def extended(kind: type[EnumT], name: str) -> EnumT:
             f"this Python lets no member {name} into {kind.__name__}; adapters are tested on 3.10 to 3.13"
         )
     return kind[name]
+
+
+def layout_keys(facts: RopeFacts) -> dict[str, Any]:
+    """Which bases an adapter belongs to, as adapter_config.json says it."""
+    return {
+        "base_model_type": facts.model_type,
+        "rope_theta": facts.theta,
+        "rotary_dim": facts.dim,
+        "base_scaling": facts.scaling.digest() if facts.scaling else "none",
+    }
 
 
 YARN_TUNE: PeftType = extended(PeftType, "YARN_TUNE")
@@ -89,9 +99,7 @@ class YarnTuneConfig(PeftConfig):
         Raises:
             UserError: if the numbers belong to a base of another layout.
         """
-        found: dict[str, object] = {"base_model_type": facts.model_type, "rope_theta": facts.theta}
-        found |= {"rotary_dim": facts.dim, "base_scaling": facts.scaling.digest() if facts.scaling else "none"}
-        for key, value in found.items():
+        for key, value in layout_keys(facts).items():
             if getattr(self, key) not in (None, value):
                 raise UserError(
                     f"adapter_config.json: the numbers were learned on a base with {key} {getattr(self, key)}, this "

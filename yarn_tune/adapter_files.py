@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftConfig, TaskType
 from safetensors.torch import save
 
 from .adapter import NUMBERS, last_names
-from .adapter_config import YARN_TUNE, YarnTuneConfig
+from .adapter_config import YARN_TUNE, YarnTuneConfig, layout_keys
 from .checkpoint import Tensors, read_tensors, write_atomically, write_json
 from .errors import UserError
 from .lora import PREFIX, lora_config
@@ -40,7 +40,7 @@ def write_adapter(folder: Path, recipe: Recipe, rotary: TunableRotary, place: st
         rotary: with the numbers, settled.
         place: dotted name of the base's rotary module.
     """
-    start, facts, whole = rotary.start, rotary.start.facts, rotary.numbers()
+    start, whole = rotary.start, rotary.numbers()
     config = YarnTuneConfig(
         base_model_name_or_path=recipe.base.model,
         revision=recipe.base.revision,
@@ -54,11 +54,8 @@ def write_adapter(folder: Path, recipe: Recipe, rotary: TunableRotary, place: st
         beta_slow=start.beta_slow,
         stacks=list(recipe.export.stacks) if recipe.export.stacks else None,
         fold=recipe.export.fold,
-        base_model_type=facts.model_type,
-        rope_theta=facts.theta,
-        rotary_dim=facts.dim,
-        base_scaling=facts.scaling.digest() if facts.scaling else "none",
         target_modules=[place],
+        **layout_keys(start.facts),
     )
     numbers = {f"{ROOT}{place}.{NUMBERS}.{last}": whole[name] for last, name in last_names(rotary).items()}
     _write(folder, config, numbers)

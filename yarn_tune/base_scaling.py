@@ -33,6 +33,11 @@ class Ramp:
     beta_slow: float
     truncate: bool
 
+    @property
+    def reach(self) -> int:
+        """The window it extends to."""
+        return round(self.factor * self.original)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:

@@ -31,8 +31,15 @@ def init_command(options: argparse.Namespace) -> Result:
     from .checkpoint import write_atomically
     from .init import propose
 
-    read = options.model, options.window, options.train, options.heldout
-    made = propose(*read, options.gpu_memory, options.revision, options.gpus)
+    made = propose(
+        options.model,
+        options.window,
+        options.train,
+        options.heldout,
+        options.gpu_memory,
+        options.revision,
+        options.gpus,
+    )
     path = Path(options.out or f"{made.recipe.name}.yaml")
     if path.exists():
         raise UserError(f"{path} is there already; name another file with --out")
@@ -156,7 +163,7 @@ def _serve_line(path: Path) -> str:
 
 def run_command(options: argparse.Namespace) -> Result:
     """Train, compare, export, verify and report."""
-    from .compare import named_rows
+    from .compare import compare, named_rows
     from .learned import Start
     from .report import write_report
     from .results import as_json, table
@@ -168,11 +175,11 @@ def run_command(options: argparse.Namespace) -> Result:
     tuning.train()
     if not is_main_process():
         return "", {}
-    comparison = tuning.compare()
+    tuned, _ = named_rows(run, [])
+    comparison = compare(run, tuned)
     path = tuning.export()
     checked = tuning.verify()
-    (tuned,) = named_rows(run, [])[0].values()
-    report = write_report(run, comparison, tuned, Start.of_recipe(run.recipe))
+    report = write_report(run, comparison, next(iter(tuned.values())), Start.of_recipe(run.recipe))
     text = (
         f"{comparison.verdict()}\n\n{table(comparison)}\n\nreport   {report}\npicture  "
         f"{run.folder / 'nll_by_position.png'}\nexport   {path}\nverified {', '.join(n.stack for n in checked.lines)}\n"

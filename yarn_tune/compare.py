@@ -25,7 +25,7 @@ from .perplexity import Nats, bucket_edges, by_position, span_nats
 from .recall import recall
 from .recipe import load_recipe
 from .results import Comparison, Row, as_json, key_tokens
-from .rope import default_inv_freq, dynamic_ntk_inv_freq, linear_inv_freq, ntk_inv_freq
+from .rope import dynamic_ntk_inv_freq, linear_inv_freq, ntk_inv_freq
 from .sections import Recipe
 from .train import Run
 
@@ -79,10 +79,8 @@ def methods(start: Start, tuned: dict[str, Tuned]) -> dict[str, Method | None]:
 
     def over(plain: Callable[[int], Tensor]) -> TableOf:
         """A table of unscaled RoPE, laid over what the base already has."""
-        if facts.scaling is None:
-            return lambda length: (plain(length), 1.0)
-        own, multiplier = facts.table(start.window)
-        return lambda length: (own * (plain(length) / default_inv_freq(theta, dim)), multiplier)
+        multiplier = facts.table(start.window)[1]
+        return lambda length: (start.over_base(plain(length)), multiplier)
 
     found: dict[str, Method | None] = {
         "none": Method(facts.table, by_length=facts.scaling is not None and facts.scaling.above > 0),

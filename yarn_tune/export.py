@@ -200,9 +200,10 @@ def _differences(
     tuned = place(load_model(recipe.base.model, recipe.base.revision, dtype))
     prompts = _prompts(learned, tuned.config.vocab_size, lengths)
     with with_lora(tuned, learned.lora):
-        attach_fixed(tuned, lambda length: (learned.inv_freq(), learned.attention_factor), learned.gains)
-        expected = {} if folded else _hidden(tuned, prompts)
-        detach(tuned)
+        if not folded:
+            attach_fixed(tuned, lambda length: (learned.inv_freq(), learned.attention_factor), learned.gains)
+            expected = _hidden(tuned, prompts)
+            detach(tuned)
         changed = _exact_weights(tuned, learned, served)
     if folded:
         _set(tuned, changed)

@@ -6,21 +6,17 @@ kind (Gemma 3, OLMo 3), the module holds one table a kind, and only that of the 
 others look back through a sliding window, which no change of RoPE extends. Models that slide in all layers are refused.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    CONFIG_MAPPING,
-    PreTrainedConfig,
-)
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from .base_scaling import Scaling, scaling_of
+from .base_scaling import Ramp, Scaling, scaling_of
 from .errors import UserError
-from .rope import default_inv_freq
+from .rope import default_inv_freq, yarn_gain
 
 FAMILIES: dict[str, str] = {
     "arcee": "",
@@ -133,16 +129,21 @@ def layout_of(config: dict[str, Any]) -> Layout:
     if not sections:
         raise UserError(f"config.json: {kind} has no rotary position embeddings (RoPE)")
     by_kind = {"": sections} if "rope_theta" in sections else {k: v for k, v in sections.items() if v}
-    head_dim = getattr(bare, "head_dim", None) or bare.hidden_size // bare.num_attention_heads
     first = next(iter(by_kind.values()))
     return Layout(
         model_type=kind,
-        head_dim=getattr(bare, "qk_rope_head_dim", None) or head_dim,
+        head_dim=_head_dim(bare),
         kinds=tuple(by_kind),
         thetas={k: float(v["rope_theta"]) for k, v in by_kind.items()},
         partial_rotary_factor=float(first.get("partial_rotary_factor", 1.0)),
         original=getattr(bare, "original_max_position_embeddings", None),
     )
+
+
+def _head_dim(config: PreTrainedConfig) -> int:
+    """Of one head; of its rotated part, where attention is latent."""
+    given = getattr(config, "qk_rope_head_dim", None) or getattr(config, "head_dim", None)
+    return int(given or config.hidden_size // config.num_attention_heads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +166,11 @@ class RopeFacts:
     """What the base multiplies all its logits by on top (DeepSeek's mscale_all_dim)."""
     sees: int | None = None
     """How far back any layer looks at most, in tokens; None for all the way."""
+
+    @property
+    def ramp(self) -> Ramp | None:
+        """The YaRN it ships, if that is its scaling."""
+        return self.scaling.ramp if self.scaling else None
 
     def table(self, length: int) -> tuple[Tensor, float]:
         """Inverse frequencies `[d/2]` and multiplier of cos and sin of the untouched base, reading `length` tokens."""
@@ -202,16 +208,15 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
             f"base.model: layers of this {kind} look back only {sees} tokens (sliding window), which no change of RoPE "
             "extends"
         )
-    head_dim = getattr(config, "qk_rope_head_dim", None) or getattr(config, "head_dim", None)
-    head_dim = head_dim or config.hidden_size // config.num_attention_heads
+    head_dim = _head_dim(config)
     partial = rope.get("partial_rotary_factor", 1.0)
-    reach = scaling.ramp if scaling else None
+    reach = scaling.ramp.reach if scaling and scaling.ramp else 0
     return RopeFacts(
         model_type=kind,
         theta=float(rope["rope_theta"]),
         dim=int(head_dim * partial),
         head_dim=head_dim,
-        native=max(config.max_position_embeddings, round(reach.factor * reach.original) if reach else 0),
+        native=max(config.max_position_embeddings, reach),
         partial_rotary_factor=partial,
         layer_kind=layer_kind,
         scaling=scaling,
@@ -223,9 +228,9 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
 def softmax_gain(kind: str, section: dict[str, Any]) -> float:
     """What latent attention multiplies its logits by, over all dimensions of a head, under a rope section."""
     factor, weight = section.get("factor"), section.get("mscale_all_dim")
-    if kind not in LATENT or section.get("rope_type") in (None, "default") or not weight or not factor or factor <= 1:
+    if kind not in LATENT or section.get("rope_type") in (None, "default") or not weight or not factor:
         return 1.0
-    return float(0.1 * weight * math.log(factor) + 1.0) ** 2
+    return yarn_gain(factor, weight) ** 2
 
 
 def has_sliding_layers(config: PreTrainedConfig) -> bool:

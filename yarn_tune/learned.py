@@ -11,7 +11,7 @@ from .errors import UserError
 from .families import RopeFacts, rope_facts
 from .lora import Factors
 from .models import load_config
-from .rope import Scalar, longrope_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
+from .rope import Scalar, default_inv_freq, longrope_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
 from .sections import Recipe, Rope
 
 
@@ -116,7 +116,7 @@ class Start:
                 f"rope.window: {rope.window}, but layers of this base look back {facts.sees} tokens at most (sliding "
                 "window), which no change of RoPE extends"
             )
-        ramp = facts.scaling.ramp if facts.scaling else None
+        ramp = facts.ramp
         original = ramp.original if ramp else native
         own = (ramp.beta_fast, ramp.beta_slow) if ramp else (rope.beta_fast, rope.beta_slow)
         if (rope.beta_fast, rope.beta_slow) not in (own, (Rope.beta_fast, Rope.beta_slow)):
@@ -151,8 +151,7 @@ class Start:
     @property
     def stretch(self) -> float:
         """How much longer the window is than the base's own, as far as the table knows."""
-        scaling = self.facts.scaling
-        return self.factor / scaling.ramp.factor if scaling and scaling.ramp else self.factor
+        return self.factor / self.facts.ramp.factor if self.facts.ramp else self.factor
 
     @property
     def attention_factor(self) -> float:
@@ -160,7 +159,7 @@ class Start:
         scaling = self.facts.scaling
         if scaling is None:
             return yarn_attention_factor(self.factor)
-        already = yarn_attention_factor(scaling.ramp.factor) if scaling.ramp else 1.0
+        already = yarn_attention_factor(self.facts.ramp.factor) if self.facts.ramp else 1.0
         return scaling.attention_factor * (yarn_attention_factor(self.factor) / already)
 
     def betas(self) -> tuple[float, float]:
@@ -177,6 +176,12 @@ class Start:
     def inv_freq(self) -> Tensor:
         """Search-free YaRN's table, float32 `[d/2]`."""
         return self.yarn(self.factor, self.beta_fast, self.beta_slow, self.truncate)
+
+    def over_base(self, plain: Tensor) -> Tensor:
+        """What a method makes of unscaled RoPE, made of the base's own table instead, `[d/2]`."""
+        if self.facts.scaling is None:
+            return plain
+        return self.facts.table(self.window)[0] * (plain / default_inv_freq(self.facts.theta, self.facts.dim))
 
     def divided(self, factors: list[float]) -> Tensor:
         """The base's own table with each pair divided by a factor, `[d/2]`."""

@@ -95,7 +95,7 @@ def _adapter(folder: Path, base: str | None) -> dict[str, Path | bytes]:
         f"A window of {config['window']} tokens for {named}, whose weights stay as they are. Learned with "
         "[yarn_tune](https://pypi.org/project/yarn-tune/), which has to be installed to load it:\n\n"
         "    import yarn_tune.adapter\n    from transformers import AutoModelForCausalLM\n"
-        f'    model = AutoModelForCausalLM.from_pretrained("ORG/THIS-REPOSITORY")\n\n'
+        '    model = AutoModelForCausalLM.from_pretrained("ORG/THIS-REPOSITORY")\n\n'
         "To serve it, merge it into an ordinary checkpoint: `yarn-tune export THIS-FOLDER`.\n"
     )
     return files | {"README.md": text.encode()}

@@ -14,7 +14,7 @@ from .positions import Coverage
 from .recall import of_json as cells_of
 from .results import Comparison, table
 from .retrieval import heat_map
-from .rope import default_inv_freq, ntk_inv_freq
+from .rope import ntk_inv_freq
 from .train import Run
 
 mpl.use("Agg")
@@ -124,7 +124,7 @@ def plot_by_position(comparison: Comparison, path: Path) -> None:
 
 def plot_factors(learned: Learned, start: Start, path: Path) -> None:
     """How far each rotary pair is stretched: learned, YaRN's start, position interpolation."""
-    base, plain = start.facts.table(start.window)[0], default_inv_freq(start.facts.theta, start.facts.dim)
+    base = start.facts.table(start.window)[0]
     figure, axes = plt.subplots(figsize=(8, 4))
     pairs = range(len(base))
     axes.plot(pairs, (base / start.inv_freq()).tolist(), label="YaRN (start)", color=COLOURS["yarn"])
@@ -136,8 +136,8 @@ def plot_factors(learned: Learned, start: Start, path: Path) -> None:
         marker="o",
         markersize=3,
     )
-    ntk = ntk_inv_freq(start.facts.theta, start.facts.dim, start.stretch)
-    axes.plot(pairs, (plain / ntk).tolist(), label="NTK-aware", color=COLOURS["ntk"], linestyle="-.")
+    ntk = start.over_base(ntk_inv_freq(start.facts.theta, start.facts.dim, start.stretch))
+    axes.plot(pairs, (base / ntk).tolist(), label="NTK-aware", color=COLOURS["ntk"], linestyle="-.")
     axes.axhline(start.stretch, label="linear (PI)", color=COLOURS["linear"], linestyle="--")
     axes.set_xlabel("rotary pair (0 turns fastest)")
     axes.set_ylabel("factor (old frequency / new)")

@@ -135,16 +135,19 @@ def yarn_inv_freq(
     return 1.0 / (as_scalar(factor) * wavelengths) * (1 - kept) + 1.0 / wavelengths * kept
 
 
+def yarn_gain(factor: float, weight: float = 1.0) -> float:
+    """YaRN's multiplier for a factor: 0.1 x weight x ln s + 1, and 1 up to s = 1 (YaRN, eq. 22)."""
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+
 def yarn_attention_factor(factor: float, mscale: float | None = None, mscale_all_dim: float | None = None) -> float:
     """What multiplies cos and sin when no attention factor is given: 0.1 ln s + 1 (YaRN, eq. 22).
 
     With both `mscale` values (DeepSeek's form) it is the ratio of the two, each scaling the logarithm.
     """
-
-    def gain(weight: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
-
-    return gain(mscale) / gain(mscale_all_dim) if mscale and mscale_all_dim else gain(1.0)
+    if mscale and mscale_all_dim:
+        return yarn_gain(factor, mscale) / yarn_gain(factor, mscale_all_dim)
+    return yarn_gain(factor)
 
 
 def llama3_inv_freq(

@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from .learned import Start
-from .rope import default_inv_freq, ntk_inv_freq
+from .rope import ntk_inv_freq
 
 Factors = list[float]
 Fitness = Callable[[Factors], float]
@@ -97,7 +97,6 @@ class SearchState:
 def initial_factors(start: Start) -> dict[str, Factors]:
     """Linear, NTK-aware and YaRN as divisors of the base's table, made to rise from pair to pair."""
     facts, factor = start.facts, start.stretch
-    plain = default_inv_freq(facts.theta, facts.dim).double()
     base = facts.table(start.window)[0].double()
 
     def divisors(table: Tensor) -> Factors:
@@ -106,7 +105,7 @@ def initial_factors(start: Start) -> dict[str, Factors]:
 
     return {
         "linear": [factor] * len(base),
-        "ntk": divisors(base * (ntk_inv_freq(facts.theta, facts.dim, factor) / plain)),
+        "ntk": divisors(start.over_base(ntk_inv_freq(facts.theta, facts.dim, factor))),
         "yarn": divisors(start.inv_freq()),
     }
 

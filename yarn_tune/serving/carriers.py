@@ -131,8 +131,7 @@ def default_section(base: dict[str, Any], theta: float, kind: str) -> dict[str, 
 def forms(learned: Learned) -> Iterator[Learned]:
     """The same numbers as a config can carry them, in order of preference."""
     if learned.factors is None:
-        scaling = learned.facts.scaling
-        native = scaling.ramp.original if scaling and scaling.ramp else learned.native
+        native = learned.facts.ramp.original if learned.facts.ramp else learned.native
         assert learned.scale is not None
         assert learned.original is not None
         length = round(learned.scale * learned.original)
@@ -205,7 +204,8 @@ def yarn_carriers(numbers: Learned, folded: bool) -> Iterator[Served]:
         **_partial(numbers),
     }
     if numbers.facts.model_type in LATENT:
-        yield from () if folded else (Served("yarn, latent", section | _latent_keys(numbers, scale, a), longest),)
+        if not folded:
+            yield Served("yarn, latent", section | _latent_keys(numbers, scale, a), longest)
         return
     if folded:
         yield Served("yarn, folded", section, longest, (a / own) ** 2)

@@ -9,7 +9,6 @@ original_max_position_embeddings, M the config's max_position_embeddings, s its 
 frequencies, float32 `[d/2]`, and the multiplier; a stack with two regimes (longrope) has two tables.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -96,11 +95,6 @@ class View:
     def original(self) -> int | None:
         """O inside the section."""
         return self.section.get("original_max_position_embeddings")
-
-
-def gain(factor: float, weight: float = 1.0) -> float:
-    """YaRN's multiplier for a factor: 0.1 x weight x ln s + 1, and 1 up to s = 1."""
-    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ import math
 from dataclasses import replace
 
 from ..families import FULL, Layout
-from .readers import ORIGINAL, Refused, Section, View, gain
+from ..rope import yarn_gain as gain
+from .readers import ORIGINAL, Refused, Section, View
 
 # Where the section and theta come from.
 
