@@ -11,7 +11,6 @@ whole row, by the model of `yarn-tune plan` (step_cost.py measures).
 import argparse
 import json
 import statistics
-from dataclasses import replace
 from pathlib import Path
 
 from yarn_tune.compare import compare, named_rows
@@ -118,10 +117,7 @@ def figures(run: Run, comparison: Comparison) -> dict[str, float]:
     tuned = comparison.row("tuned")
     numbers = sum(json.loads((run.folder / "learned.json").read_text())["numbers"].values())
     config = load_config(run.recipe.base.model)
-    # A whole row with a gradient is two forwards; that is what a cost is divided by.
-    data = replace(run.recipe.data, row_tokens=None, lengths=None, positions="contiguous")
-    train = replace(run.recipe.train, batch_rows=1, tail=None, objective="next-token", guard=0.0, gradient="backprop")
-    row = estimate_cost(replace(run.recipe, data=data, train=train), config).step_flops / 2
+    cost = estimate_cost(run.recipe, config, numbers)
     return {
         "numbers": numbers,
         "nll": nll["tuned"],
@@ -132,7 +128,7 @@ def figures(run: Run, comparison: Comparison) -> dict[str, float]:
         "yarn_tax": short["yarn"] - short["none"],
         "retrieved": (tuned.retrieved or (float("nan"),))[0],
         "yarn_retrieved": (comparison.row("yarn").retrieved or (float("nan"),))[0],
-        "cost": estimate_cost(run.recipe, config, numbers).step_flops / row,
+        "cost": cost.step_flops / cost.forward(window),
     }
 
 

@@ -23,15 +23,15 @@ from yarn_tune.families import rope_facts
 from yarn_tune.gains import gains_for
 from yarn_tune.learned import Start
 from yarn_tune.lessons import Lesson, Objective
-from yarn_tune.longrows import tile_mlps
+from yarn_tune.longrows import checkpoint_layers, tile_mlps
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.sections import Recipe, Rope
-from yarn_tune.train import checkpoint_layers
 from yarn_tune.tunable import attach
 
 WAYS: dict[str, list[str]] = {
     "kept": ["train.gradient_checkpointing=false"],
     "checkpointing": [],
+    "attention kept": ["train.keep_attention=true"],
     "tiled": ["train.tiled_mlp=1024"],
     "prefix": ["train.gradient_checkpointing=false", "train.tail=1024"],
     "forward": ["train.gradient=forward", "rope.temperature=global"],
@@ -106,7 +106,7 @@ def cell(recipe: Recipe) -> float:
     gains = gains_for(model.config.to_dict(), recipe.rope.temperature)
     rotary = attach(model, start, "frequency", gains)
     if recipe.train.gradient_checkpointing:
-        checkpoint_layers(model)
+        checkpoint_layers(model, recipe.train.keep_attention)
         model.train()
     if recipe.train.tiled_mlp is not None:
         tile_mlps(model, recipe.train.tiled_mlp)

@@ -23,13 +23,13 @@ from yarn_tune.families import rope_facts
 from yarn_tune.gains import gains_for
 from yarn_tune.learned import Start
 from yarn_tune.lessons import Lesson, Objective
+from yarn_tune.longrows import checkpoint_layers
 from yarn_tune.models import load_model, to_device
 from yarn_tune.objectives import hidden_states
 from yarn_tune.sections import Rope
-from yarn_tune.train import checkpoint_layers
 from yarn_tune.tunable import attach
 
-WAYS = ("prefill", "forward", "backprop", "checkpointing", "prefix rows", "forward only")
+WAYS = ("prefill", "forward", "backprop", "checkpointing", "attention kept", "prefix rows", "forward only")
 TAIL = 0.25
 """Share of a prefix row that gets a gradient."""
 REPEATS = 3
@@ -63,8 +63,8 @@ def cell(model_name: str, dtype: str, way: str, tokens: int) -> dict[str, float]
     model = to_device(load_model(model_name, dtype=dtype))
     start = Start.of(rope_facts(model.config), Rope(window=tokens))
     rotary = attach(model, start, "frequency", gains_for(model.config.to_dict(), "phase"))
-    if way == "checkpointing":
-        checkpoint_layers(model)
+    if way in ("checkpointing", "attention kept"):
+        checkpoint_layers(model, way == "attention kept")
         model.train()
     objective = Objective(model, rotary, Lesson())
     ids = torch.randint(1, model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))

@@ -1,17 +1,17 @@
-"""Offloaded activations and tiled MLPs: the same gradient, less memory; refused where tokens are not independent."""
+"""Kept attention, offloaded activations, tiled MLPs: the same gradient; refused where tokens are not independent."""
 
 import pytest
 import torch
 from conftest import FAMILY_SIZES, NATIVE, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from yarn_tune import longrows
 from yarn_tune.errors import UserError
 from yarn_tune.families import rope_facts
 from yarn_tune.learned import Start
 from yarn_tune.lessons import Lesson, Objective
-from yarn_tune.longrows import offload_inputs, tile_mlps
+from yarn_tune.longrows import checkpoint_layers, offload_inputs, tile_mlps
 from yarn_tune.models import switch_off_dropout
 from yarn_tune.sections import Rope
-from yarn_tune.train import checkpoint_layers
 from yarn_tune.tunable import attach
 
 EXPERTS = (
@@ -19,13 +19,13 @@ EXPERTS = (
 )  # fmt: skip
 
 
-def gradient(family, tile=None, offload=False, checkpointing=True):
+def gradient(family, tile=None, offload=False, checkpointing=True, keep=False):
     """(what is minimised, gradients) of one row of 200 tokens."""
     model = tiny_model(family)
     switch_off_dropout(model)
     rotary = attach(model, Start.of(rope_facts(model.config), Rope(window=4 * NATIVE)), "frequency")
     if checkpointing:
-        checkpoint_layers(model)
+        checkpoint_layers(model, keep)
         model.train()
     if offload:
         offload_inputs(model)
@@ -37,14 +37,41 @@ def gradient(family, tile=None, offload=False, checkpointing=True):
     return value[0].item(), [p.grad for p in rotary.trainable()]
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILY_SIZES if family not in EXPERTS])
-@pytest.mark.parametrize("options", [{"tile": 64}, {"tile": 64, "checkpointing": False}, {"offload": True}])
+WAYS = ({"tile": 64}, {"tile": 64, "checkpointing": False}, {"offload": True}, {"keep": True, "offload": True})
+
+
+CASES = [(family, way) for family in FAMILY_SIZES for way in WAYS if family not in EXPERTS or "tile" not in way]
+
+
+@pytest.mark.parametrize(("family", "options"), CASES)
 def test_the_gradient_is_the_same(family, options):
     wanted, gradients = gradient(family)
     found, others = gradient(family, **options)
     assert found == pytest.approx(wanted, rel=1e-6)
     for one, other in zip(gradients, others, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5 * one.abs().max().item())
+
+
+class Kernels(TorchDispatchMode):
+    """Counts attention's kernels as they run."""
+
+    def __init__(self):
+        super().__init__()
+        self.forward = self.backward = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name.startswith("_scaled_dot_product"):
+            self.backward += "backward" in name
+            self.forward += "backward" not in name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("keep", "times"), [(False, 2), (True, 1)])
+def test_what_attention_gave_is_kept_and_not_computed_again(keep, times):
+    with Kernels() as ran:
+        gradient("llama", keep=keep)
+    assert (ran.forward, ran.backward) == (3 * times, 3)
 
 
 def test_tiles_are_what_an_mlp_sees():

@@ -9,11 +9,11 @@ from transformers import AutoModelForCausalLM
 from yarn_tune.errors import UserError
 from yarn_tune.families import FAMILIES, rope_facts
 from yarn_tune.learned import Start
+from yarn_tune.longrows import checkpoint_layers
 from yarn_tune.models import rotary_site, switch_off_dropout
 from yarn_tune.objectives import NextToken
 from yarn_tune.rope import yarn_attention_factor
 from yarn_tune.sections import Rope
-from yarn_tune.train import checkpoint_layers
 from yarn_tune.tunable import attach, attach_fixed, detach
 
 WINDOW = 4 * NATIVE

@@ -145,6 +145,12 @@ def _train_checks(train: Train) -> list[Check]:
         ),
         (train.probes >= 1, "train.probes", train.probes, "at least 1"),
         (
+            not train.keep_attention or (train.gradient_checkpointing and train.gradient == "backprop"),
+            "train.keep_attention",
+            train.keep_attention,
+            "it is about checkpointed layers: set train.gradient_checkpointing to true and train.gradient to backprop",
+        ),
+        (
             not train.offload_activations or (train.gradient_checkpointing and train.gradient == "backprop"),
             "train.offload_activations",
             train.offload_activations,

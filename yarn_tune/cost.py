@@ -1,9 +1,10 @@
 """What a step costs: floating-point operations, and peak memory counted tensor by tensor.
 
-Time. With frozen weights a step is one forward, one backward that computes gradients of activations alone (about one
-forward), and with checkpointing one more forward: 2 or 3 forwards of 2 x parameters x tokens plus 4 x layers x width x
-tokens^2 / 2 (causal attention) operations. A prefix is read in one forward, the base is asked in one a window, and a
-gradient from forward passes takes two a direction.
+Time. A forward is 2 x parameters x tokens operations, and 4 x layers x width x tokens^2 / 2 of (causal) attention. With
+frozen weights a backward pass computes gradients of activations alone: as many again for the matrices, and 2.5 times as
+many for attention, whose kernel has five products there for two. Checkpointing computes the forward once more, without
+attention where that is kept. A prefix is read in one forward, the base is asked in one a window, and a gradient from
+forward passes takes two a direction.
 
 Memory is what is held at the worst moment, counted as torch holds it for a pre-norm decoder with a gated MLP, whose
 frozen matrices need no input for their gradients. `benchmarks/memory.py` measures it; the prediction is within 20%.
@@ -12,7 +13,6 @@ Other layouts of a layer (experts, parallel attention) are counted as if they we
 Shapes, in numbers a token: H hidden, Q queries, K keys (as many values), M inner width of the MLP; e bytes a number.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,8 @@ from .sections import Recipe
 from .teacher import windows
 
 GIB = 2**30
+BACK = 2.5
+"""Operations of attention's backward pass, in those of its forward."""
 SCALED = {"global": 0, "layer": 1, "head": 1, "spectral": 1, "phase": 2}
 """Copies of the queries that their gains keep for their gradient; with phases also the partner of each."""
 STATE = 16
@@ -38,6 +40,20 @@ RESERVE = 0.08
 
 
 @dataclass(frozen=True)
+class Forward:
+    """Operations of reading tokens."""
+
+    dense: float
+    """A token, in matrices."""
+    attention: float
+    """A pair of tokens."""
+
+    def __call__(self, tokens: int, before: int = 0, dense: float = 1.0, attention: float = 1.0) -> float:
+        """Of `tokens` tokens that see `before` more; so many times over in matrices, and in attention."""
+        return dense * self.dense * tokens + attention * self.attention * tokens * (before + tokens / 2)
+
+
+@dataclass(frozen=True)
 class Cost:
     """Figures of one step in one process."""
 
@@ -45,6 +61,7 @@ class Cost:
     step_flops: float
     weights_gib: float
     activations_gib: float
+    forward: Forward
 
 
 @dataclass(frozen=True)
@@ -79,12 +96,7 @@ def estimate_cost(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1) ->
     """Operations of a step, the mean over steps, and memory at its worst moment; `numbers` are learned."""
     parameters, embedding = _parameters(config)
     shape = Shape.of(config)
-
-    def forward(tokens: int, before: int = 0) -> float:
-        """Of `tokens` tokens that see `before` more."""
-        seen = tokens * (before + tokens / 2)
-        return float(2 * (parameters - embedding) * tokens + 4 * shape.layers * shape.queries * seen)
-
+    forward = Forward(2.0 * (parameters - embedding), 4.0 * shape.layers * shape.queries)
     train, row_tokens = recipe.train, recipe.row_tokens()
     native = recipe.rope.native or rope_facts(config).native
     lengths = [recipe.data.length_at(step, train.steps) or row_tokens for step in range(train.steps)]
@@ -94,26 +106,28 @@ def estimate_cost(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1) ->
         flops * train.batch_rows / train.steps,
         _weights(recipe, config, parameters, embedding, numbers) / GIB,
         step_memory(recipe, config, row_tokens) / GIB,
+        forward,
     )
 
 
-def row_flops(recipe: Recipe, length: int, native: int, forward: Callable[[int, int], float], numbers: int) -> float:
+def row_flops(recipe: Recipe, length: int, native: int, forward: Forward, numbers: int) -> float:
     """A row of `length` tokens: what is read for a gradient, and what the base is asked."""
     train = recipe.train
     tail = train.tail if train.tail is not None and train.tail < length else length
-    read = forward(length - tail, 0) if tail < length else 0.0
+    read = forward(length - tail) if tail < length else 0.0
     asked = 0.0
     lesson = Lesson.of(recipe, native)
     if lesson.taught:
         slid = lesson.objective != "next-token"
-        asked = forward(min(native, length), 0) * (
+        asked = forward(min(native, length)) * (
             len(windows(length, native, lesson.stride, tail)) if slid else length - tail < native
         )
     if train.gradient == "forward":
         probes = numbers if numbers <= ONE_BY_ONE else train.probes
         return (2 * probes + 1) * (read + forward(tail, length - tail) + asked)
-    passes = 3 if train.gradient_checkpointing else 2
-    return read + passes * forward(tail, length - tail) + asked
+    again = train.gradient_checkpointing
+    attention = 1 + BACK + (again and not train.keep_attention)
+    return read + forward(tail, length - tail, dense=2 + again, attention=attention) + asked
 
 
 def weight_memory(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1) -> float:
@@ -180,7 +194,9 @@ def _training(recipe: Recipe, shape: Shape, e: int, tokens: float) -> tuple[floa
     mlp = (h if tile else 3 * m) * e + h * e + norm  # gate, activation and other half, of the sum after attention
     layer = attention + mlp
     # With checkpointing only the layers' inputs are kept, and these may wait elsewhere.
-    inputs = 0 if recipe.train.offload_activations else shape.layers * h * e
+    inputs = 0.0 if recipe.train.offload_activations else shape.layers * h * e
+    if recipe.train.keep_attention:
+        inputs += shape.layers * (q * e + q / shape.rotary * 4)  # its output, and in float32 a logarithm a head
     kept = inputs if recipe.train.gradient_checkpointing else inputs + shape.layers * layer
     again = layer if recipe.train.gradient_checkpointing else 0.0
     outside = (h + 4 * shape.rotary) * e

@@ -1,22 +1,50 @@
-"""Rows longer than memory: activations that wait on the CPU, and MLPs computed a tile of tokens at a time.
+"""Rows longer than memory: layers that keep their inputs alone, inputs that wait on the CPU, MLPs a tile at a time.
 
-With gradient checkpointing a layer keeps its input alone, and the largest thing left is one layer's working set, most
-of it the MLP's. Tiles make that small too, for one more forward of the MLPs; the inputs can wait in the CPU's memory.
-Neither changes a gradient by more than the order of sums.
+With gradient checkpointing a layer keeps its input and is computed again in the backward pass. What attention gave can
+be kept as well: one more tensor of the input's size, and on long rows most of what would be computed again. The largest
+thing left is then one layer's working set, most of it the MLP's. Tiles make that small too, for one more forward of the
+MLPs; the inputs can wait in the CPU's memory. None of it changes a gradient by more than the order of sums.
 
 Shapes: hidden states are `[b, n, h]`.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
 from .errors import UserError
 from .models import decoder_layers
 from .objectives import by_chunks
+
+KERNELS = (
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+)
+"""What `scaled_dot_product_attention` runs, where it does not write the products out."""
+
+
+def checkpoint_layers(model: PreTrainedModel, keep_attention: bool = False) -> None:
+    """Keep the layers' inputs and compute the rest again in the backward pass; all but attention, if that is kept.
+
+    Non-reentrant: reentrant checkpointing fails with shared cos and sin. Attention that is computed by plain products
+    (eager, or what torch falls back to) is not among `KERNELS`, and is computed again all the same.
+    """
+    options: dict[str, Any] = {"use_reentrant": False}
+    if keep_attention:
+        kept = [getattr(torch.ops.aten, name).default for name in KERNELS if hasattr(torch.ops.aten, name)]
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, kept)
+    # The switch has a new name in newer releases of transformers.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable(options)
 
 
 def offload_inputs(model: PreTrainedModel) -> None:

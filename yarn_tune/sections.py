@@ -168,6 +168,8 @@ class Train:
     seed: int = 0
     search: Search = field(default_factory=Search)
     gradient_checkpointing: bool = True
+    keep_attention: bool = False
+    """What attention gave is kept beside the inputs of checkpointed layers, and not computed again."""
     offload_activations: bool = False
     """The inputs of checkpointed layers wait in the CPU's memory."""
     tiled_mlp: int | None = None

@@ -42,7 +42,7 @@ from .estimate import estimate_gradient
 from .interrupts import Request, requested
 from .learned import Learned
 from .lessons import Lesson, Objective
-from .longrows import offload_inputs, tile_mlps
+from .longrows import checkpoint_layers, offload_inputs, tile_mlps
 from .metrics import MetricsLog, end_training, progress_text
 from .models import load_model, load_tokenizer, switch_off_dropout
 from .needles import plant
@@ -115,7 +115,7 @@ def prepare(recipe: Recipe, world: World, begin: TunableRotary) -> tuple[PreTrai
     switch_off_dropout(model)
     rotary = attach(model, begin.start, begin.learn, begin.gains, recipe.lora).to(world.device)
     if recipe.train.gradient_checkpointing:
-        checkpoint_layers(model)
+        checkpoint_layers(model, recipe.train.keep_attention)
     if recipe.train.offload_activations:
         offload_inputs(model)
     if recipe.train.tiled_mlp is not None:
@@ -220,15 +220,6 @@ def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int) -> No
     rates = recipe.train.rates(recipe.rope.temperature)
     for group in optimizer.param_groups:
         group["lr"] = share * getattr(rates, group["name"])
-
-
-def checkpoint_layers(model: PreTrainedModel) -> None:
-    """Non-reentrant gradient checkpointing; the switch has a new name in newer releases of transformers."""
-    options = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(options)
-    else:
-        model.gradient_checkpointing_enable(options)
 
 
 @contextmanager
