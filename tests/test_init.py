@@ -41,16 +41,20 @@ def test_plan_and_train_accept_it(tmp_path, monkeypatch, capsys):
 def test_rows_follow_the_memory(tmp_path):
     base = save_tiny(tmp_path / "base", hidden_size=512, num_hidden_layers=8, intermediate_size=8192)
     found = []
-    for gib in (80, 2.4, 2.2, 1.5):
-        recipe = propose(str(base), 256 * NATIVE, ["a"], ["b"], gib).recipe
-        train = recipe.train
-        found.append((train.gradient_checkpointing, train.offload_activations, train.tail, recipe.data.lengths))
-    assert found[0] == (False, False, None, None)
-    assert found[1] == (True, False, None, None)
-    assert found[2] == (True, True, None, None)
-    assert found[3][0] is False
-    assert found[3][2] < 256 * NATIVE
-    assert found[3][3] == [NATIVE, 256 * NATIVE]
+    for gib in (80, 2.8, 2.4, 2.2, 1.5):
+        made = propose(str(base), 256 * NATIVE, ["a"], ["b"], gib)
+        (tmp_path / "made.yaml").write_text(made.text)
+        assert load_recipe(tmp_path / "made.yaml") == made.recipe
+        train = made.recipe.train
+        layers = train.gradient_checkpointing, train.keep_attention, train.offload_activations
+        found.append((layers, train.tail, made.recipe.data.lengths))
+    assert found[0] == ((False, False, False), None, None)
+    assert found[1] == ((True, True, False), None, None)
+    assert found[2] == ((True, False, False), None, None)
+    assert found[3] == ((True, False, True), None, None)
+    assert found[4][0] == (False, False, False)
+    assert found[4][1] < 256 * NATIVE
+    assert found[4][2] == [NATIVE, 256 * NATIVE]
     with pytest.raises(UserError, match="--gpu-memory: 0.001 GiB do not hold this model"):
         propose(str(base), 256 * NATIVE, ["a"], ["b"], 0.001)
 

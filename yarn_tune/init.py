@@ -108,8 +108,13 @@ def _fitted(tree: dict[str, Any], gpu_gib: float, gpus: int) -> tuple[Recipe, Co
 def _ways(tree: dict[str, Any], kind: str) -> list[Way]:
     """Whole rows, offloaded if need be; at factor 2, rows of the native window; a gradient for rows' ends alone."""
     window, native = tree["rope"]["window"], tree["rope"]["native"]
-    whole: list[dict[str, Any]] = [{"gradient_checkpointing": False}, {"gradient_checkpointing": True}]
-    whole.append({"gradient_checkpointing": True, "offload_activations": True})
+    again: dict[str, Any] = {"gradient_checkpointing": True}
+    whole: list[dict[str, Any]] = [
+        {"gradient_checkpointing": False},
+        again | {"keep_attention": True},
+        again,
+        again | {"offload_activations": True},
+    ]
     ways: list[Way] = [{"train": way} for way in whole]
     if native < window <= 2 * native:
         ways += [{"rope": {"learn": "yarn"}, "data": {"row_tokens": native}, "train": way} for way in whole]
@@ -159,6 +164,8 @@ def _text(recipe: Recipe, cost: Cost, native: int, gpu_gib: float, refusals: lis
         *([f"  tail: {train.tail}              # whole rows do not fit: a gradient for their ends alone"]
           if train.tail else []),
         f"  gradient_checkpointing: {str(train.gradient_checkpointing).lower()}",
+        *(["  keep_attention: true           # checkpointed layers compute all but attention again"]
+          if train.keep_attention else []),
         *(["  offload_activations: true      # what is kept for the backward pass waits in the CPU's memory"]
           if train.offload_activations else []),
     ]  # fmt: skip
