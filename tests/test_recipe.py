@@ -51,6 +51,7 @@ def test_rates_by_kind():
         ("train.clip=.inf", "train.clip: must be a finite number; found inf"),
         ("train.steps=0", "train.steps: at least 1; found 0"),
         ("train.use_reentrant=true", "train.use_reentrant: reentrant checkpointing fails"),
+        ("train.gradient_checkpointing={}", "train.gradient_checkpointing: must be true or false; found {}"),
         ("train.micro_rows=3", "train.micro_rows: must divide train.batch_rows (4); found 3"),
         ("rope.factor=0.5", "rope.factor: a factor below 1 shrinks; found 0.5"),
         ("rope.native=2048", "rope.native: the native window must be between 2 and rope.window (1024)"),
@@ -71,6 +72,13 @@ def test_rates_by_kind():
 def test_each_mistake_names_place_value_and_remedy(override, expected):
     (problem,) = problems(override)
     assert expected in problem
+
+
+def test_what_checkpointed_layers_keep_needs_checkpointing():
+    for key in ("train.keep_attention", "train.offload_activations"):
+        (problem,) = problems(f"{key}=true", "train.gradient_checkpointing=false")
+        assert problem.startswith(f"{key}: ")
+        assert "set train.gradient_checkpointing to true" in problem
 
 
 def test_skip_rows_need_long_packing():

@@ -32,6 +32,7 @@ from yarn_tune.serving.engines import (
 
 DATA = Path(__file__).parents[2] / "data"
 DEMO, HELDOUT = DATA / "tiny-base", DATA / "sample" / "heldout.jsonl.gz"
+ASK = DATA.parent / "examples" / "ask.py"
 NATIVE, WINDOW = 128, 1024
 TOLERANCE = 1e-4
 SIZE = {
@@ -214,7 +215,7 @@ def test_verify_asks_the_engine(checkpoints, vllm_python):
 
 
 def test_the_users_own_way(checkpoints, vllm_python, tmp_path, capsys):
-    """`vllm serve` on the demo, asked over HTTP with the openai client, a prompt longer than the native window."""
+    """`vllm serve` on the demo, asked by examples/ask.py (the openai client) a prompt longer than the native window."""
     path = checkpoints["demo", "scale-below"]
     tokenizer = AutoTokenizer.from_pretrained(path)
     prompt = tokenizer.decode(demo_job(path).prompts[-1][:700])
@@ -233,17 +234,10 @@ def test_the_users_own_way(checkpoints, vllm_python, tmp_path, capsys):
         server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     try:
         wait_for(f"http://127.0.0.1:{port}/health", server, tmp_path / "server.log")
-        client = (
-            "import sys, json, openai; "
-            "c = openai.OpenAI(base_url=sys.argv[1], api_key='none'); "
-            "r = c.completions.create(model=sys.argv[2], prompt=sys.stdin.read(), max_tokens=8, temperature=0); "
-            "print(json.dumps([r.choices[0].text, r.usage.prompt_tokens]))"
-        )
-        asked = [vllm_python, "-c", client, f"http://127.0.0.1:{port}/v1", str(path)]
+        asked = [vllm_python, str(ASK), str(path), "-", "--url", f"http://127.0.0.1:{port}/v1", "--max-tokens", "8"]
         answer = subprocess.run(asked, input=prompt, text=True, capture_output=True, check=True)
-        said, tokens = json.loads(answer.stdout.splitlines()[-1])
-        assert tokens == ids.shape[1]
-        assert said == tokenizer.decode(expected, skip_special_tokens=True)
+        assert f"read {ids.shape[1]} tokens, wrote 8" in answer.stderr
+        assert answer.stdout == tokenizer.decode(expected, skip_special_tokens=True) + "\n"
         # The same needles, through the server and through transformers.
         grid = ["--lengths", "240,480,960", "--depths", "0.5,1", "--per-cell", "2", "--wording", "demo"]
         asked = ["retrieve", str(path), str(HELDOUT), *grid, "--dtype", "float32", "--json"]
