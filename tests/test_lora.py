@@ -104,7 +104,10 @@ def test_a_trained_run_is_exported_measured_and_resumed(tmp_path, dtype):
     assert run.numbers_path.read_bytes() == numbers
     target = export(run)
     fidelity = json.loads((target / "fidelity.json").read_text())
-    assert max(fidelity["max_abs_logit_difference"].values()) <= 1e-4
+    rounds = dtype == "bfloat16"
+    before = fidelity["max_abs_logit_difference" + ("_before_rounding" if rounds else "")]
+    assert max(before.values()) <= 1e-4
+    assert (max(fidelity["max_abs_logit_difference"].values()) > 1e-4) == rounds
     assert len(fidelity["learned"]["lora"]) == 12
     card = write_card(run, target).read_text()
     assert "temperatures folded into the query projections and for LoRA merged into 12 tensors" in card

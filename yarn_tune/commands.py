@@ -94,6 +94,7 @@ def export_command(options: argparse.Namespace) -> Result:
     from .adapter_files import adapter_recipe, is_adapter
     from .card import write_card
     from .export import export
+    from .serving.page import difference_text
     from .train import Run
 
     if options.stacks:
@@ -111,7 +112,7 @@ def export_command(options: argparse.Namespace) -> Result:
     fidelity = json.loads((path / "fidelity.json").read_text(encoding="utf-8"))
     differences = fidelity["max_abs_logit_difference"]
     write_card(run, path)
-    text = f"{path}: reloaded; largest logit difference {max(differences.values()):.1e}\n{_serve_line(path)}"
+    text = f"{path}: reloaded; largest logit difference {difference_text(fidelity)}\n{_serve_line(path)}"
     value = {"path": str(path), "max_abs_logit_difference": differences}
     if options.gguf:
         written = _write_gguf(path, fidelity, options)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 from ..families import FULL, layout_of
 from ..learned import Learned
@@ -35,13 +36,22 @@ def command(stack: str, window: int) -> str:
     return COMMANDS[own].replace("WINDOW", str(window))
 
 
+def difference_text(fidelity: dict[str, Any]) -> str:
+    """Largest logit difference of an export by its fidelity.json, and what of it is rounding."""
+    text = f"{max(fidelity['max_abs_logit_difference'].values()):.1e}"
+    exact = fidelity.get("max_abs_logit_difference_before_rounding")
+    if exact:
+        text += f" ({max(exact.values()):.1e} before what is folded was rounded to the dtype of the base's weights)"
+    return text
+
+
 def serving_page(
     base: str,
     learned: Learned,
     served: Served,
     aim: Target,
     folded: Folded | None,
-    differences: dict[int, float],
+    fidelity: dict[str, Any],
 ) -> str:
     """The page, in Markdown."""
     window = learned.window
@@ -57,8 +67,8 @@ def serving_page(
             "# Serving",
             "",
             f"A stock checkpoint of {base} with a window of {window} tokens; no custom code is needed.",
-            f"Reloaded by transformers, its logits differ by at most {max(differences.values()):.1e} from the tuned "
-            "model's (fidelity.json). EXPORT is this folder.",
+            "Reloaded by transformers in float32, its logits differ from the tuned model's by at most "
+            f"{difference_text(fidelity)}. EXPORT is this folder.",
             "",
             "| stack | command |",
             "|---|---|",
