@@ -101,6 +101,19 @@ def test_a_dataset_is_streamed_until_enough(tmp_path, monkeypatch):
         build_rows(missing, tiny_tokenizer())
 
 
+def test_every_name_behind_a_dataset_is_read(tmp_path):
+    folders = [tmp_path / name for name in ("one", "two")]
+    for seed, folder in enumerate(folders):
+        folder.mkdir()
+        write_documents(folder / "train.jsonl", [300] * 50, seed=100 * seed)
+    mine = write_documents(tmp_path / "mine.jsonl", [300], seed=900)
+    names = ", ".join([*(f"hub:{folder}" for folder in folders), str(mine)])
+    recipe = recipe_with(tmp_path, [], "data.rows=3", f"data.train=[{names}]")
+    packed = build_rows(recipe, tiny_tokenizer()).packed
+    # Twice what the rows take of each dataset, in documents of 301 tokens, and the file.
+    assert packed.documents == 2 * 6 + 1
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

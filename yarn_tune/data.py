@@ -144,17 +144,18 @@ def _matches(pattern: str) -> list[str]:
 def _tokenized(
     recipe: Recipe, place: str, names: list[str], tokenizer: PreTrainedTokenizerBase, enough: int
 ) -> Iterator[Tokens]:
-    """Token lists of all documents, each closed by the end-of-text token; hub datasets stop when `enough`."""
+    """Token lists of all documents, each closed by the end-of-text token; `enough` tokens of each hub dataset."""
     found = 0
     for name in names:
         if name.startswith(HUB):
+            before = found
             for record in _hub_records(place, name):
                 tokens = _encode(record, f"{place}: {name}", recipe.data.text_key, tokenizer)
                 found += len(tokens)
                 if tokens:
                     yield tokens
-                if found >= enough:
-                    return
+                if found - before >= enough:
+                    break
             continue
         paths = _matches(name)
         if not paths:
