@@ -6,7 +6,10 @@ import json
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 from conftest import recipe_tree, tiny_tokenizer, words, write_documents
+from safetensors import SafetensorError
+from safetensors.torch import save
 from yarn_tune import data
 from yarn_tune.data import build_rows, heldout_excerpts, missing_files
 from yarn_tune.errors import UserError
@@ -52,6 +55,37 @@ def test_the_second_reading_comes_from_the_cache(tmp_path, monkeypatch):
     write_documents(tmp_path / "a.jsonl", [700], seed=9)
     with pytest.raises(TypeError):
         build_rows(recipe, tokenizer)
+
+
+def test_a_damaged_cache_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("YARN_TUNE_CACHE", str(tmp_path / "cache"))
+    recipe = recipe_with(tmp_path, [write_documents(tmp_path / "a.jsonl", [700])])
+    before = build_rows(recipe, tiny_tokenizer()).rows
+    (path,) = (tmp_path / "cache" / "tokens").iterdir()
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:50], whole[:-1], save({"other": torch.ones(1)})):
+        path.write_bytes(damaged)
+        assert build_rows(recipe, tiny_tokenizer()).rows == before
+        assert path.read_bytes() == whole
+
+
+def test_a_cache_that_cannot_be_written_costs_the_cache_alone(tmp_path, monkeypatch, capsys):
+    recipe = recipe_with(tmp_path, [write_documents(tmp_path / "a.jsonl", [700])])
+    before = build_rows(recipe, tiny_tokenizer()).rows
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("YARN_TUNE_CACHE", str(tmp_path / "file"))
+    assert build_rows(recipe, tiny_tokenizer()).rows == before
+    assert "tokens are not kept" in capsys.readouterr().err
+
+    def full_disk(tensors, path):
+        path.write_bytes(b"torn")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setenv("YARN_TUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(data, "save_file", full_disk)
+    assert build_rows(recipe, tiny_tokenizer()).rows == before
+    assert "No space left" in capsys.readouterr().err
+    assert not list((tmp_path / "cache" / "tokens").iterdir())
 
 
 def test_batches_cover_all_rows_before_any_comes_again(tmp_path):

@@ -5,6 +5,7 @@ a document) or a dataset on the hub. A field `input_ids` is taken as it is; text
 `$YARN_TUNE_CACHE` (default `~/.cache/yarn_tune`), keyed by a hash of the file and the tokenizer.
 """
 
+import contextlib
 import glob
 import gzip
 import hashlib
@@ -12,6 +13,7 @@ import itertools
 import json
 import os
 import random
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -170,25 +173,35 @@ def _tokenized(
 
 
 def _tokenized_file(path: Path, place: str, text_key: str, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
-    """A file's documents as token lists, from the cache if they are there."""
+    """A file's documents as token lists, from the cache if they are there and whole."""
     cache = _cache_path(path, text_key, tokenizer)
-    if cache.is_file():
+    try:
         saved = load_file(cache)
-        flat = saved["tokens"].tolist()
-        bounds = [0, *saved["ends"].tolist()]
-        return [flat[start:end] for start, end in itertools.pairwise(bounds)]
-    documents = [
-        tokens
-        for where, record in _records(path, place, text_key)
-        if (tokens := _encode(record, where, text_key, tokenizer))
-    ]
+        flat, ends = saved["tokens"].tolist(), saved["ends"].tolist()
+        return [flat[start:end] for start, end in itertools.pairwise([0, *ends])]
+    except (OSError, SafetensorError, KeyError):
+        documents = [
+            tokens
+            for where, record in _records(path, place, text_key)
+            if (tokens := _encode(record, where, text_key, tokenizer))
+        ]
+        _keep(documents, cache)
+        return documents
+
+
+def _keep(documents: list[Tokens], cache: Path) -> None:
+    """Write a file's documents into the cache; where that cannot be, they are tokenized again the next time."""
     flat = [token for document in documents for token in document]
     ends = torch.tensor([len(document) for document in documents], dtype=torch.int64).cumsum(0)
-    cache.parent.mkdir(parents=True, exist_ok=True)
     partial = cache.with_suffix(f".{os.getpid()}.partial")
-    save_file({"tokens": torch.tensor(flat, dtype=torch.int32), "ends": ends}, partial)
-    partial.replace(cache)
-    return documents
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"tokens": torch.tensor(flat, dtype=torch.int32), "ends": ends}, partial)
+        partial.replace(cache)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        print(f"yarn-tune: tokens are not kept ({error}); YARN_TUNE_CACHE names another folder", file=sys.stderr)
 
 
 def _cache_path(path: Path, text_key: str, tokenizer: PreTrainedTokenizerBase) -> Path:
