@@ -196,3 +196,14 @@ def test_skip_rows_without_long_documents(tmp_path):
     files = [write_documents(tmp_path / "a.jsonl", [100] * 9)]
     with pytest.raises(UserError, match="use longer documents or a smaller data.row_tokens"):
         build_rows(recipe_with(tmp_path, files, "data.positions=skip", "data.row_tokens=128"), tiny_tokenizer())
+
+
+def test_files_are_trained_on_or_held_out_whatever_their_names(tmp_path):
+    write_documents(tmp_path / "a.jsonl", [700])
+    write_documents(tmp_path / "b.jsonl", [700], seed=9)
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "b.jsonl")
+    for train, heldout in (("*.jsonl", "b.jsonl"), ("link.jsonl", "b.jsonl"), ("b.jsonl", "../*/b.jsonl")):
+        recipe = recipe_with(tmp_path, [tmp_path / train], heldout=[str(tmp_path / heldout)])
+        with pytest.raises(UserError, match=r"data.heldout: \S*/b.jsonl is among the files of data.train too"):
+            build_rows(recipe, tiny_tokenizer())
+    build_rows(recipe_with(tmp_path, [tmp_path / "a.jsonl"], heldout=[str(tmp_path / "b.jsonl")]), tiny_tokenizer())

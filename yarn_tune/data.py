@@ -70,8 +70,9 @@ def build_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RowSet:
     """Tokenize, pack and place the training documents.
 
     Raises:
-        UserError: if files are missing or unreadable, or hold too little text for one row.
+        UserError: if files are missing or unreadable, hold too little text for one row, or are held out too.
     """
+    _check_apart(recipe)
     row_tokens, wanted = recipe.row_tokens(), recipe.rows()
     enough = 2 * wanted * row_tokens
     documents = list(_tokenized(recipe, "data.train", recipe.data.train, tokenizer, enough))
@@ -132,6 +133,19 @@ def heldout_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[i
     """All held-out documents, one after another."""
     documents = _tokenized(recipe, "data.heldout", recipe.data.heldout, tokenizer, HELDOUT_FILLER)
     return [token for document in documents for token in document]
+
+
+def _check_apart(recipe: Recipe) -> None:
+    """Refuse files that are trained on and held out, under whatever names."""
+    train, heldout = (
+        {os.path.realpath(path) for name in names for path in _matches(name)}
+        for names in (recipe.data.train, recipe.data.heldout)
+    )
+    if both := sorted(train & heldout):
+        raise UserError(
+            f"data.heldout: {', '.join(both)} is among the files of data.train too; measuring on training documents "
+            "says nothing: name other documents"
+        )
 
 
 def missing_files(recipe: Recipe) -> list[str]:
