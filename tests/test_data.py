@@ -11,7 +11,7 @@ from conftest import recipe_tree, tiny_tokenizer, words, write_documents
 from safetensors import SafetensorError
 from safetensors.torch import save
 from yarn_tune import data
-from yarn_tune.data import build_rows, heldout_excerpts, missing_files
+from yarn_tune.data import build_rows, check_heldout, heldout_excerpts, missing_files
 from yarn_tune.errors import UserError
 from yarn_tune.recipe import parse_recipe
 
@@ -116,6 +116,25 @@ def test_heldout_excerpts_take_documents_in_turn(tmp_path):
     assert all(ids.shape == (256,) for _, ids in excerpts)
     with pytest.raises(UserError, match="longest of 2 documents has 601 tokens"):
         heldout_excerpts(recipe, tiny_tokenizer(), 1000, 3)
+
+
+def test_heldout_documents_are_refused_where_compare_would_refuse_them(tmp_path):
+    tree = recipe_tree(tmp_path, tmp_path)
+    for settings, longest in (
+        ([], 256),
+        (["rope.window=601"], 601),
+        (["rope.window=4096", "eval.lengths=[64,601]"], 601),
+    ):
+        recipe = parse_recipe(tree, settings)
+        check_heldout(recipe, tiny_tokenizer())
+        assert heldout_excerpts(recipe, tiny_tokenizer(), longest, 1)
+    message = r"data.heldout: the longest of 2 documents has 601 tokens, fewer than the 602 .* or lower eval.lengths"
+    for settings in (["rope.window=602"], ["rope.window=4096", "eval.lengths=[64,602]"]):
+        with pytest.raises(UserError, match=message):
+            check_heldout(parse_recipe(tree, settings), tiny_tokenizer())
+    with pytest.raises(UserError, match="data.heldout: no file matches 'nowhere.txt'"):
+        check_heldout(parse_recipe(tree, ["data.heldout=[nowhere.txt]"]), tiny_tokenizer())
+    check_heldout(parse_recipe(tree, ["data.heldout=['hub:org/not-here', nowhere.txt]"]), tiny_tokenizer())
 
 
 def test_a_dataset_is_streamed_until_enough(tmp_path, monkeypatch):

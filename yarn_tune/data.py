@@ -129,6 +129,18 @@ def heldout_excerpts(
     return excerpts
 
 
+def check_heldout(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse held-out files that `compare` could not measure on, before anything is learned.
+
+    Datasets on the hub are not read for it, since no cache keeps them.
+
+    Raises:
+        UserError: if files are missing or unreadable, or no document is as long as the longest length measured.
+    """
+    if not any(name.startswith(HUB) for name in recipe.data.heldout):
+        heldout_excerpts(recipe, tokenizer, max(recipe.eval.lengths or [recipe.rope.window]), 1)
+
+
 def heldout_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """All held-out documents, one after another."""
     documents = _tokenized(recipe, "data.heldout", recipe.data.heldout, tokenizer, HELDOUT_FILLER)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig
 
 from .cost import GIB, Cost, estimate_cost, largest_rows
-from .data import RowSet, build_rows, missing_files
+from .data import HUB, RowSet, build_rows, check_heldout, missing_files
 from .errors import UserError
 from .learned import Start
 from .models import is_hub_id, load_config, load_tokenizer
@@ -80,7 +80,10 @@ def plan(recipe: Recipe) -> Plan:
     notes: list[str] = []
     config = _config(recipe, notes)
     begin = None if config is None else at_start(recipe)
-    rows = _rows(recipe, notes) if config is not None else None
+    rows = None
+    if config is not None:
+        _check_heldout(recipe, notes)
+        rows = _rows(recipe, notes)
     if rows is None:
         tokens = recipe.row_tokens()
         covered = coverage([place_contiguous(Row([0] * tokens, [tokens]))], recipe.rope.window)
@@ -133,9 +136,20 @@ def _config(recipe: Recipe, notes: list[str]) -> PreTrainedConfig | None:
         return None
 
 
+def _check_heldout(recipe: Recipe, notes: list[str]) -> None:
+    """Held-out documents that `compare` could not measure on stop a plan; those that are not here become a note."""
+    absent = [name for name in recipe.data.heldout if name in missing_files(recipe)]
+    if any(name.startswith(HUB) for name in recipe.data.heldout):
+        notes.append("held-out documents are streamed from the hub, so whether they are long enough is not checked")
+    elif not absent:
+        check_heldout(recipe, load_tokenizer(recipe.base.model, recipe.base.revision))
+    elif not recipe.data.prepare:
+        notes.append(f"data.heldout: no file matches {', '.join(absent)}, which training and `compare` will ask for")
+
+
 def _rows(recipe: Recipe, notes: list[str]) -> RowSet | None:
     """The run's rows if all documents are on this machine."""
-    if any(name.startswith("hub:") for name in recipe.data.train):
+    if any(name.startswith(HUB) for name in recipe.data.train):
         notes.append("documents are streamed from the hub, so they are not read for a plan")
         return None
     if missing_files(recipe) and recipe.data.prepare:

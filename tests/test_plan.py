@@ -1,0 +1,51 @@
+"""The plan: what would stop a run or a comparison stops it; what is not here becomes a note."""
+
+import pytest
+from conftest import recipe_tree, save_tiny
+from yarn_tune.compare import eval_lengths
+from yarn_tune.errors import UserError
+from yarn_tune.learned import Start
+from yarn_tune.plan import plan
+from yarn_tune.recipe import parse_recipe
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A recipe with held-out documents of 601 and 301 tokens."""
+    folder = tmp_path_factory.mktemp("plan")
+    return recipe_tree(save_tiny(folder / "base"), folder)
+
+
+def planned(tree, *settings):
+    return plan(parse_recipe(tree, list(settings)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "longest"),
+    [
+        (["rope.window=601"], 601),
+        (["rope.window=602"], 602),
+        (["rope.window=700", "eval.lengths=[601,64]"], 601),
+        (["rope.window=700", "eval.lengths=[64,602]"], 602),
+    ],
+)
+def test_heldout_documents_too_short_to_compare_on_stop_a_plan(tree, settings, longest):
+    recipe = parse_recipe(tree, settings)
+    assert max(eval_lengths(recipe, Start.of_recipe(recipe))) == longest
+    if longest <= 601:
+        plan(recipe)
+        return
+    with pytest.raises(UserError, match="data.heldout: the longest of 2 documents has 601 tokens, fewer than the 602"):
+        plan(recipe)
+
+
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        (["data.heldout=[nowhere.txt]"], "data.heldout: no file matches nowhere.txt"),
+        (["data.heldout=[nowhere.txt]", "data.prepare=make documents"], "not here yet: run `make documents`"),
+        (["data.heldout=['hub:org/name']"], "held-out documents are streamed from the hub"),
+    ],
+)
+def test_heldout_documents_that_are_not_here_are_a_note(tree, settings, note):
+    assert any(note in line for line in planned(tree, *settings).notes)
