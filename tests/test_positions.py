@@ -1,5 +1,7 @@
 """Positions and the coverage report, against brute force."""
 
+import time
+
 import numpy as np
 import pytest
 from yarn_tune.packing import Row, pack_concat
@@ -48,6 +50,17 @@ def test_skip_rows():
         ]
         assert row.labels.count(IGNORED) == 3
     assert coverage(rows, 256, bins=256).pairs == brute_force(rows, 256)
+
+
+def test_coverage_of_long_spans_takes_no_time():
+    """A count for every pair of tokens would be 160 thousand million."""
+    span = 400_000
+    begun = time.process_time()
+    row = Placed([0] * 2 * span, [*range(span), *range(2 * span, 3 * span)], [1] * 2 * span, joined=True)
+    pairs = coverage([row], 3 * span, bins=3).pairs
+    assert time.process_time() - begun < 5
+    inside = span * (span + 1)
+    assert pairs == [inside, span * (span - 1) // 2, span * (span + 1) // 2]
 
 
 def test_skip_rows_need_a_long_document():

@@ -162,9 +162,9 @@ def _distances(runs: tuple[tuple[int, int], ...], window: int) -> NDArray[np.flo
         distance = np.arange(length)
         counts[:length] += length - distance
         for other, width in seen:
-            # Differences of two runs form a trapezoid: the convolution of two boxes.
+            # Differences of two runs form a trapezoid: up in steps of one, level, and down again.
             low = first - (other + width - 1)
-            shape = np.convolve(np.ones(length), np.ones(width))
-            counts[low : low + len(shape)] += shape
+            rising = np.arange(1, length + width)
+            counts[low : low + len(rising)] += np.minimum(np.minimum(rising, rising[::-1]), min(length, width))
         seen.append((first, length))
     return counts
