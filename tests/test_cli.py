@@ -190,6 +190,14 @@ def test_plan_warns_about_untrained_distances(recipe, capsys):
     assert "WARNING" not in capsys.readouterr().out
 
 
+def test_plan_and_report_cover_rows_as_they_are_cut(recipe, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("yarn_tune.report.plot_coverage", lambda covered, path: drawn.append(covered))
+    assert main(["run", str(recipe), "data.lengths=[64]", "--json"]) == 0
+    assert "WARNING: 75% of the target window's distances are never trained" in capsys.readouterr().err
+    assert [covered.untrained for covered in drawn] == [0.75]
+
+
 def test_plan_says_what_will_be_served(recipe, capsys):
     assert main(["plan", str(recipe)]) == 0
     assert "serves    transformers, transformers-4.57, vllm, vllm-0.29, sglang, lmdeploy" in capsys.readouterr().out

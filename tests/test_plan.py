@@ -49,3 +49,18 @@ def test_heldout_documents_too_short_to_compare_on_stop_a_plan(tree, settings, l
 )
 def test_heldout_documents_that_are_not_here_are_a_note(tree, settings, note):
     assert any(note in line for line in planned(tree, *settings).notes)
+
+
+def test_coverage_is_that_of_rows_as_they_are_cut(tree):
+    assert planned(tree).coverage.untrained == 0
+    for documents in ([], ["data.train=['hub:org/name']"]):
+        short = planned(tree, "data.lengths=[32, 64]", *documents)
+        assert short.coverage.untrained == 0.75
+        assert any("WARNING: 75% of the target window's distances are never trained" in note for note in short.notes)
+        mixed = planned(tree, "data.lengths=[64, 256]", *documents)
+        assert mixed.coverage.untrained == 0
+        near, far = mixed.coverage.pairs[0], mixed.coverage.pairs[-1]
+        whole = planned(tree, *documents).coverage
+        # Far pairs come from the whole row alone; near ones from its four pieces too.
+        assert far == whole.pairs[-1]
+        assert near > 1.8 * whole.pairs[0]

@@ -61,9 +61,9 @@ class RowSet:
             chosen.append(self.rows[order[place]])
         return chosen
 
-    def coverage(self, window: int) -> Coverage:
-        """Which relative distances these rows train."""
-        return coverage(self.rows, window)
+    def coverage(self, window: int, lengths: list[int] | None = None) -> Coverage:
+        """Which relative distances these rows train: whole, or cut to each of `lengths` (`data.lengths`)."""
+        return coverage((piece for n in lengths or [window] for row in self.rows for piece in row.pieces(n)), window)
 
 
 def build_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RowSet:
@@ -85,7 +85,7 @@ def build_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RowSet:
     filler = tokenizer.eos_token_id or 0
     pack = pack_long if recipe.data.packing == "long" else pack_concat
     packed = pack(documents, row_tokens, filler)
-    usable = [row for row in packed.rows if row.padding == 0] or packed.rows
+    usable = [row for row in packed.rows if row.padding == 0]
     if packed.tokens < row_tokens:
         raise UserError(
             f"data.train: {packed.tokens} tokens in {packed.documents} documents do not fill one row of "

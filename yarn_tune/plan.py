@@ -10,7 +10,7 @@ from .errors import UserError
 from .learned import Start
 from .models import is_hub_id, load_config, load_tokenizer
 from .packing import Row
-from .positions import Coverage, coverage, place_contiguous
+from .positions import Coverage, place_contiguous
 from .sections import Recipe
 from .serving.profiles import Target, settle
 from .tunable import TunableRotary, at_start
@@ -84,14 +84,14 @@ def plan(recipe: Recipe) -> Plan:
     if config is not None:
         _check_heldout(recipe, notes)
         rows = _rows(recipe, notes)
-    if rows is None:
+    read = rows
+    if read is None:
         tokens = recipe.row_tokens()
-        covered = coverage([place_contiguous(Row([0] * tokens, [tokens]))], recipe.rope.window)
+        read = RowSet([place_contiguous(Row([0] * tokens, [tokens]))], None, 1)
         notes.append("coverage is that of full contiguous rows, since the documents were not read")
-    else:
-        covered = rows.coverage(recipe.rope.window)
-        if len(rows.rows) < recipe.rows():
-            notes.append(f"{recipe.rows()} rows are read but the documents give {len(rows.rows)}: some are read again")
+    elif len(read.rows) < recipe.rows():
+        notes.append(f"{recipe.rows()} rows are read but the documents give {len(read.rows)}: some are read again")
+    covered = read.coverage(recipe.rope.window, recipe.data.lengths)
     if covered.untrained > 0:
         notes.append(
             f"WARNING: {covered.untrained:.0%} of the target window's distances are never trained; use longer rows "

@@ -44,7 +44,7 @@ def write_report(run: Run, comparison: Comparison, tuned: Tuned, start: Start) -
     if learned.gains is not None:
         plot_gains(learned, run.folder / "gains.png")
     rows = build_rows(recipe, load_tokenizer(recipe.base.model, recipe.base.revision))
-    plot_coverage(rows.coverage(start.window), run.folder / "coverage.png")
+    plot_coverage(rows.coverage(start.window, recipe.data.lengths), run.folder / "coverage.png")
     values = "\n".join(f"- {name}: {value:.6g}" for name, value in learned.summary().items())
     text = (
         f"# {recipe.name}\n\n{comparison.verdict()}\n\n"
