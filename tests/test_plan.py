@@ -64,3 +64,21 @@ def test_coverage_is_that_of_rows_as_they_are_cut(tree):
         # Far pairs come from the whole row alone; near ones from its four pieces too.
         assert far == whole.pairs[-1]
         assert near > 1.8 * whole.pairs[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        (["data.row_tokens=128"], True),
+        (["data.row_tokens=128", "rope.learn=yarn"], False),
+        (["data.row_tokens=112", "rope.learn=yarn"], True),
+        (["data.lengths=[128]", "rope.learn=yarn"], False),
+        (["data.lengths=[64]", "rope.learn=yarn"], True),
+    ],
+)
+def test_what_acts_at_all_distances_alike_needs_no_far_ones(tree, settings, warned):
+    """Table and factors do; gains and phases alone, from rows of half the window, do not."""
+    made = planned(tree, "rope.temperature=spectral", *settings)
+    (note,) = (note for note in made.notes if "of the target window's distances are never trained" in note)
+    assert note.startswith(f"{'WARNING: ' if warned else ''}{made.coverage.untrained:.0%} of")
+    assert made.coverage.untrained >= 0.5

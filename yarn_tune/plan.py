@@ -93,10 +93,7 @@ def plan(recipe: Recipe) -> Plan:
         notes.append(f"{recipe.rows()} rows are read but the documents give {len(read.rows)}: some are read again")
     covered = read.coverage(recipe.rope.window, recipe.data.lengths)
     if covered.untrained > 0:
-        notes.append(
-            f"WARNING: {covered.untrained:.0%} of the target window's distances are never trained; use longer rows "
-            "(data.row_tokens), data.packing: long, or longer documents"
-        )
+        notes.append(_untrained_text(recipe, covered.untrained))
     if recipe.data.positions == "skip":
         notes.append("WARNING: skip rows are an experiment: with frozen weights they favour local text (README)")
     target = None if begin is None else _target(recipe, begin, notes)
@@ -105,6 +102,15 @@ def plan(recipe: Recipe) -> Plan:
     cost = None if config is None else estimate_cost(recipe, config, count)
     largest = None if config is None or cost is None else largest_rows(recipe, config, cost.weights_gib * GIB)
     return Plan(recipe, start, numbers, cost, rows, covered, notes, target, largest)
+
+
+def _untrained_text(recipe: Recipe, share: float) -> str:
+    """What to make of distances that no row trains."""
+    said = f"{share:.0%} of the target window's distances are never trained"
+    # Gains, phases and LoRA know no distance; rows of half the window taught them as much (recipes/README.md).
+    if recipe.rope.learn == "yarn" and share <= 0.5:
+        return f"{said}, nor need they be: what is learned beside YaRN's table acts at all distances alike"
+    return f"WARNING: {said}; use longer rows (data.row_tokens, data.lengths), data.packing: long, or longer documents"
 
 
 def _target(recipe: Recipe, begin: TunableRotary, notes: list[str]) -> Target:
