@@ -19,7 +19,16 @@ VENV=${VENV:-.venv}
 ENGINES=${ENGINES:-.engines}
 PYTHON=${PYTHON:-python3}
 
-gpus() { nvidia-smi --list-gpus 2>/dev/null | wc -l; }
+cards() { nvidia-smi --list-gpus 2>/dev/null | wc -l; }
+
+# Of these, as many as CUDA_VISIBLE_DEVICES leaves visible.
+gpus() {
+  case ${CUDA_VISIBLE_DEVICES-all} in
+    all) cards ;;
+    "" | -1* | NoDevFiles) echo 0 ;;
+    *) [ "$(cards)" -eq 0 ] && echo 0 || tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c . ;;
+  esac
+}
 
 setup() {
   local stamp
@@ -29,7 +38,7 @@ setup() {
   "$PYTHON" -m venv "$VENV"
   local torch
   torch=$(grep '^torch==' constraints.txt)
-  if [ "$(gpus)" -gt 0 ]; then
+  if [ "$(cards)" -gt 0 ]; then
     "$VENV/bin/pip" install --quiet "$torch"
   else
     # The CPU build is a tenth of the default one. It is taken wherever pip is configured to find it.
