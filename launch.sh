@@ -59,17 +59,22 @@ launch() {
   [ "$processes" -gt 0 ] || processes=1
   # The recipe is told how many there should be: a launcher that starts fewer without a word is then found out.
   local run=(-m yarn_tune run "$@" "runtime.processes=$processes")
-  if [ "$(gpus)" -gt 0 ]; then
-    "$VENV/bin/accelerate" launch --config_file recipes/accelerate/gpus.yaml --num_processes "$processes" \
-      --num_machines "$machines" --machine_rank "$rank" --main_process_ip "$ip" --main_process_port "$port" "${run[@]}"
-  elif [ "$processes" -gt 1 ]; then
-    # `accelerate launch --cpu` starts one process whatever number it is given; torchrun starts them all.
-    OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$VENV/bin/torchrun" --nnodes "$machines" --node-rank "$rank" \
-      --nproc-per-node $((processes / machines)) --master-addr "$ip" --master-port "$port" "${run[@]}"
-  else
-    "$VENV/bin/accelerate" launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-      --num_cpu_threads_per_process "${OMP_NUM_THREADS:-$(nproc)}" "${run[@]}"
+  # exec: a signal sent here reaches what runs, and its exit code is the one seen here.
+  if [ "$processes" -eq 1 ]; then
+    # It exchanges nothing, but accelerate without its launcher refuses consumer GPUs that could not exchange it.
+    export NCCL_P2P_DISABLE=1 NCCL_IB_DISABLE=1
+    OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} exec "$VENV/bin/python" "${run[@]}"
   fi
+  # A process that is asked to stop finishes its step first; the launcher would kill it after 30 seconds.
+  export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-3600}
+  local launcher=("$VENV/bin/python" recipes/accelerate/launcher.py)
+  if [ "$(gpus)" -gt 0 ]; then
+    exec "${launcher[@]}" accelerate --config_file recipes/accelerate/gpus.yaml --num_processes "$processes" \
+      --num_machines "$machines" --machine_rank "$rank" --main_process_ip "$ip" --main_process_port "$port" "${run[@]}"
+  fi
+  # `accelerate launch --cpu` starts one process whatever number it is given; torchrun starts them all.
+  OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "${launcher[@]}" torchrun --nnodes "$machines" --node-rank "$rank" \
+    --nproc-per-node $((processes / machines)) --master-addr "$ip" --master-port "$port" "${run[@]}"
 }
 
 # vLLM in an environment of its own (it pins another transformers), and the parts of older releases that the readers

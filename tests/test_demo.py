@@ -22,9 +22,9 @@ def launched(tmp_path_factory):
         source, target = ROOT / name, work / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
-    venv = work / "venv"
-    venv.mkdir()
-    (venv / "bin").symlink_to(Path(sys.executable).parent)
+    (work / "venv").mkdir()
+    for part in ("bin", "lib", "pyvenv.cfg"):
+        (work / "venv" / part).symlink_to(Path(sys.prefix) / part)
     stamp = "touch venv/.ready-$(cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)"
     subprocess.run(stamp, shell=True, cwd=work, check=True)
     done = subprocess.run(
