@@ -168,17 +168,24 @@ def company(world: World, folder: Path) -> Iterator[None]:
 
 def environment(world: World) -> dict[str, Any]:
     """What a reader needs to repeat the run: versions, commit, device, processes."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
     return {
         "versions": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "commit": commit.stdout.strip() or None,
+        "commit": _commit(),
         "device": str(world.device),
         "processes": world.processes,
         "threads": torch.get_num_threads(),
     }
+
+
+def _commit() -> str | None:
+    """Of this code, where it is a checkout and git is installed."""
+    asked = ["git", "rev-parse", "HEAD"]
+    try:
+        said = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return None
+    return said.strip() or None
 
 
 def _version(package: str) -> str | None:
