@@ -36,8 +36,10 @@ class Batch:
         tail = train.tail if train.tail is not None and train.tail < length else None
         if tail is not None:
             cut = [row.only_last(tail) for row in cut]
-        # Shorter rows, more of them at once: as many tokens with a gradient as the longest rows have.
-        micro = train.micro_rows * max(1, (train.tail or recipe.row_tokens()) // length)
+        micro = train.micro_rows
+        if recipe.runtime.sequence == 1:  # the exchange of split rows takes no other number of them
+            # Shorter rows, more of them at once: as many tokens with a gradient as the longest rows have.
+            micro *= max(1, (train.tail or recipe.row_tokens()) // length)
         return cls(cut, micro, max(1, sum(row.targets for row in cut)), tail)
 
     def micro_batches(self, world: World) -> Iterator[dict[str, Any]]:

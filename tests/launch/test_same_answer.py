@@ -33,6 +33,7 @@ WAYS: dict[str, list[str]] = {
     "phase": ["rope.learn=frequency", "rope.temperature=phase", "train.clip=0"],
     "lora": ["lora.rank=2"],
     "forward": ["rope.learn=scale", "train.gradient=forward"],
+    "lengths": ["rope.temperature=layer", "data.lengths=[256, 64]"],
     "guarded": ["rope.temperature=phase", "train.guard=0.5", "data.lengths=[256, 64]"],
     "far-weighted": ["rope.temperature=head", "train.objective=far-weighted"],
     "distilled": ["rope.temperature=phase", "train.objective=distill", "train.gradient_checkpointing=false"],
