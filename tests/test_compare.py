@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -79,6 +80,22 @@ def test_what_was_measured_is_not_measured_again(finished, monkeypatch):
     longer = Run(parse_recipe(run.recipe.to_dict(), ["eval.lengths=[200]"]), run.folder)
     with pytest.raises(TypeError):
         compare(longer, {"tuned": tuned_of(run)})
+
+
+def test_half_a_comparison_leaves_no_file(finished, tmp_path, monkeypatch):
+    """An export's card reads compare.json, and counts on every method."""
+    run, comparison = finished
+    tuned, other = {"tuned": tuned_of(run)}, Run(run.recipe, tmp_path)
+    shutil.copytree(run.folder / "nats", tmp_path / "nats")
+    assert compare(other, tuned, only=["none", "tuned"]).rows == [comparison.row("none"), comparison.row("tuned")]
+    assert not (tmp_path / "compare.json").exists()
+    monkeypatch.setattr("yarn_tune.compare.ntk_inv_freq", lambda *numbers: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        compare(other, tuned)
+    assert not (tmp_path / "compare.json").exists()
+    monkeypatch.undo()
+    compare(other, tuned)
+    assert (tmp_path / "compare.json").read_bytes() == (run.folder / "compare.json").read_bytes()
 
 
 def test_a_torn_measurement_is_made_again(finished):

@@ -98,7 +98,9 @@ def methods(start: Start, tuned: dict[str, Tuned]) -> dict[str, Method | None]:
 def compare(
     run: Run, tuned: dict[str, Tuned], checkpoints: list[Path] | None = None, only: list[str] | None = None
 ) -> Comparison:
-    """Measure every method (or `only` those), writing compare.json into the run folder after each.
+    """Measure every method and write compare.json into the run folder; or `only` some, and write nothing.
+
+    What was measured is kept token by token, so a comparison that was killed goes on where it was.
 
     Args:
         run: whose recipe names the base, the documents and the lengths.
@@ -125,7 +127,6 @@ def compare(
         if method in tuned:
             row = replace(row, tokens_spent=tuned[method].tokens, seconds_spent=tuned[method].seconds)
         comparison.rows.append(row)
-        write_json(run.folder / "compare.json", as_json(comparison))
     for path in checkpoints or []:
         stock = Meter(replace(recipe.base, model=str(path), revision=None), run.folder / "nats", recipe.eval.chunk)
         name = f"checkpoint {path.parent.name}/{path.name}"
@@ -134,7 +135,8 @@ def compare(
     comparison = key_tokens(comparison, measured, recipe.eval.key_gain, recipe.eval.key_floor)
     if recipe.eval.retrieval is not None:
         comparison = _with_retrieval(run, comparison, methods(start, tuned), tuned)
-    write_json(run.folder / "compare.json", as_json(comparison))
+    if only is None:  # what reads it, such as the card of an export, counts on every method
+        write_json(run.folder / "compare.json", as_json(comparison))
     return comparison
 
 
