@@ -4,17 +4,21 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import NATIVE, recipe_tree, save_tiny, tiny_config
 from transformers import AutoModelForCausalLM
-from yarn_tune.compare import compare, tuned_of
+from yarn_tune.compare import compare, named_rows, tuned_of
 from yarn_tune.data import heldout_excerpts
+from yarn_tune.errors import UserError
 from yarn_tune.models import load_tokenizer
 from yarn_tune.perplexity import full_nats
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.results import Comparison, Row, key_tokens, table
+from yarn_tune.sections import Recipe
 from yarn_tune.train import Run, train
 
 
@@ -104,6 +108,37 @@ def test_a_torn_measurement_is_made_again(finished):
         path.write_bytes(path.read_bytes()[:50])
     again = compare(run, {"tuned": tuned_of(run)})
     assert [replace(row, seconds=0) for row in again.rows] == [replace(row, seconds=0) for row in comparison.rows]
+
+
+def test_runs_on_another_base_are_refused(finished, tmp_path):
+    """Their numbers would be measured on this one."""
+    run, _ = finished
+    (tmp_path / "link").symlink_to(run.recipe.base.model)
+    other = save_tiny(tmp_path / "base", "qwen2")
+    for settings in ([f"base.model={other}"], ["base.revision=main"]):
+        recipe = parse_recipe(run.recipe.to_dict(), settings)
+        with pytest.raises(UserError, match=r"base.model .* is not the base that is measured here"):
+            named_rows(run, [copied(run, recipe, tmp_path / "other")])
+    recipe = parse_recipe(run.recipe.to_dict(), [f"base.model={tmp_path / 'link'}"])
+    assert set(named_rows(run, [copied(run, recipe, tmp_path / "same")])[0]) == {"tuned-run", "tuned-same"}
+
+
+def test_rows_of_one_name_are_refused(finished, tmp_path):
+    run, _ = finished
+    other = copied(run, run.recipe, tmp_path / "run")
+    for others in ([other], [run.folder]):
+        with pytest.raises(UserError, match="compare: tuned-run would be the name of two rows"):
+            named_rows(run, others)
+    bases = [save_tiny(tmp_path / name / "runs" / "export") for name in ("a", "b")]
+    with pytest.raises(UserError, match="checkpoint runs/export would be the name of two rows"):
+        named_rows(run, bases)
+
+
+def copied(run: Run, recipe: Recipe, folder: Path) -> Path:
+    """A finished run of another recipe."""
+    shutil.copytree(run.folder, folder, dirs_exist_ok=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
+    return folder
 
 
 def rows_with(**nll: float) -> Comparison:

@@ -6,6 +6,7 @@ the honest baseline), `linear`, `ntk`, `dynamic`, `yarn` (all search-free, at th
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -57,19 +58,44 @@ def named_rows(run: Run, others: list[Path]) -> tuple[dict[str, Tuned], list[Pat
     The run itself is `tuned`, or `tuned-<name>` beside other runs; a run that searched is `search`.
 
     Raises:
-        UserError: for what is neither a finished run nor a checkpoint.
+        UserError: for what is neither a finished run nor a checkpoint, for a run on another base, and for two rows of
+            one name.
     """
     runs, checkpoints = [run] if run.numbers_path.is_file() else [], []
     for path in others:
         if (path / "recipe.yaml").is_file():
-            runs.append(Run(load_recipe(path / "recipe.yaml"), path))
+            runs.append(_on_same_base(run, Run(load_recipe(path / "recipe.yaml"), path)))
         elif (path / "config.json").is_file():
             checkpoints.append(path)
         else:
             raise UserError(f"{path} is neither a run folder (with recipe.yaml) nor a checkpoint (with config.json)")
     kinds = ["search" if one.recipe.rope.learn == "search" else "tuned" for one in runs]
     names = [k if kinds.count(k) == 1 else f"{k}-{one.folder.name}" for k, one in zip(kinds, runs, strict=True)]
+    every = [*names, *map(_checkpoint_name, checkpoints)]
+    if twice := sorted({name for name in every if every.count(name) > 1}):
+        raise UserError(
+            f"compare: {', '.join(twice)} would be the name of two rows each, which are called after their folders; "
+            "name every folder once, and rename one of two that are called alike"
+        )
     return {name: tuned_of(one) for name, one in zip(names, runs, strict=True)}, checkpoints
+
+
+def _on_same_base(run: Run, other: Run) -> Run:
+    """The other run, if its numbers belong to the base that is measured."""
+    measured, learned = (
+        (os.path.realpath(base.model) if Path(base.model).is_dir() else base.model, base.revision)
+        for base in (run.recipe.base, other.recipe.base)
+    )
+    if learned != measured:
+        raise UserError(
+            f"{other.folder}: base.model {learned[0]} (revision {learned[1]}) is not the base that is measured here, "
+            f"{measured[0]} (revision {measured[1]}); compare it in a comparison of its own"
+        )
+    return other
+
+
+def _checkpoint_name(path: Path) -> str:
+    return f"checkpoint {path.parent.name}/{path.name}"
 
 
 def methods(start: Start, tuned: dict[str, Tuned]) -> dict[str, Method | None]:
@@ -129,7 +155,7 @@ def compare(
         comparison.rows.append(row)
     for path in checkpoints or []:
         stock = Meter(replace(recipe.base, model=str(path), revision=None), run.folder / "nats", recipe.eval.chunk)
-        name = f"checkpoint {path.parent.name}/{path.name}"
+        name = _checkpoint_name(path)
         row, measured[name] = _row(name, lambda d, n: stock.stock(d[:n]), documents, lengths, edges, start.native)  # noqa: B023
         comparison.rows.append(row)
     comparison = key_tokens(comparison, measured, recipe.eval.key_gain, recipe.eval.key_floor)
