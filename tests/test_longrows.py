@@ -106,3 +106,22 @@ def test_only_the_inputs_of_layers_wait(monkeypatch):
     assert sizes.count((1, 200, 64)) == 3
     # And what all layers share: cos and sin, once a layer, as pairs of a head of 16.
     assert set(sizes) <= {(1, 200, 64), (1, 200, 16), (0,), (1, 200), (200,)}
+
+
+@pytest.mark.parametrize(("device", "pinned"), [(None, False), ("cpu", False), ("cuda", True)])
+def test_inputs_are_pinned_for_the_device_the_model_will_be_on(monkeypatch, device, pinned):
+    """Not for the one it is on: FSDP moves it later."""
+    options = {}
+
+    class Seen(longrows.save_on_cpu):
+        def __init__(self, **given):
+            options.update(given)
+            super().__init__()
+
+    monkeypatch.setattr(longrows, "save_on_cpu", Seen)
+    model = tiny_model()
+    checkpoint_layers(model)
+    offload_inputs(model, device)
+    model.train()
+    model(torch.zeros(1, 8, dtype=torch.long))
+    assert options == {"pin_memory": pinned, "device_type": device or "cpu"}

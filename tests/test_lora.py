@@ -55,6 +55,14 @@ def test_factors_stay_float32_in_a_bfloat16_model():
     assert {p.dtype for p in rotary.trainable()} == {torch.float32}
 
 
+def test_factors_go_where_the_other_numbers_go():
+    """Under FSDP the model is still on the CPU then, and only its own weights are moved later."""
+    _, rotary = tuned()
+    moved = []
+    rotary._apply(lambda tensor: moved.append(tensor.data_ptr()) or tensor)
+    assert {p.data_ptr() for p in rotary.trainable()} <= set(moved)
+
+
 def test_untouched_and_detached_it_is_the_base():
     plain = logits(tiny_model())
     model, rotary = tuned()

@@ -47,13 +47,17 @@ def checkpoint_layers(model: PreTrainedModel, keep_attention: bool = False) -> N
     enable(options)
 
 
-def offload_inputs(model: PreTrainedModel) -> None:
+def offload_inputs(model: PreTrainedModel, device: str | None = None) -> None:
     """Let the inputs of checkpointed layers wait on the CPU; gradient checkpointing must be switched on already.
 
     Around the checkpoint alone: outside it the frozen matrices of the model are kept too, which are on the device
     anyway; inside, a layer keeps nothing until it is computed again.
+
+    Args:
+        model: it stays as it is but for that.
+        device: the kind it will run on, where it is not there yet (FSDP moves it later).
     """
-    device = next(model.parameters()).device.type
+    device = device or next(model.parameters()).device.type
     for module in model.modules():
         run = getattr(module, "_gradient_checkpointing_func", None)
         if run is not None:

@@ -156,7 +156,10 @@ class TunableRotary(StandIn):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TunableRotary":
         """Follow a move to another device; ignore a change of dtype."""
-        return super()._apply(move_only(fn), recurse)  # type: ignore[no-untyped-call, no-any-return]
+        move = move_only(fn)
+        for factor in self.lora.values():  # where sharding moves the model's own weights, it leaves these behind
+            factor.data = move(factor.data)
+        return super()._apply(move, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def at_start(recipe: Recipe) -> TunableRotary:
