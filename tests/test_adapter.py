@@ -25,6 +25,7 @@ from yarn_tune.export import export, learned_of
 from yarn_tune.families import rope_facts
 from yarn_tune.gains import gains_for
 from yarn_tune.learned import Start
+from yarn_tune.push import prepare_upload
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.sections import Rope
 from yarn_tune.train import Run, train
@@ -274,6 +275,13 @@ def test_the_adapter_is_exported_as_the_run_is(trained, tmp_path, capsys):
     assert torch.equal(logits(load(folder / "export")), expected)
     found = learned_of(Run(adapter_recipe(folder, []), folder))
     assert found.as_json() == learned_of(run).as_json()
+    with pytest.raises(UserError, match="learned under other settings"):
+        learned_of(Run(adapter_recipe(folder, ["rope.window=512"]), folder))
+    made = prepare_upload(folder, "someone/adapter", "someone/base")
+    assert sorted(made.files) == sorted(
+        ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+        + [f"lora/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")] * (folder / "lora").is_dir()
+    )
     capsys.readouterr()
 
 

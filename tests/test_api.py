@@ -54,6 +54,7 @@ def test_a_recipe_as_dicts(tmp_path):
     tree = recipe_tree(save_tiny(tmp_path / "base"), tmp_path)
     tuning = yarn_tune.Tuning(tree, ["train.steps=1"], tmp_path / "elsewhere")
     assert tuning.run.recipe.train.steps == 1
+    assert tree["train"]["steps"] == 4, "the caller's stays as it was"
     assert tuning.run.folder == tmp_path / "elsewhere"
     with pytest.raises(yarn_tune.UserError, match="is not a run folder"):
         yarn_tune.Tuning(tmp_path)

@@ -145,6 +145,17 @@ def test_head_dim_is_written_where_the_config_has_null(tmp_path):
     assert json.loads((export(run) / "config.json").read_text())["head_dim"] == 16
 
 
+@pytest.mark.parametrize("setting", ["rope.window=512", "rope.learn=ramp", "lora.rank=2"])
+def test_numbers_are_not_read_under_another_recipe(tmp_path, setting):
+    """Offsets from another start would fit in shape, and be another model."""
+    run = finished_run(tmp_path)
+    other = replace(run, recipe=parse_recipe(run.recipe.to_dict(), [setting]))
+    with pytest.raises(UserError, match=rf"learned under other settings.*\n  {setting.split('.')[0]}: ") as caught:
+        export(other)
+    assert "name=" in str(caught.value)
+    assert learned_of(run).window == 256
+
+
 def test_nothing_learned_yet(tmp_path):
     run = finished_run(tmp_path)
     run.numbers_path.unlink()
@@ -237,7 +248,7 @@ def test_what_float32_alone_makes_is_told_from_a_mistake(tmp_path, monkeypatch, 
 def test_a_wrong_fold_is_not_taken_for_noise(tmp_path, monkeypatch):
     """Folded alike in memory and on disk, but not what was learned: the comparison in float64 finds it."""
     run = finished_run(tmp_path, "frequency", settings=("rope.temperature=phase",))
-    for name in ("yarn_tune.export.fold_parameters", "yarn_tune.export.fold_checkpoint"):
+    for name in ("yarn_tune.fidelity.fold_parameters", "yarn_tune.export.fold_checkpoint"):
         module, _, function = name.rpartition(".")
         original = getattr(importlib.import_module(module), function)
 

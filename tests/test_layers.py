@@ -59,6 +59,7 @@ ORDER = (
     "cost",
     "plan",
     "init",
+    "fidelity",
     "export",
     "measure",
     "recall",

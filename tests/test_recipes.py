@@ -1,12 +1,15 @@
 """Every recipe: valid, planned in seconds, and run for two steps on a shrunken model of its family."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import NATIVE, save_tiny, write_documents
+from published import PUBLISHED, published
 from yarn_tune.cli import main
+from yarn_tune.cost import RESERVE, estimate_cost
 from yarn_tune.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +60,25 @@ def test_a_recipe_is_a_page_one_can_run(path):
     assert f"recipes/{path.name}" in header or path.stem == "tiny-demo"
     assert "Needs:" in header
     assert "million tokens" in header
+
+
+@pytest.mark.parametrize("stem", PUBLISHED)
+def test_what_it_needs_is_what_plan_counts(stem):
+    """The header's memory, on the real base's shape, which fits; and the table's GPU-hours."""
+    text, page = (ROOT / "recipes" / f"{stem}.yaml").read_text(), (ROOT / "recipes" / "README.md").read_text()
+    recipe = load_recipe(ROOT / "recipes" / f"{stem}.yaml")
+    (line,) = (line for line in page.splitlines() if line.startswith(f"| `{stem}.yaml` |"))
+    *_, numbers, hours, _ = (cell.strip() for cell in line.strip("| ").split(" | "))
+    cost = estimate_cost(recipe, published(stem), int(numbers.replace(",", "")))
+    spent = cost.step_flops * recipe.train.steps / 1e14 / 3600
+    assert float(hours or 0) == pytest.approx(spent, abs=0.5 if spent >= 10 else 0.051)
+    if stem.startswith("smollm2"):
+        return  # measured, or small
+    said = re.search(r"GPUs? with (\d+) GB \((\d+) GiB of weights, (\d+) of\s+(?:# )?activations", text)
+    gpu, weights, activations = map(int, said.groups())
+    assert weights == pytest.approx(cost.weights_gib, abs=0.51)
+    assert activations == pytest.approx(cost.activations_gib, abs=0.51)
+    assert cost.weights_gib + cost.activations_gib <= (1 - RESERVE) * gpu
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)

@@ -3,10 +3,13 @@
 import json
 import math
 import random
+import re
 
 import pytest
 import torch
 from conftest import recipe_tree, save_tiny
+from filelock import FileLock
+from yarn_tune.card import write_card
 from yarn_tune.compare import compare, named_rows
 from yarn_tune.errors import UserError
 from yarn_tune.evolve import evolve
@@ -120,7 +123,8 @@ def test_a_search_run_is_a_run_like_any_other(searched):
     assert list(rows) == ["search"]
     found = compare(run, rows, only=["yarn", "search"])
     assert found.row("search").tokens_spent == state.evaluations * 2 * 256
-    assert (export(run) / "config.json").is_file()
+    target = export(run)
+    assert f", in 4 generations on {state.evaluations * 2 * 256:,} tokens" in write_card(run, target).read_text()
 
 
 def test_a_killed_search_goes_on(searched, monkeypatch):
@@ -151,6 +155,24 @@ def test_a_killed_search_goes_on(searched, monkeypatch):
     evolve(again)
     assert again.numbers_path.read_bytes() == before
     assert (again.folder / "checkpoints" / "search.json").read_text() == after
+
+
+def test_a_search_is_alone_in_its_folder(searched):
+    run, _ = searched
+    with FileLock(run.folder / ".lock"), pytest.raises(UserError, match="another process is learning there"):
+        evolve(run)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["lora.rank=2", "data.needles=0.5", "data.lengths=[64,256]", "train.objective=distill", "train.guard=1.0",
+     "train.gradient=forward", "runtime.zero=3", "runtime.fsdp=true", "runtime.sequence=2"],
+)  # fmt: skip
+def test_search_refuses_what_it_would_pass_over(tmp_path, setting):
+    tree = recipe_tree(save_tiny(tmp_path / "base"), tmp_path)
+    key = setting.split("=")[0].removesuffix(".rank")
+    with pytest.raises(UserError, match=rf"{re.escape(key)}: the search \(rope.learn\) judges factors by plain nats"):
+        parse_recipe(tree, ["rope.learn=search", setting])
 
 
 def test_search_wants_possible_settings(tmp_path):

@@ -131,6 +131,19 @@ def test_a_folder_of_another_run_is_refused(make_run):
     train(make_run("run", "eval.documents=1", steps=1))
 
 
+def test_a_run_from_before_a_setting_existed_is_continued(make_run):
+    """The recipe in its folder lacks the key, which then has its default."""
+    run = make_run()
+    train(run)
+    before = yaml.safe_load(run.recipe_path.read_text())
+    del before["train"]["keep_attention"]
+    run.recipe_path.write_text(yaml.safe_dump(before))
+    train(run)
+    assert yaml.safe_load(run.recipe_path.read_text()) == run.recipe.to_dict()
+    with pytest.raises(UserError, match="holds a run with other values"):
+        train(make_run("run", "train.keep_attention=true"))
+
+
 def test_training_again_changes_nothing(make_run):
     run = make_run()
     train(run)

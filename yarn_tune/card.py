@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from .export import base_folder
+from .metrics import spent
 from .results import of_json, table
 from .sections import Recipe
 from .train import Run
@@ -24,11 +25,11 @@ def write_card(run: Run, export: Path) -> Path:
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {recipe.name}",
-        f"{recipe.base.model}, extended from {learned['native']} to {window} tokens by [yarn_tune]"
-        "(https://pypi.org/project/yarn-tune/): the weights are the base's"
+        f"{recipe.base.model}, extended from {learned['native']} to {window} tokens by yarn_tune: the weights are the "
+        "base's"
         + _changed(fidelity)
         + f"; learned were {numbers} and the attention temperature {learned['temperature']:.6g}{gains}"
-        f"{_taught(run)}.",
+        f"{taught(run)}.",
         f"    vllm serve THIS-FOLDER --max-model-len {window}",
         "SERVING.md has the command for each stack that was checked, and what the others would do.",
         *_measured(run, learned["native"]),
@@ -41,11 +42,13 @@ def write_card(run: Run, export: Path) -> Path:
     return path
 
 
-def _taught(run: Run) -> str:
-    """By how much reading; of an adapter that is not known."""
-    recipe = run.recipe
-    tokens = recipe.train.steps * recipe.train.batch_rows * recipe.row_tokens()
-    return f", in {recipe.train.steps} steps on {tokens:,} tokens" if run.numbers_path.is_file() else ""
+def taught(run: Run) -> str:
+    """By how much reading something was learned, or nothing where that is not known, as of an adapter."""
+    if not (run.folder / "metrics.jsonl").is_file():
+        return ""
+    steps, tokens, _ = spent(run.folder)
+    unit = "generations" if run.recipe.rope.learn == "search" else "steps"
+    return f", in {steps} {unit} on {tokens:,} tokens"
 
 
 def _changed(fidelity: dict[str, Any]) -> str:

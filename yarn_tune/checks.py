@@ -1,10 +1,11 @@
 """What no run can have: values and combinations, each with its place in the recipe and the remedy."""
 
 from dataclasses import asdict
+from operator import attrgetter
 from typing import Any
 
 from .schema import show
-from .sections import Recipe, Rope, Train
+from .sections import Data, Recipe, Rope, Train
 
 Check = tuple[bool, str, Any, str]
 """(holds, place, value, remedy)"""
@@ -16,6 +17,7 @@ def impossible(recipe: Recipe) -> list[str]:
         *rope_checks(recipe.rope),
         *_data_checks(recipe),
         *_gradient_checks(recipe),
+        *_search_checks(recipe),
         *_train_checks(recipe.train),
         *_other_checks(recipe),
         *_runtime_checks(recipe),
@@ -178,21 +180,32 @@ def _gradient_checks(recipe: Recipe) -> list[Check]:
     low = recipe.rope.temperature in ("global", "layer")
     few = "too many numbers to estimate a gradient from forward passes; set train.gradient to backprop"
     forward = recipe.train.gradient == "forward"
-    lora, searched = recipe.lora, recipe.rope.learn == "search"
+    lora = recipe.lora
     nothing = recipe.rope.learn == "yarn" and recipe.rope.temperature == "global" and lora is None
     return [
         (not nothing, "rope.learn", "yarn", "learns nothing by itself; set rope.temperature, or add lora"),
         (not forward or low, "rope.temperature", recipe.rope.temperature, few),
         (lora is None or not forward, "lora", lora, few),
-        (
-            lora is None or not searched,
-            "lora",
-            lora,
-            "the search learns factors alone; remove it",
-        ),
         (lora is None or lora.rank >= 1, "lora.rank", lora and lora.rank, "at least 1"),
         (lora is None or bool(lora.targets), "lora.targets", lora and lora.targets, "name at least one module"),
     ]
+
+
+def _search_checks(recipe: Recipe) -> list[Check]:
+    """What the search would pass over in silence."""
+    if recipe.rope.learn != "search":
+        return []
+    plain = Recipe(name=recipe.name, base=recipe.base, rope=recipe.rope, data=Data(train=[], heldout=[]))
+    keys = (
+        "lora", "data.needles", "data.lengths", "train.objective", "train.guard", "train.tail", "train.gradient",
+        "runtime.zero", "runtime.fsdp", "runtime.sequence",
+    )  # fmt: skip
+    checks = []
+    for key in keys:
+        value, default = attrgetter(key)(recipe), attrgetter(key)(plain)
+        remedy = f"the search (rope.learn) judges factors by plain nats in one process; set it to {show(default)}"
+        checks.append((value == default, key, value, remedy))
+    return checks
 
 
 def _retrieval_checks(recipe: Recipe) -> list[Check]:

@@ -29,7 +29,7 @@ from .objectives import NextToken
 from .runtime import environment, start
 from .search import SearchState, Settings, initial_factors, search
 from .serving.profiles import Target, settle
-from .train import Run, claim_folder, train, write_learned
+from .train import Run, claimed, train, write_learned
 from .tunable import at_start, attach_fixed
 
 HEADROOM = 1.25
@@ -56,14 +56,14 @@ def evolve(run: Run) -> Learned:
     world = start(recipe, run.folder)
     if world.processes > 1:
         raise UserError(f"rope.learn: search runs in one process, {world.processes} were started")
-    claim_folder(run)
-    write_json(run.folder / "environment.json", environment(world))
-    model = load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype).to(world.device)  # type: ignore[arg-type]
-    judge = Judge(model, begin, [collate([row], world.device) for row in rows.rows[: recipe.train.search.rows]])
-    state = _search(run, begin, judge)
-    rotary.load_numbers(offsets_of(state.best, begin))
-    learned = settle(rotary.learned(), target)
-    write_learned(run, rotary, learned, place_of(model))
+    with claimed(run, world):
+        write_json(run.folder / "environment.json", environment(world))
+        model = load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype).to(world.device)  # type: ignore[arg-type]
+        judge = Judge(model, begin, [collate([row], world.device) for row in rows.rows[: recipe.train.search.rows]])
+        state = _search(run, begin, judge)
+        rotary.load_numbers(offsets_of(state.best, begin))
+        learned = settle(rotary.learned(), target)
+        write_learned(run, rotary, learned, place_of(model))
     end_training(world)
     return learned
 

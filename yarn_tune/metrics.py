@@ -56,6 +56,12 @@ class MetricsLog:
         self.tracking = self.tracking and _survived(tell)
 
 
+def spent(folder: Path) -> tuple[int, int, float]:
+    """(steps, tokens read, seconds) of what was learned in a run folder, by its metrics.jsonl."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return len(lines), sum(line["tokens"] for line in lines), round(sum(line["seconds"] for line in lines), 1)
+
+
 def end_training(world: World) -> None:
     """Close the trackers, and part from the other processes."""
     world.accelerator.wait_for_everyone()

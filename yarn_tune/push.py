@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
-from .adapter_files import is_adapter
+from .adapter_files import BESIDE, CONFIG, WEIGHTS, is_adapter
 from .card import licence_from
 from .errors import CheckFailed, UserError
+from .export import CARD
 from .models import is_hub_id
 from .serving.verify import verify
 
@@ -85,20 +86,35 @@ def _checkpoint(folder: Path, base: str | None) -> dict[str, Path | bytes]:
 
 
 def _adapter(folder: Path, base: str | None) -> dict[str, Path | bytes]:
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     written = str(config["base_model_name_or_path"])
-    files = _renamed(folder, written, base)
+    # Not what else may lie there: `yarn-tune export` of an adapter writes its checkpoint into it.
+    own = {CONFIG, WEIGHTS, f"{BESIDE}/{CONFIG}", f"{BESIDE}/{WEIGHTS}"}
+    files = {name: file for name, file in _renamed(folder, written, base).items() if name in own}
     named = base or written
-    header = {"base_model": named, "library_name": "peft", **licence_from(Path(written)), "tags": ["yarn_tune"]}
+    header = {
+        "base_model": named,
+        "library_name": "peft",
+        **licence_from(_base_folder(written, config.get("revision"))),
+        "tags": ["yarn_tune"],
+    }
     text = (
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n# RoPE adapter of {named}\n\n"
         f"A window of {config['window']} tokens for {named}, whose weights stay as they are. Learned with "
-        "[yarn_tune](https://pypi.org/project/yarn-tune/), which has to be installed to load it:\n\n"
+        "yarn_tune, which has to be installed to load it:\n\n"
         "    import yarn_tune.adapter\n    from transformers import AutoModelForCausalLM\n"
         '    model = AutoModelForCausalLM.from_pretrained("ORG/THIS-REPOSITORY")\n\n'
         "To serve it, merge it into an ordinary checkpoint: `yarn-tune export THIS-FOLDER`.\n"
     )
     return files | {"README.md": text.encode()}
+
+
+def _base_folder(written: str, revision: str | None) -> Path:
+    """Where the base's card is on this machine, if it is; nothing is downloaded."""
+    if not is_hub_id(written):
+        return Path(written)
+    card = try_to_load_from_cache(written, CARD, revision=revision)
+    return Path(card).parent if isinstance(card, str) else Path(written)
 
 
 def _renamed(folder: Path, written: str, base: str | None) -> dict[str, Path | bytes]:

@@ -4,6 +4,7 @@ Every problem of a recipe is reported at once, each with its place (file and key
 write instead. Precedence: defaults < YAML < overrides (`train.steps=50`).
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 def parse_recipe(tree: dict[str, Any], overrides: list[str], source: str = "recipe") -> Recipe:
     """Build and check a recipe from nested dicts; see `load_recipe`."""
     problems: list[str] = []
+    tree = copy.deepcopy(tree)  # the caller's stays as it is
     for override in overrides:
         apply_override(tree, override, problems)
     recipe = build(Recipe, tree, "", problems)

@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 
+from .card import taught
 from .compare import Tuned
 from .data import build_rows
 from .learned import Learned, Start
@@ -49,8 +50,7 @@ def write_report(run: Run, comparison: Comparison, tuned: Tuned, start: Start) -
     text = (
         f"# {recipe.name}\n\n{comparison.verdict()}\n\n"
         f"Base `{recipe.base.model}`, native window {start.native}, extended to {start.window} tokens; learned "
-        f"`{recipe.rope.learn}` in {recipe.train.steps} steps: {tuned.tokens:,} tokens, "
-        f"{tuned.seconds:.0f} seconds.\n\n"
+        f"`{recipe.rope.learn}`{taught(run)} and in {tuned.seconds:.0f} seconds.\n\n"
         f"Nats per token by position on {len(comparison.excerpts)} held-out excerpts:\n\n{table(comparison)}\n\n"
         "`short tax`: change inside the native window against the base. `key tokens`: mean over tokens that need far "
         "context. `retrieved`: needles found in prompts longer than the native window.\n\n"

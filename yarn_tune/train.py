@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +46,7 @@ from .longrows import checkpoint_layers, offload_inputs, tile_mlps
 from .metrics import MetricsLog, end_training, progress_text
 from .models import load_model, load_tokenizer, switch_off_dropout
 from .needles import plant
+from .recipe import load_recipe
 from .runtime import World, company, start
 from .sections import Recipe
 from .serving.profiles import Target, settle
@@ -62,6 +63,11 @@ class Run:
 
     recipe: Recipe
     folder: Path
+
+    @property
+    def recipe_path(self) -> Path:
+        """The recipe as run."""
+        return self.folder / "recipe.yaml"
 
     @property
     def numbers_path(self) -> Path:
@@ -84,8 +90,7 @@ def train(run: Run) -> Learned:
     tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
     rows = plant(build_rows(recipe, tokenizer), recipe, tokenizer)
     world = start(recipe, run.folder)
-    with company(world, run.folder), alone(run, world):
-        claim_folder(run)
+    with company(world, run.folder), claimed(run, world):
         model, rotary = prepare(recipe, world, begin)
         with requested() as request:
             fit(run, world, model, rotary, rows, request)
@@ -223,13 +228,16 @@ def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int) -> No
 
 
 @contextmanager
-def alone(run: Run, world: World) -> Iterator[None]:
-    """No other start of the same command may write into the folder meanwhile; a killed one leaves it free.
+def claimed(run: Run, world: World) -> Iterator[None]:
+    """The run folder, with the recipe in it, while this start of the command is at work there.
+
+    No other start may write into it meanwhile; a killed one leaves it free.
 
     Raises:
-        UserError: if another is at work there.
+        UserError: if another is at work there, or the folder holds a run with other values.
     """
     if not world.main:
+        check_folder(run)
         yield
         return
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -241,33 +249,43 @@ def alone(run: Run, world: World) -> Iterator[None]:
             f"{run.folder}: another process is learning there; wait for it, or give this run a name="
         ) from error
     try:
+        claim_folder(run)
         yield
     finally:
         lock.release()
 
 
 def claim_folder(run: Run) -> None:
-    """Write the recipe into the run folder, or check that the folder is this very run's, if anything was learned in it.
+    """Write the recipe into the run folder; raises as `check_folder` does."""
+    check_folder(run)
+    write_atomically(run.recipe_path, yaml.safe_dump(run.recipe.to_dict(), sort_keys=False).encode())
+
+
+def check_folder(run: Run) -> None:
+    """See that the folder is this very run's, if anything was learned in it.
 
     Raises:
-        UserError: if the folder holds a run with other values.
+        UserError: if it holds a run with other values.
     """
-    path = run.folder / "recipe.yaml"
-    now = run.recipe.to_dict()
-    learned = run.numbers_path.is_file() or any((run.folder / "checkpoints").glob("*"))
-    if learned and path.is_file():
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-        changed = [
-            f"{section}: {before.get(section)} -> {now[section]}"
-            for section in now
-            if section not in RERUN_FREELY and before.get(section) != now[section]
-        ]
-        if changed:
-            raise UserError(
-                f"{run.folder} holds a run with other values; give this one another name (name=...) or delete "
-                "the folder:\n  " + "\n  ".join(changed)
-            )
-    write_atomically(path, yaml.safe_dump(now, sort_keys=False).encode())
+    if not (run.numbers_path.is_file() or any((run.folder / "checkpoints").glob("*"))):
+        return
+    changed = changes(run, [section for section in run.recipe.to_dict() if section not in RERUN_FREELY])
+    if changed:
+        raise UserError(
+            f"{run.folder} holds a run with other values; give this one another name (name=...) or delete "
+            "the folder:\n  " + "\n  ".join(changed)
+        )
+
+
+def changes(run: Run, sections: Sequence[str]) -> list[str]:
+    """In which of these sections the recipe is another than the one in the folder; "section: before -> now"."""
+    if not run.recipe_path.is_file():
+        return []
+    # Read as a recipe, so that settings which are newer than the run have their defaults.
+    before, now = load_recipe(run.recipe_path).to_dict(), run.recipe.to_dict()
+    return [
+        f"{section}: {before[section]} -> {now[section]}" for section in sections if before[section] != now[section]
+    ]
 
 
 def resume(run: Run, rotary: TunableRotary, optimizer: torch.optim.Optimizer) -> int:
