@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 import yaml
 from conftest import NATIVE, recipe_tree, save_tiny, tiny_config
 from transformers import AutoModelForCausalLM
+from yarn_tune import models, recall
 from yarn_tune.compare import compare, named_rows, tuned_of
 from yarn_tune.data import heldout_excerpts
 from yarn_tune.errors import UserError
@@ -108,6 +110,25 @@ def test_a_torn_measurement_is_made_again(finished):
         path.write_bytes(path.read_bytes()[:50])
     again = compare(run, {"tuned": tuned_of(run)})
     assert [replace(row, seconds=0) for row in again.rows] == [replace(row, seconds=0) for row in comparison.rows]
+
+
+def test_needles_are_asked_of_the_model_that_was_measured(tmp_path, monkeypatch):
+    """It is loaded once, and asked again only when the weights are others."""
+    base = save_tiny(tmp_path / "base")
+    recipe = parse_recipe(recipe_tree(base, tmp_path), ["eval.retrieval={per_cell: 1, depths: [0.5]}"])
+    run, loaded, asked = Run(recipe, tmp_path / "run"), [], []
+    load, score = models.AutoModelForCausalLM.from_pretrained, recall.score_transformers
+    monkeypatch.setattr(
+        models.AutoModelForCausalLM, "from_pretrained", lambda *a, **k: loaded.append(1) or load(*a, **k)
+    )
+    monkeypatch.setattr(recall, "score_transformers", lambda *a: asked.append(1) or score(*a))
+    first = compare(run, {}, only=["none", "yarn"])
+    assert (len(loaded), len(asked)) == (1, 2 * 3)
+    assert compare(run, {}, only=["none", "yarn"]) == first
+    assert (len(loaded), len(asked)) == (1, 2 * 3)
+    os.utime(base / "model.safetensors", (1, 1))
+    compare(run, {}, only=["none", "yarn"])
+    assert (len(loaded), len(asked)) == (2, 4 * 3)
 
 
 def test_runs_on_another_base_are_refused(finished, tmp_path):

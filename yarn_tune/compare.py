@@ -160,7 +160,7 @@ def compare(
         comparison.rows.append(row)
     comparison = key_tokens(comparison, measured, recipe.eval.key_gain, recipe.eval.key_floor)
     if recipe.eval.retrieval is not None:
-        comparison = _with_retrieval(run, comparison, methods(start, tuned), tuned)
+        comparison = _with_retrieval(run, meter, comparison, methods(start, tuned), tuned)
     if only is None:  # what reads it, such as the card of an export, counts on every method
         write_json(run.folder / "compare.json", as_json(comparison))
     return comparison
@@ -222,11 +222,11 @@ def _row(
 
 
 def _with_retrieval(
-    run: Run, comparison: Comparison, hows: dict[str, Method | None], tuned: dict[str, Tuned]
+    run: Run, meter: Meter, comparison: Comparison, hows: dict[str, Method | None], tuned: dict[str, Tuned]
 ) -> Comparison:
     """Needles for the base, for search-free YaRN and for everything tuned."""
     rows = {row.method for row in comparison.rows} & {"none", "yarn", *tuned}
     asked = {name: how for name, how in hows.items() if name in rows and how is not None}
-    found = recall(run, asked, comparison.native)
+    found = recall(run, meter, asked, comparison.native)
     shares = {name: one.accuracy(beyond=comparison.native) for name, one in found.items()}
     return replace(comparison, rows=[replace(row, retrieved=shares.get(row.method)) for row in comparison.rows])

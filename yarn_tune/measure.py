@@ -85,7 +85,8 @@ class Meter:
         self._model: PreTrainedModel | None = None
         weights = sorted(Path(base.model).glob("*.safetensors"))
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime) for path in weights]
-        self._base_key = [base.model, base.revision, base.dtype, stats]
+        self.base_key: list[object] = [base.model, base.revision, base.dtype, stats]
+        """What is measured, for a key on disk."""
 
     @property
     def model(self) -> PreTrainedModel:
@@ -114,7 +115,7 @@ class Meter:
         return self._known(["stock", config], document, lambda: full_nats(self.model, document, self.chunk))
 
     def _known(self, what: object, document: Tensor, measure: Callable[[], Tensor]) -> tuple[Tensor, float]:
-        facts = json.dumps([self._base_key, what, document.tolist()])
+        facts = json.dumps([self.base_key, what, document.tolist()])
         path = self.folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.safetensors"
         try:
             with safe_open(path, framework="pt") as file:

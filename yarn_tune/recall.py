@@ -8,10 +8,10 @@ from typing import Any
 
 from .checkpoint import write_json
 from .data import heldout_tokens
-from .measure import Method
-from .models import load_model, load_tokenizer, to_device
+from .measure import Meter, Method
+from .models import load_tokenizer
 from .retrieval import WORDINGS, Prompt, Retrieval, retrieve, score_transformers
-from .sections import Recipe, Retrieve
+from .sections import Retrieve
 from .train import Run
 
 ROOM = 16
@@ -28,11 +28,12 @@ def grid_lengths(wanted: Retrieve, native: int, window: int) -> list[int]:
     return [length - ROOM for length in (*lengths, window)]
 
 
-def recall(run: Run, methods: dict[str, Method], native: int) -> dict[str, Retrieval]:
+def recall(run: Run, meter: Meter, methods: dict[str, Method], native: int) -> dict[str, Retrieval]:
     """Ask every method the same prompts; what retrieval.json has from before is kept.
 
     Args:
         run: whose recipe has `eval.retrieval`.
+        meter: of the recipe's base; its model is asked, and loaded if something is missing.
         methods: by name.
         native: the base's window.
     """
@@ -44,13 +45,11 @@ def recall(run: Run, methods: dict[str, Method], native: int) -> dict[str, Retri
     lengths = grid_lengths(wanted, native, recipe.rope.window)
     path = run.folder / "retrieval.json"
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    keys = {method: _key(recipe, how, lengths, filler) for method, how in methods.items()}
-    missing = [method for method in methods if known.get(method, {}).get("key") != keys[method]]
-    if missing:
-        model = to_device(load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype))
-        for method in missing:
-            with methods[method].on(model):
-                asked = ask(partial(score_transformers, model), tokenizer, filler, lengths, wanted)
+    keys = {method: _key(meter, wanted, how, lengths, filler) for method, how in methods.items()}
+    for method, how in methods.items():
+        if known.get(method, {}).get("key") != keys[method]:
+            with how.on(meter.model):
+                asked = ask(partial(score_transformers, meter.model), tokenizer, filler, lengths, wanted)
             known[method] = {"key": keys[method], "cells": asked.as_json()}
             write_json(path, known)
     return {method: of_json(known[method]["cells"]) for method in methods}
@@ -69,7 +68,7 @@ def of_json(cells: list[dict[str, Any]]) -> Retrieval:
     return Retrieval({(cell["length"], cell["depth"]): (cell["right"], cell["asked"]) for cell in cells})
 
 
-def _key(recipe: Recipe, how: Method, lengths: list[int], filler: list[int]) -> str:
+def _key(meter: Meter, wanted: Retrieve, how: Method, lengths: list[int], filler: list[int]) -> str:
     tables = [how.facts(length) for length in lengths]
-    facts = [recipe.base.model, recipe.base.dtype, repr(recipe.eval.retrieval), lengths, tables, filler]
+    facts = [meter.base_key, repr(wanted), lengths, tables, filler]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
