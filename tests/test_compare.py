@@ -20,7 +20,7 @@ from yarn_tune.models import load_tokenizer
 from yarn_tune.perplexity import full_nats
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.results import Comparison, Row, key_tokens, table
-from yarn_tune.sections import Recipe
+from yarn_tune.sections import Recipe, Retrieve
 from yarn_tune.train import Run, train
 
 
@@ -86,6 +86,14 @@ def test_what_was_measured_is_not_measured_again(finished, monkeypatch):
     longer = Run(parse_recipe(run.recipe.to_dict(), ["eval.lengths=[200]"]), run.folder)
     with pytest.raises(TypeError):
         compare(longer, {"tuned": tuned_of(run)})
+
+
+def test_lengths_are_the_native_window_doubled_up_to_the_window():
+    assert recall.doubled(64, 256) == [64, 128, 256]
+    assert recall.doubled(64, 300) == [64, 128, 256, 300]
+    assert recall.grid_lengths(Retrieve(), 64, 300) == [48, 112, 240, 284]
+    assert recall.grid_lengths(Retrieve(), 64, 64) == [48]
+    assert recall.grid_lengths(Retrieve(lengths=[200, 100, 200]), 64, 300) == [100, 200]
 
 
 def test_half_a_comparison_leaves_no_file(finished, tmp_path, monkeypatch):

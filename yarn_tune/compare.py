@@ -23,7 +23,7 @@ from .learned import Learned, Start
 from .measure import Meter, Method, TableOf
 from .models import load_tokenizer
 from .perplexity import Nats, bucket_edges, by_position, span_nats
-from .recall import recall
+from .recall import doubled, recall
 from .recipe import load_recipe
 from .results import Comparison, Row, as_json, key_tokens
 from .rope import dynamic_ntk_inv_freq, linear_inv_freq, ntk_inv_freq
@@ -168,12 +168,7 @@ def compare(
 
 def eval_lengths(recipe: Recipe, start: Start) -> list[int]:
     """The recipe's lengths, or the native window doubled up to the window."""
-    if recipe.eval.lengths:
-        return sorted(set(recipe.eval.lengths))
-    lengths = [start.native]
-    while lengths[-1] * 2 < start.window:
-        lengths.append(lengths[-1] * 2)
-    return sorted({*lengths, start.window})
+    return sorted(set(recipe.eval.lengths or doubled(start.native, start.window)))
 
 
 Measure = Callable[[Tensor, int], tuple[Tensor, float]]

@@ -20,12 +20,15 @@ ROOM = 16
 
 def grid_lengths(wanted: Retrieve, native: int, window: int) -> list[int]:
     """The recipe's lengths; or the native window doubled up to the window, each less the room for an answer."""
-    if wanted.lengths:
-        return sorted(set(wanted.lengths))
+    return sorted(set(wanted.lengths or [length - ROOM for length in doubled(native, window)]))
+
+
+def doubled(native: int, window: int) -> list[int]:
+    """The native window, twice it, and so on below the window; and the window."""
     lengths = [native]
     while lengths[-1] * 2 < window:
         lengths.append(lengths[-1] * 2)
-    return [length - ROOM for length in (*lengths, window)]
+    return [*lengths, window]
 
 
 def recall(run: Run, meter: Meter, methods: dict[str, Method], native: int) -> dict[str, Retrieval]:
