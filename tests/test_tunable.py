@@ -10,7 +10,7 @@ from yarn_tune.errors import UserError
 from yarn_tune.families import FAMILIES, rope_facts
 from yarn_tune.learned import Start
 from yarn_tune.longrows import checkpoint_layers
-from yarn_tune.models import rotary_site, switch_off_dropout
+from yarn_tune.models import GIB, rotary_site, switch_off_dropout, to_device
 from yarn_tune.objectives import NextToken
 from yarn_tune.rope import yarn_attention_factor
 from yarn_tune.sections import Rope
@@ -268,3 +268,19 @@ def test_what_cannot_be_tuned_is_refused_with_the_reason(family, extra, reason):
 def test_a_window_below_the_native_one_is_refused():
     with pytest.raises(UserError, match="smaller than the base model's native window 64"):
         start_of(tiny_model(), window=32)
+
+
+@pytest.mark.parametrize(("kind", "free", "stays"), [("cuda", 1.5, False), ("cuda", 1.0, True), ("xpu", 0.0, False)])
+def test_a_model_that_its_device_has_no_room_for_stays_on_the_cpu(monkeypatch, capsys, kind, free, stays):
+    """Measured after what was cached is given back; where nobody knows what is free, the device is asked."""
+    model, moves, given_back = tiny_model(), [], []
+    monkeypatch.setattr(model, "to", lambda device: moves.append(device))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(True))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free * GIB if given_back else 0, 80 * GIB))
+    assert to_device(model) is model
+    assert moves == ([] if stays else [torch.device(kind)])
+    said = capsys.readouterr().err
+    assert said.count("\n") == stays
+    assert ("needs about 1.0 GiB, and 1.0 are free on cuda: it stays on the CPU" in said) == stays

@@ -1,11 +1,17 @@
-"""Loading models with stock classes, and finding modules in them."""
+"""Loading models with stock classes, finding modules in them, and writing their weights."""
 
+import gc
+import math
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,6 +23,8 @@ from transformers import (
 
 from .errors import UserError
 from .families import FULL
+
+GIB = 2**30
 
 
 def load_config(model: str, revision: str | None = None, local_only: bool = False) -> PreTrainedConfig:
@@ -63,10 +71,44 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
 
 
 def to_device(model: PreTrainedModel) -> PreTrainedModel:
-    """The model on the accelerator, if there is one."""
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
+    """The model on the accelerator, if there is one with room for it; where there is not, a line on stderr says so."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None:
+        return model
+    # In float32 a model takes twice what it took in training. A tenth more, and 1 GiB, is for what it computes.
+    need, free = 1.1 * model.get_memory_footprint() + GIB, _free(accelerator)
+    if need > free:
+        print(
+            f"yarn-tune: the model in {str(model.dtype).removeprefix('torch.')} needs about {need / GIB:.1f} GiB, and "
+            f"{free / GIB:.1f} are free on {accelerator.type}: it stays on the CPU, which is slower",
+            file=sys.stderr,
+        )
+        return model
+    model.to(accelerator)  # type: ignore[arg-type]
     return model
+
+
+def _free(accelerator: torch.device) -> float:
+    """Bytes to be had on it; where that is not known, no end of them."""
+    if accelerator.type != "cuda":
+        return math.inf
+    # What models before left behind is free too.
+    gc.collect()
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info()[0]
+
+
+def save_weights(weights: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
+    """Write a weight file of a checkpoint.
+
+    Raises:
+        UserError: if it cannot be written, as on a full disk.
+    """
+    try:
+        save_file(weights, path, metadata=metadata)
+    except (SafetensorError, OSError) as error:
+        reason = re.sub(r"^.*I/O error: |\(os error.*", "", str(error)).strip()
+        raise UserError(f"{path} cannot be written ({reason}); make room, and run the same command again") from error
 
 
 def is_hub_id(model: str) -> bool:
