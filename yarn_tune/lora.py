@@ -14,11 +14,12 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .errors import UserError
+from .models import save_weights
 from .sections import Lora
 
 Factors = dict[str, tuple[Tensor, Tensor]]
@@ -105,11 +106,15 @@ def with_lora(model: PreTrainedModel, factors: Factors | None) -> Iterator[None]
 
 
 def merge_checkpoint(folder: Path, factors: Factors) -> None:
-    """Merge into the checkpoint's weight files, in place."""
+    """Merge into the checkpoint's weight files, in place.
+
+    Raises:
+        UserError: if a file cannot be written.
+    """
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             names, metadata = set(file.keys()) & set(factors), file.metadata()
         if names:
             weights = load_file(path)
             weights |= {name: merged(weights[name], factors[name]) for name in names}
-            save_file(weights, path, metadata=metadata)
+            save_weights(weights, path, metadata)

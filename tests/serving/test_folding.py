@@ -1,6 +1,7 @@
 """The temperature in the weights equals the temperature on cos and sin, for every family, to float32."""
 
 import json
+import resource
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from yarn_tune.errors import UserError
 from yarn_tune.families import FULL
+from yarn_tune.lora import merge_checkpoint
 from yarn_tune.queries import PLACES, QUERY_NORMS, site_of
 from yarn_tune.serving.folding import fold, fold_checkpoint, fold_named
 
@@ -130,6 +132,23 @@ def test_a_checkpoint_without_queries(tmp_path):
     save_file({"model.norm.weight": torch.ones(4)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="no query projection found"):
         fold_checkpoint(tmp_path, tiny_config("llama").to_dict(), 1.2)
+
+
+def test_a_full_disk_is_told(tmp_path):
+    """As the system refuses to write more than so much into a file, folding and merging alike."""
+    model = random_model(tiny_config("llama"))
+    model.save_pretrained(tmp_path)
+    before, hard = (tmp_path / "model.safetensors").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    factors = {"model.layers.0.self_attn.q_proj.weight": (torch.ones(64, 1), torch.ones(1, 64))}
+    ways = (lambda: fold_checkpoint(tmp_path, model.config.to_dict(), 1.1), lambda: merge_checkpoint(tmp_path, factors))
+    for way in ways:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        try:
+            with pytest.raises(UserError, match=r"model.safetensors cannot be written \(File too large\); make room"):
+                way()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "cohere"])

@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..models import save_weights
 from ..queries import Site, scaled, site_of
 
 
@@ -78,7 +79,7 @@ def fold_checkpoint(folder: Path, config: dict[str, Any], gain: float, gains: Te
         gains: learned ones on top, `[tuned layers, groups, d/2]`.
 
     Raises:
-        UserError: if this family cannot carry it; nothing is written then.
+        UserError: if this family cannot carry it, and nothing is written then; or if a file cannot be written.
     """
     site = site_of(config)
     whole = gains_of(site, gain, gains)
@@ -96,7 +97,7 @@ def fold_checkpoint(folder: Path, config: dict[str, Any], gain: float, gains: Te
             squares += ((new.double()[changed] / exact[changed] - 1) ** 2).sum().item()
             weights[name] = new
             tensors, numbers = tensors + 1, numbers + int(changed.sum())
-        save_file(weights, path, metadata=metadata)
+        save_weights(weights, path, metadata)
     if not tensors:
         raise UserError(f"folding: no query projection found in {folder}")
     return Folded(gain, tensors, numbers, (squares / max(1, numbers)) ** 0.5)
