@@ -24,6 +24,7 @@ from yarn_tune.gains import gains_for
 from yarn_tune.learned import Start
 from yarn_tune.lessons import Lesson, Objective
 from yarn_tune.longrows import checkpoint_layers, tile_mlps
+from yarn_tune.models import to_device
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.sections import Recipe, Rope
 from yarn_tune.tunable import attach
@@ -99,7 +100,7 @@ def measured(way: str, tokens: int, dtype: str) -> dict[str, object]:
 def cell(recipe: Recipe) -> float:
     """Peak MiB of a step above the loaded model."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config()).to(getattr(torch, recipe.base.dtype)).eval()
+    model = to_device(LlamaForCausalLM(config()).to(getattr(torch, recipe.base.dtype)).eval())
     model.config.use_cache = False
     tokens = recipe.rope.window
     start = Start.of(rope_facts(model.config), Rope(window=tokens, native=2048))
@@ -114,9 +115,10 @@ def cell(recipe: Recipe) -> float:
     forward = recipe.train.gradient == "forward"
 
     def step(length: int, tail: int | None) -> None:
-        ids = torch.randint(1, 4096, (1, length + 1), generator=torch.Generator().manual_seed(0))
+        ids = torch.randint(1, 4096, (1, length + 1), generator=torch.Generator().manual_seed(0)).to(model.device)
+        positions = torch.arange(length, device=model.device)[None]
         with torch.set_grad_enabled(not forward):
-            value = objective(ids[:, :-1], torch.arange(length)[None], ids[:, 1:].contiguous(), tail=tail)
+            value = objective(ids[:, :-1], positions, ids[:, 1:].contiguous(), tail=tail)
         if not forward:
             value[0].backward()
 
