@@ -91,7 +91,7 @@ class TunableRotary(StandIn):
     @torch.no_grad()
     def sketch(self) -> Learned:
         """`learned` without the LoRA factors, which may be many: cheap enough for every step."""
-        temperature = math.exp(self.log_temperature.double().item()) / self._attention_factor**2
+        temperature = math.exp(self.log_temperature.item()) / self._attention_factor**2
         common: dict[str, Any] = {
             "learn": self.learn,
             "facts": self.start.facts,
@@ -199,7 +199,7 @@ def attach_fixed(
     if gains is not None:
         double = model.dtype == torch.float64
         real, turned = (torch.float64, torch.complex128) if double else (torch.float32, torch.complex64)
-        placed = gains.to(model.device, turned if gains.is_complex() else real)
+        placed = gains.to(turned if gains.is_complex() else real).to(model.device)  # not every device has doubles
         rotary.handles = scale_queries(model, site_of(model.config.to_dict()), lambda: placed)
     return rotary
 
