@@ -375,9 +375,9 @@ def test_lora_with_another_scale_is_not_merged_by_the_export(tmp_path):
         adapter_recipe(folder, [])
 
 
-def test_the_snippet_of_the_readme_runs(tmp_path, monkeypatch):
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    snippet = re.search(r"## As a PEFT adapter\n.*?```python\n(.*?)```", text, re.S)[1]
+def test_the_snippet_of_the_documents_runs(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[1] / "docs" / "adapter.md").read_text()
+    snippet = re.search(r"```python\n(.*?)```", text, re.S)[1]
     monkeypatch.chdir(tmp_path)
     base = save_tiny(tmp_path / "data" / "tiny-base")
     for window, name in ((256, "tiny-demo"), (512, "tiny-demo-4k")):

@@ -14,12 +14,24 @@ from yarn_tune.results import of_json, table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "recipes" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+TEXTS = "\n".join(page.read_text() for page in PAGES)
 
 
-def test_every_file_and_link_exists():
-    tree = re.search(r"## The code.*?```\n(.*?)```", README, re.S)[1]
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    for name in re.findall(r"\]\(([\w./-]+)\)", page.read_text()):
+        assert (page.parent / name).exists(), name
+
+
+def test_every_module_is_in_the_reading_order():
+    tree = re.search(r"## The code.*?```\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[1]
     named = [line.split()[0] for line in tree.splitlines()]
-    named += re.findall(r"\]\(([\w./-]+)\)", README)
     named += re.findall(r"\((\w+\.py)[ ,)]|, (\w+\.py)\)", tree) and ["yarn_tune/packing.py", "yarn_tune/positions.py"]
     for name in named:
         assert (ROOT / name).exists(), name
@@ -29,8 +41,8 @@ def test_every_file_and_link_exists():
 
 
 def commands() -> list[str]:
-    found = re.findall(r"^ {4,8}(yarn-tune .+)$", README, re.M)
-    found += re.findall(r"^\| `(yarn-tune [^`]+)`", README, re.M)
+    found = re.findall(r"^ {4,8}(yarn-tune .+)$", TEXTS, re.M)
+    found += re.findall(r"^\| `(yarn-tune [^`]+)`", TEXTS, re.M)
     return found
 
 
