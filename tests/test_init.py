@@ -38,6 +38,14 @@ def test_plan_and_train_accept_it(tmp_path, monkeypatch, capsys):
     assert "is there already" in capsys.readouterr().err
 
 
+def test_it_names_its_own_file_and_measures_needles(tmp_path):
+    base = str(save_tiny(tmp_path / "base"))
+    made = propose(base, 256, ["a"], ["b"], 80)
+    assert "#   ./launch.sh base-256.yaml\n" in made.text
+    assert "#   ./launch.sh mine/first.yaml\n" in propose(base, 256, ["a"], ["b"], 80, out="mine/first.yaml").text
+    assert made.recipe.eval.retrieval is not None
+
+
 def test_rows_follow_the_memory(tmp_path):
     base = save_tiny(tmp_path / "base", hidden_size=512, num_hidden_layers=8, intermediate_size=8192)
     found = []
@@ -95,3 +103,12 @@ def test_at_factor_two_rows_of_the_native_window_come_before_ends_of_rows(tmp_pa
     assert (made.recipe.rope.learn, made.recipe.data.row_tokens, made.recipe.train.tail) == ("yarn", 4096, None)
     (tmp_path / "made.yaml").write_text(made.text)
     assert load_recipe(tmp_path / "made.yaml") == made.recipe
+
+
+def test_where_there_is_no_gain_to_learn_short_rows_are_not_proposed(tmp_path):
+    """OLMo that clamps its queries carries one temperature alone: rows of the native window would teach nothing."""
+    base = str(save_tiny(tmp_path / "base", "olmo", clip_qkv=8.0))
+    made = propose(base, 2 * NATIVE, ["a"], ["b"], 80)
+    assert (made.recipe.rope.learn, made.recipe.rope.temperature) == ("frequency", "global")
+    with pytest.raises(UserError, match="--gpu-memory: 0.0001 GiB do not hold this model"):
+        propose(base, 2 * NATIVE, ["a"], ["b"], 0.0001)

@@ -38,6 +38,7 @@ def propose(
     gpu_gib: float,
     revision: str | None = None,
     gpus: int = 1,
+    out: str | None = None,
 ) -> Proposal:
     """The richest recipe that the family can carry and the default stacks serve, with rows that fit the memory.
 
@@ -49,6 +50,7 @@ def propose(
         gpu_gib: memory of one device.
         revision: of a hub id.
         gpus: devices; weights that do not fit one are split over them.
+        out: the file it will be written to, which its first lines name; <name>.yaml by default.
 
     Raises:
         UserError: if this model cannot be tuned, with the reason; or if nothing fits the memory.
@@ -61,7 +63,7 @@ def propose(
         "rope": {"window": window, "native": facts.native},
         "data": {"train": train, "heldout": heldout, "needles": 0.25},
         "train": {"steps": 100, "batch_rows": 8, "guard": 1.0},
-        "eval": {"documents": 8},
+        "eval": {"documents": 8, "retrieval": {}},
     }
     for learn, temperature in itertools.product(LEARN, TEMPERATURE):
         tree["rope"] |= {"learn": learn, "temperature": temperature}
@@ -75,7 +77,8 @@ def propose(
     else:
         raise UserError("\n".join([f"{model}: nothing can be learned and served:", *refusals]))
     recipe, cost = _fitted(tree, gpu_gib, gpus)
-    return Proposal(_text(recipe, cost, facts.native, gpu_gib, refusals), recipe, cost)
+    path = out or f"{recipe.name}.yaml"
+    return Proposal(_text(recipe, cost, facts.native, gpu_gib, path, refusals), recipe, cost)
 
 
 Way = dict[str, dict[str, Any]]
@@ -116,7 +119,8 @@ def _ways(tree: dict[str, Any], kind: str) -> list[Way]:
         again | {"offload_activations": True},
     ]
     ways: list[Way] = [{"train": way} for way in whole]
-    if native < window <= 2 * native:
+    # Such rows teach gains, not a table: where there are none to learn, they would teach nothing.
+    if native < window <= 2 * native and tree["rope"]["temperature"] != "global":
         ways += [{"rope": {"learn": "yarn"}, "data": {"row_tokens": native}, "train": way} for way in whole]
     if kind in NOT_IN_PARTS:
         return ways
@@ -129,14 +133,14 @@ def _ways(tree: dict[str, Any], kind: str) -> list[Way]:
     return ways
 
 
-def _text(recipe: Recipe, cost: Cost, native: int, gpu_gib: float, refusals: list[str]) -> str:
+def _text(recipe: Recipe, cost: Cost, native: int, gpu_gib: float, path: str, refusals: list[str]) -> str:
     """Commented YAML: only what differs from the defaults, and why."""
     rope, data, train = recipe.rope, recipe.data, recipe.train
     tokens = train.steps * train.batch_rows * recipe.row_tokens()
     lines = [
         f"# {recipe.base.model} from {native} to {rope.window} tokens (factor {rope.window / native:g}).",
         "#",
-        f"#   ./launch.sh recipes/{recipe.name}.yaml",
+        f"#   ./launch.sh {path}",
         "#",
         f"# Reads {tokens / 1e6:.1f} million tokens; about {cost.weights_gib + cost.activations_gib:.1f} GiB of "
         f"{gpu_gib:g} GiB by `yarn-tune plan`'s model.",
@@ -149,7 +153,8 @@ def _text(recipe: Recipe, cost: Cost, native: int, gpu_gib: float, refusals: lis
         f"  window: {rope.window}",
         f"  native: {native}               # the config's max_position_embeddings; correct it if training was shorter",
         f"  learn: {rope.learn}",
-        f"  temperature: {rope.temperature}       # folded into the queries at export",
+        f"  temperature: {rope.temperature}"
+        + ("" if rope.temperature == "global" else "       # folded into the queries at export"),
         "data:",
         f"  train: {_plain(data.train)}",
         f"  heldout: {_plain(data.heldout)}      # measured on, never trained on",
@@ -172,7 +177,8 @@ def _text(recipe: Recipe, cost: Cost, native: int, gpu_gib: float, refusals: lis
     if recipe.runtime.zero:
         lines += ["runtime:", f"  zero: {recipe.runtime.zero}                 # frozen weights in shards",
                   f"  processes: {recipe.runtime.processes}            # one a GPU"]  # fmt: skip
-    return "\n".join([*lines, "eval:", "  documents: 8", ""])
+    needles = "  retrieval: {}           # needles too: far text can be lost while the mean over tokens is fine"
+    return "\n".join([*lines, "eval:", f"  documents: {recipe.eval.documents}", needles, ""])
 
 
 def _plain(value: object) -> str:
