@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -10,7 +11,7 @@ from conftest import tiny_config
 from transformers import AutoConfig, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from yarn_tune.errors import UserError
-from yarn_tune.families import RopeFacts
+from yarn_tune.families import RopeFacts, rope_facts
 from yarn_tune.learned import Learned
 from yarn_tune.rope import longrope_attention_factor, snapped_betas
 from yarn_tune.sections import StackName
@@ -225,6 +226,21 @@ def test_a_family_that_a_default_stack_runs_unscaled():
     )  # fmt: skip
     with pytest.raises(UserError, match="sglang: frequencies off by"):
         settle(learned, Target.of(base, stacks=["sglang", "vllm"]))
+
+
+def test_latent_attention_without_anything_to_extend():
+    """DeepSeek's keys are multiples of ln s, which is 0 where the window is the base's own."""
+    config = tiny_config("deepseek_v2")
+    plain = Learned(
+        learn="scale", facts=rope_facts(config), native=64, window=64, temperature=1.0, scale=1.0, original=64,
+        beta_fast=32.0, beta_slow=1.0,
+    )  # fmt: skip
+    target = Target.of(config.to_dict())
+    served = serve(settle(plain, target), target)
+    assert served.carrier == "yarn, latent"
+    assert "mscale" not in served.rope_parameters
+    with pytest.raises(UserError, match=r"vllm: multiplies cos and sin by 1 instead of 1.05409"):
+        settle(replace(plain, temperature=0.9), target)
 
 
 def test_the_nominal_factor_keeps_the_native_window():

@@ -219,6 +219,8 @@ def yarn_carriers(numbers: Learned, folded: bool) -> Iterator[Served]:
 
 def _latent_keys(numbers: Learned, scale: float, a: float) -> dict[str, float]:
     """DeepSeek's keys: a as the ratio of two gains, the second of which also scales all logits, as the base's does."""
+    if scale <= 1:
+        return {"attention_factor": a}  # such a factor gains nothing whatever mscale is
     growth = 0.1 * math.log(scale)
     everywhere = math.sqrt(numbers.facts.softmax_gain)
     keys = {"attention_factor": a, "mscale": (a * everywhere - 1) / growth}
