@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from .adapter import place_of
 from .batches import collate
 from .checkpoint import write_atomically, write_json
-from .data import build_rows
+from .data import build_rows, check_heldout
 from .errors import UserError
 from .learned import Learned, Start
 from .metrics import end_training
@@ -52,7 +52,9 @@ def evolve(run: Run) -> Learned:
     rotary = at_start(recipe)
     begin = rotary.start
     settle(rotary.learned(), target)
-    rows = build_rows(recipe, load_tokenizer(recipe.base.model, recipe.base.revision))
+    tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
+    check_heldout(recipe, tokenizer)
+    rows = build_rows(recipe, tokenizer)
     world = start(recipe, run.folder)
     if world.processes > 1:
         raise UserError(f"rope.learn: search runs in one process, {world.processes} were started")

@@ -36,7 +36,7 @@ from .checkpoint import (
     write_atomically,
     write_json,
 )
-from .data import RowSet, build_rows
+from .data import RowSet, build_rows, check_heldout
 from .errors import CheckFailed, Interrupted, UserError
 from .estimate import estimate_gradient
 from .interrupts import Request, requested
@@ -88,6 +88,7 @@ def train(run: Run) -> Learned:
     begin, target = at_start(recipe), Target.of_recipe(recipe)
     settle(begin.learned(), target)
     tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
+    check_heldout(recipe, tokenizer)
     rows = plant(build_rows(recipe, tokenizer), recipe, tokenizer)
     world = start(recipe, run.folder)
     with company(world, run.folder), claimed(run, world):
@@ -122,7 +123,7 @@ def prepare(recipe: Recipe, world: World, begin: TunableRotary) -> tuple[PreTrai
     if recipe.train.gradient_checkpointing:
         checkpoint_layers(model, recipe.train.keep_attention)
     if recipe.train.offload_activations:
-        offload_inputs(model)
+        offload_inputs(model, world.device.type)
     if recipe.train.tiled_mlp is not None:
         tile_mlps(model, recipe.train.tiled_mlp)
     model.train()
