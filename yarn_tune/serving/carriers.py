@@ -69,6 +69,10 @@ class Served:
     fold: float = 1.0
     """What the queries' rotated rows are multiplied by."""
 
+    def folds(self, learned: Learned) -> bool:
+        """Whether queries in the weights carry part of what was learned."""
+        return self.fold != 1.0 or learned.gains is not None
+
     def config(self, base: dict[str, Any]) -> dict[str, Any]:
         """The base's config.json with these numbers; see the module docstring for why they stand there three times."""
         layout, section = layout_of(base), self.rope_parameters
