@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 from ..families import FULL, Layout
+from ..rope import yarn_attention_factor
 from ..rope import yarn_gain as gain
 from .readers import ORIGINAL, Refused, Section, View
 
@@ -77,16 +78,12 @@ def scaling_first(config: Section, layout: Layout) -> dict[str, Section]:
 # What multiplies cos and sin under yarn.
 
 
-def _ratio(section: Section, factor: float) -> float | None:
-    """DeepSeek's form, where both values are given."""
-    weight, all_dim = section.get("mscale"), section.get("mscale_all_dim")
-    return gain(factor, weight) / gain(factor, all_dim) if weight and all_dim else None
-
-
 def hf_multiplier(section: Section, factor: float) -> float:
     """The key attention_factor, else the mscale pair, else 0.1 ln s + 1."""
     given = section.get("attention_factor")
-    return float(given if given is not None else _ratio(section, factor) or gain(factor))
+    if given is not None:
+        return float(given)
+    return yarn_attention_factor(factor, section.get("mscale"), section.get("mscale_all_dim"))
 
 
 def attention_factor_only(section: Section, factor: float) -> float:
@@ -147,8 +144,8 @@ def own_multiplier(section: Section, factor: float) -> float:
 
 def genai_multiplier(section: Section, factor: float) -> float:
     """The mscale ratio if both are positive; mscale alone is the multiplier itself; else 0.1 ln s + 1."""
-    alone = section.get("mscale")
-    return _ratio(section, factor) or (float(alone) if alone else gain(factor))
+    weight, all_dim = section.get("mscale"), section.get("mscale_all_dim")
+    return float(weight) if weight and not all_dim else yarn_attention_factor(factor, weight, all_dim)
 
 
 # Windows and tables that follow from the section.

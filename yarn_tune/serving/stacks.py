@@ -33,8 +33,6 @@ from .rules import (
 HF = "https://github.com/huggingface/transformers/blob"
 VLLM = "https://github.com/vllm-project/vllm/blob"
 
-
-NEOX_ONLY = "it takes longrope only where pairs are halves of the head"
 VLLM_MODELLING = frozenset(
     {"arcee", "glm", "gpt_neox", "olmo", "olmo2", "olmo3", "phi", "seed_oss",
      "smollm3", "starcoder2"}
@@ -54,7 +52,6 @@ MLX_UNSCALED = frozenset(
 VLLM_LATENT = dict.fromkeys(LATENT, Yarn(mscale_multiplier, betas="strict", truncate="always"))
 VLLM_OWN = {"gpt_oss": Yarn(own_multiplier, betas="strict"), **VLLM_LATENT}
 """vLLM builds gpt-oss's rope itself and reads no attention factor; DeepSeek's it builds from the mscale keys."""
-V4_YARN = Yarn(hf_multiplier, nested_truncate=True)
 HF_LONG = Longrope("attention_factor", ratio="key")
 
 STACKS: dict[str, Stack] = {
@@ -67,7 +64,7 @@ STACKS: dict[str, Stack] = {
         ),
         Stack(
             "transformers-4.57", "4.56 to 4.57", f"{HF}/v4.57.6/src/transformers/modeling_rope_utils.py#L268",
-            "run: 4.57.6", v4_sections, V4_YARN,
+            "run: 4.57.6", v4_sections, Yarn(hf_multiplier),
             Longrope("attention_factor", original="top", ratio="key without top"), top_partial=True, nested=True,
             latent=True,
         ),
