@@ -140,8 +140,27 @@ def test_eval_protocols(recipe, capsys):
     weighted = mean(*sliding, "--window", "64")
     assert weighted != pytest.approx(truncate, rel=1e-4)
     assert mean(*sliding, "--window", "64", "--unweighted") != pytest.approx(weighted, rel=1e-5)
-    message = fails(capsys, "eval", base, documents, "--length", "200", "--protocol", "sliding", "--window", "300")
-    assert "2 <= window <= 200" in message
+    # Windows of a quarter, 50 tokens, of which half are scored.
+    assert mean("--protocol", "sliding") == mean("--protocol", "sliding", "--window", "50", "--stride", "25")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--protocol", "sliding", "--window", "300"], "2 <= window <= 200"),
+        (["--protocol", "sliding", "--window", "0"], "found 0 and 0"),
+        (["--protocol", "sliding", "--stride", "0"], "found 50 and 0"),
+        (["--protocol", "sliding", "--window", "64", "--stride", "64"], "found 64 and 64"),
+        (["--chunk", "0"], "--chunk: at least 1; found 0"),
+        (["--chunk", "-3"], "--chunk: at least 1; found -3"),
+        (["--count", "0"], "--count: at least 1; found 0"),
+        (["--length", "1"], "--length: at least 2; found 1"),
+        (["--unweighted"], "--unweighted: of windows, which --protocol truncate has none of"),
+        (["--window", "0", "--stride", "8"], "--window, --stride: of windows"),
+    ],
+)
+def test_eval_refuses_impossible_numbers(capsys, options, message):
+    assert message in fails(capsys, "eval", "base", "nowhere.txt", "--length", "200", *options)
 
 
 def test_compare_takes_runs_checkpoints_and_factors(recipe, capsys):
@@ -163,7 +182,10 @@ def test_compare_takes_runs_checkpoints_and_factors(recipe, capsys):
     rise = 100 * (math.exp(cells["yarn", 4.0]["nll"] - slid) - 1)
     assert cells["yarn", 4.0]["rise"] == pytest.approx(rise)
     assert "neither a run folder" in fails(capsys, "compare", "runs/one", str(recipe))
-    assert "--factors: numbers" in fails(capsys, "compare", "runs/one", "--factors", "two")
+    for wrong in ("two", "2,nan", "inf", ",", "1e999"):
+        assert "--factors: numbers" in fails(capsys, "compare", "runs/one", f"--factors={wrong}")
+    for wrong in ("0", "2,-1", "0.5"):
+        assert "--factors: finite and at least 1" in fails(capsys, "compare", "runs/one", f"--factors={wrong}")
 
 
 def test_retrieve_and_lm_eval(recipe, capsys):

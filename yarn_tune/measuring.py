@@ -17,11 +17,18 @@ Result = tuple[str, dict[str, Any]]
 
 
 def numbers_of(place: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
-    """A list of numbers from the command line."""
+    """A list of numbers from the command line.
+
+    Raises:
+        UserError: if it is none, or a number is infinite or NaN.
+    """
     try:
-        return [kind(word) for word in text.split(",")]
-    except ValueError:
-        raise UserError(f"{place}: numbers with commas between them, as in 2,4,8; found {text!r}") from None
+        numbers = [kind(word) for word in text.split(",")]
+        if all(map(math.isfinite, numbers)):
+            return numbers
+    except (ValueError, OverflowError):
+        pass
+    raise UserError(f"{place}: numbers with commas between them, as in 2,4,8; found {text!r}")
 
 
 def _documents(options: argparse.Namespace, length: int) -> "Recipe":
@@ -43,14 +50,11 @@ def eval_command(options: argparse.Namespace) -> Result:
     from .models import load_model, load_tokenizer, to_device
     from .perplexity import Nats, bucket_edges, by_position, full_nats, mean_over_windows, slid_nats
 
+    window, stride = _windows(options)
     recipe = _documents(options, options.length)
     excerpts = heldout_excerpts(recipe, load_tokenizer(options.checkpoint), options.length, options.count)
     model = to_device(load_model(options.checkpoint, dtype=options.dtype))
-    window, stride = options.window or max(2, options.length // 4), options.stride or 256
     if options.protocol == "sliding":
-        if not 2 <= window <= options.length or not 1 <= stride < window:
-            raise UserError(f"--window, --stride: 2 <= window <= {options.length} and stride < window; "
-                            f"found {window} and {stride}")  # fmt: skip
         documents = [slid_nats(model, ids, window, stride) for _, ids in excerpts]
     else:
         documents = [full_nats(model, ids, options.chunk) for _, ids in excerpts]
@@ -65,6 +69,33 @@ def eval_command(options: argparse.Namespace) -> Result:
     text = "\n".join([*lines, f"mean {mean:.4f} nats per token, PPL {math.exp(mean):.4f} ({options.protocol}, {how})"])
     value = {"edges": edges, "nll": [n.mean for n in sums], "mean": mean, "ppl": math.exp(mean), "tokens": total.count}
     return text, value
+
+
+def _windows(options: argparse.Namespace) -> tuple[int, int]:
+    """Tokens of a window, and scored a window, of `eval --protocol sliding`.
+
+    Raises:
+        UserError: if a number of the command is impossible, or is of the other protocol.
+    """
+    for flag, least in (("length", 2), ("count", 1), ("chunk", 1)):
+        number = getattr(options, flag)
+        if number is not None and number < least:
+            raise UserError(f"--{flag}: at least {least}; found {number}")
+    given = {
+        "window": options.window is not None,
+        "stride": options.stride is not None,
+        "unweighted": options.unweighted,
+    }
+    if options.protocol != "sliding" and any(given.values()):
+        flags = ", ".join(f"--{flag}" for flag, named in given.items() if named)
+        raise UserError(f"{flags}: of windows, which --protocol {options.protocol} has none of; add --protocol sliding")
+    window = max(2, options.length // 4) if options.window is None else options.window
+    stride = min(256, window // 2) if options.stride is None else options.stride
+    if not 2 <= window <= options.length or not 1 <= stride < window:
+        raise UserError(
+            f"--window, --stride: 2 <= window <= {options.length} and 1 <= stride < window; found {window} and {stride}"
+        )
+    return window, stride
 
 
 def retrieve_command(options: argparse.Namespace) -> Result:

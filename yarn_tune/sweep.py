@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .compare import methods
 from .data import heldout_excerpts
+from .errors import UserError
 from .learned import Start
 from .measure import Meter
 from .models import load_tokenizer
@@ -38,7 +39,14 @@ class Cell:
 
 
 def sweep(run: Run, factors: list[float]) -> list[Cell]:
-    """Measure every search-free method at every factor; per-token nats are kept in the run folder."""
+    """Measure every search-free method at every factor; per-token nats are kept in the run folder.
+
+    Raises:
+        UserError: for factors that are no extension, or that no held-out document is long enough for.
+    """
+    wrong = [factor for factor in factors if not 1 <= factor < math.inf]
+    if wrong:
+        raise UserError(f"--factors: finite and at least 1, since less would shrink the window; found {wrong[0]:g}")
     recipe, cells = run.recipe, []
     begin = Start.of_recipe(recipe)
     tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
