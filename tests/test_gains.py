@@ -25,7 +25,7 @@ from yarn_tune.families import rope_facts
 from yarn_tune.gains import gains_for
 from yarn_tune.learned import Start
 from yarn_tune.plan import plan
-from yarn_tune.queries import scaled, site_of
+from yarn_tune.queries import Site, scaled, site_of
 from yarn_tune.recipe import RecipeError, parse_recipe
 from yarn_tune.rope import yarn_attention_factor, yarn_inv_freq
 from yarn_tune.sections import Rope
@@ -131,6 +131,17 @@ def test_a_pass_through_dimension_keeps_its_gain():
     factor = scaled(x, site, torch.full((4, 4), 2.0))
     assert factor.reshape(4, 3, 32)[:, 0, :8].eq(2).all()
     assert factor.sum() == 3 * 128 + 4 * 8
+
+
+def test_where_the_rows_are_is_found_once(monkeypatch):
+    """Not in every layer of every forward; and a gradient is possible also after a first pass that allowed none."""
+    found, find = [], Site._find
+    monkeypatch.setattr(Site, "_find", lambda self, *where: found.append(where) or find(self, *where))
+    model, _ = tuned_model("llama", "phase")
+    with torch.inference_mode():
+        loss_of(model)
+    loss_of(model).backward()
+    assert found == [(64, torch.device("cpu"))]
 
 
 @pytest.mark.parametrize(

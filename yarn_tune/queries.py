@@ -11,7 +11,7 @@ Shapes: `rows` is `[groups, d]`, groups being query heads, or 1 where they share
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,20 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from .errors import UserError
 from .families import FULL, INTERLEAVED, layout_of
+
+
+@dataclass(frozen=True)
+class Indices:
+    """A site's rows in a tensor of so many, on its device."""
+
+    rows: Tensor
+    """Index of each rotated row, group after group, `[groups * d]`."""
+    pairs: Tensor
+    """As `Site.pairs`, `[d]`."""
+    partner: Tensor
+    """Index of the other row of each row's pair; of a row that is not rotated, its own; `[rows]`."""
+    sign: Tensor
+    """With which that comes in where the pair is turned, `[groups * d]`."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,9 @@ class Site:
     """Layers that use the tuned table."""
     shift: float = 0.0
     """1 where the norm multiplies by 1 + weight."""
+    _indices: dict[tuple[int, torch.device], "Indices"] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def groups(self) -> int:
@@ -62,6 +79,22 @@ class Site:
             return own[head : head + 1]
         return own
 
+    def indices(self, rows: int, device: torch.device) -> Indices:
+        """Where the rotated rows of a tensor of `rows` are; computed once, and not again in every forward."""
+        if (rows, device) not in self._indices:
+            self._indices[rows, device] = self._find(rows, device)
+        return self._indices[rows, device]
+
+    @torch.inference_mode(False)  # tensors made in such a mode can have no part in a gradient later
+    def _find(self, rows: int, device: torch.device) -> Indices:
+        order = self.pairs.argsort(stable=True).reshape(-1, 2)
+        other, sign = torch.empty_like(self.pairs), torch.ones(self.pairs.shape)
+        other[order[:, 0]], other[order[:, 1]], sign[order[:, 0]] = order[:, 1], order[:, 0], -1.0
+        partner, own = torch.arange(rows), self.rows.reshape(-1)
+        partner[own] = self.rows[:, other].reshape(-1)
+        made = own, self.pairs, partner, sign.repeat(self.groups)
+        return Indices(*(tensor.to(device) for tensor in made))
+
 
 def scaled(x: Tensor, site: Site, gains: Tensor) -> Tensor:
     """`x` with its rotated rows multiplied; differentiable, and computed at least in the precision of `gains`.
@@ -73,20 +106,13 @@ def scaled(x: Tensor, site: Site, gains: Tensor) -> Tensor:
         site: where the rotated rows are.
         gains: real or complex `[groups, d/2]`.
     """
-    rows, own = site.rows.reshape(-1), gains[:, site.pairs].reshape(-1)
-    dtype = own.real.dtype
-    real = torch.ones(x.shape[-1], dtype=dtype, device=x.device).index_put((rows.to(x.device),), own.real)
+    at = site.indices(x.shape[-1], x.device)
+    own = gains[:, at.pairs].reshape(-1)
+    real = torch.ones(x.shape[-1], dtype=own.real.dtype, device=x.device).index_put((at.rows,), own.real)
     if not gains.is_complex():
         return x * real
-    # The other row of each row's pair, and the sign with which it comes in.
-    order = site.pairs.argsort(stable=True).reshape(-1, 2)
-    other, sign = torch.empty_like(site.pairs), torch.ones(site.pairs.shape, dtype=dtype)
-    other[order[:, 0]], other[order[:, 1]], sign[order[:, 0]] = order[:, 1], order[:, 0], -1.0
-    partner = torch.arange(x.shape[-1])
-    partner[rows] = site.rows[:, other].reshape(-1)
-    signed = own.imag * sign.repeat(site.groups).to(x.device)
-    imaginary = torch.zeros(x.shape[-1], dtype=dtype, device=x.device).index_put((rows.to(x.device),), signed)
-    return x * real + x[..., partner.to(x.device)] * imaginary
+    imaginary = torch.zeros_like(real).index_put((at.rows,), own.imag * at.sign)
+    return x * real + x[..., at.partner] * imaginary
 
 
 def site_of(config: dict[str, Any]) -> Site:
