@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from .estimate import ONE_BY_ONE
-from .families import has_sliding_layers, rope_facts
+from .families import _head_dim, has_sliding_layers, rope_facts
 from .lessons import Lesson
 from .objectives import CHUNK
 from .sections import Recipe
@@ -80,7 +80,7 @@ class Shape:
     def of(cls, config: PreTrainedConfig) -> "Shape":
         """Of a model by its config."""
         heads, width = config.num_attention_heads, config.hidden_size
-        head_dim = getattr(config, "head_dim", None) or width // heads
+        head_dim = _head_dim(config)
         return cls(
             layers=config.num_hidden_layers,
             hidden=width,

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from .errors import UserError
-from .families import FULL, INTERLEAVED, layout_of
+from .families import FULL, INTERLEAVED, _head_dim, layout_of
 
 
 @dataclass(frozen=True)
@@ -132,14 +132,14 @@ def site_of(config: dict[str, Any]) -> Site:
     normed = any(getattr(bare, key, False) for key in ("use_qk_norm", "qk_layernorm"))
     if normed:
         names, rows_of = QUERY_NORMS[kind]
-    dim = _rotary_dim(config, bare, head_dim)
+    dim = _rotary_dim(bare, head_dim)
     half = torch.arange(dim // 2)
     pairs = half.repeat_interleave(2) if kind in INTERLEAVED else torch.cat([half, half])
     plus_one = kind in ("gemma3_text", "qwen3_next")
     return Site(re.compile(names), rows_of(bare, dim), pairs, tuned_layers(bare), 1.0 if plus_one else 0.0)
 
 
-def _rotary_dim(config: dict[str, Any], bare: PreTrainedConfig, head_dim: int) -> int:
+def _rotary_dim(bare: PreTrainedConfig, head_dim: int) -> int:
     section = bare.rope_parameters
     section = section if "rope_theta" in section else section[FULL]
     return int(head_dim * section.get("partial_rotary_factor", 1.0))
@@ -151,8 +151,6 @@ def tuned_layers(config: PreTrainedConfig) -> frozenset[int]:
     kinds = getattr(config, "layer_types", None) or [FULL] * count
     if config.model_type in ("gemma3_text", "olmo3", "qwen3_next"):
         return frozenset(i for i in range(count) if kinds[i] == FULL)
-    if config.model_type in ("cohere2", "exaone4") and "sliding_attention" in kinds:
-        return frozenset(i for i in range(count) if kinds[i] != FULL)  # the others have no positions
     without = getattr(config, "no_rope_layers", None)
     if config.model_type == "smollm3" and without:
         return frozenset(i for i in range(count) if without[i])  # 1 means that the layer does rotate
@@ -162,10 +160,6 @@ def tuned_layers(config: PreTrainedConfig) -> frozenset[int]:
 # Where the rotated rows of every head are.
 
 RowsOf = Callable[[PreTrainedConfig, int], Tensor]
-
-
-def _head_dim(config: PreTrainedConfig) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _grid(starts: Tensor, dim: int) -> Tensor:
@@ -212,7 +206,7 @@ FUSED = r"layers\.(\d+)\.self_attn\.query_key_value\.(weight|bias)$"
 PLACES: dict[str, tuple[str, RowsOf]] = {
     **dict.fromkeys(
         (
-            "arcee", "cohere", "cohere2", "ernie4_5", "gemma", "gemma2", "glm", "glm4", "gpt_oss", "granite",
+            "arcee", "cohere", "ernie4_5", "gemma", "gemma2", "glm", "glm4", "gpt_oss", "granite",
             "granitemoe", "llama", "ministral", "mistral", "mixtral", "nemotron", "olmo", "phi", "qwen2", "qwen2_moe",
             "seed_oss", "smollm3", "stablelm", "starcoder2",
         ),

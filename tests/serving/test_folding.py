@@ -16,11 +16,8 @@ from yarn_tune.serving.folding import fold, fold_checkpoint, fold_named
 
 A = 1.27
 IDS = torch.randint(1, VOCABULARY, (2, 96), generator=torch.Generator().manual_seed(0))
-LAYERS = {"sliding_window": 16, "layer_types": ["sliding_attention", FULL, FULL]}
 SIZES: dict[str, tuple[str, dict[str, object]]] = {
     **{family: (family, dict(extra)) for family, extra in FAMILY_SIZES.items()},
-    "cohere2": ("cohere2", {"layer_types": ["sliding_attention", "sliding_attention", FULL], "sliding_window": 200}),
-    "exaone4, sliding": ("exaone4", {**LAYERS, "sliding_window": 200}),
     "deepseek_v3, plain queries": ("deepseek_v3", LATENT),
     "falcon, multi-query": ("falcon", {"new_decoder_architecture": False, "multi_query": True, "num_kv_heads": 4}),
     "falcon, per head": ("falcon", {"new_decoder_architecture": False, "multi_query": False, "num_kv_heads": 4}),
