@@ -11,7 +11,7 @@ from conftest import recipe_tree, tiny_tokenizer, words, write_documents
 from safetensors import SafetensorError
 from safetensors.torch import save
 from yarn_tune import data
-from yarn_tune.data import build_rows, check_heldout, heldout_excerpts, missing_files
+from yarn_tune.data import build_rows, check_heldout, heldout_excerpts, heldout_tokens, missing_files
 from yarn_tune.errors import UserError
 from yarn_tune.recipe import parse_recipe
 
@@ -135,6 +135,13 @@ def test_heldout_documents_are_refused_where_compare_would_refuse_them(tmp_path)
     with pytest.raises(UserError, match="data.heldout: no file matches 'nowhere.txt'"):
         check_heldout(parse_recipe(tree, ["data.heldout=[nowhere.txt]"]), tiny_tokenizer())
     check_heldout(parse_recipe(tree, ["data.heldout=['hub:org/not-here', nowhere.txt]"]), tiny_tokenizer())
+
+
+def test_prose_to_hide_needles_in_has_no_special_tokens(tmp_path):
+    recipe = parse_recipe(recipe_tree(tmp_path, tmp_path), [])
+    texts = [words(n, 50 + i) for i, n in enumerate((600, 300))]
+    expected = [token for text in texts for token in tiny_tokenizer()(text)["input_ids"]]
+    assert heldout_tokens(recipe, tiny_tokenizer()) == expected
 
 
 def test_a_dataset_is_streamed_until_enough(tmp_path, monkeypatch):

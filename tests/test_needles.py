@@ -1,5 +1,6 @@
 """Questions planted in training rows, and rows cut to shorter ones."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,8 +77,20 @@ def test_marks_are_on_the_answer(demo):
 def test_rows_too_short_for_a_question(demo):
     recipe = demo("data.needles=1.0", "data.row_tokens=16")
     tokenizer = AutoTokenizer.from_pretrained(DEMO)
-    with pytest.raises(UserError, match=r"needles.*16 tokens hold no prompt|retrieval length"):
+    with pytest.raises(UserError, match="^data.needles: retrieval length: .* tokens hold no prompt"):
         plant(build_rows(recipe, tokenizer), recipe, tokenizer)
+
+
+def test_no_document_ends_in_the_prose_of_a_question(demo):
+    recipe = demo("data.needles=1.0", "data.row_tokens=256", "train.steps=500")
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    plain = build_rows(recipe, tokenizer)
+    shared = [row for row in plain.rows if tokenizer.eos_token_id in row.input_ids]
+    assert shared
+    for row in plant(replace(plain, rows=shared), recipe, tokenizer).rows:
+        assert len(row.input_ids) == 256
+        assert row.answers
+        assert tokenizer.eos_token_id not in row.input_ids
 
 
 @pytest.mark.parametrize(("order", "read"), [("mixed", [64, 256, 64, 256]), ("staged", [64, 64, 256, 256])])

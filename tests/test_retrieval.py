@@ -27,6 +27,7 @@ from yarn_tune.retrieval import (
     Prompt,
     Retrieval,
     Wording,
+    answer_tokens,
     build_prompt,
     grid,
     heat_map,
@@ -153,12 +154,12 @@ def test_around_the_needles_is_prose_as_it_was():
     assert len(starts) > 4
 
 
-def test_special_tokens_are_left_out_of_the_filler():
-    spoilt = [token for t in prose("demo") for token in (t, 0)]
-    assert prose("demo").count(0) == 0
-    prompt = build_prompt(tokenizers()["demo"], spoilt, 300, 0.5, 1, 3, DEMO)
-    assert prompt == prompt_of(seed=3)
-    assert 0 not in prompt.ids
+@pytest.mark.parametrize("name", ["demo", "chat", "opened"])
+def test_how_long_an_answer_is_needs_no_prompt(name):
+    for wording in (DEMO, PLAIN):
+        for seed in range(4):
+            found = answer_tokens(tokenizers()[name], seed, wording)
+            assert found == len(prompt_of(name, seed=seed, wording=wording).answer_ids) > 0
 
 
 def test_the_demo_wording_is_what_the_demo_model_read():

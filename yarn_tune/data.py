@@ -142,9 +142,10 @@ def check_heldout(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def heldout_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """All held-out documents, one after another."""
+    """All held-out documents, one after another, without special tokens: prose to hide needles in."""
     documents = _tokenized(recipe, "data.heldout", recipe.data.heldout, tokenizer, HELDOUT_FILLER)
-    return [token for document in documents for token in document]
+    special = set(tokenizer.all_special_ids)
+    return [token for document in documents for token in document if token not in special]
 
 
 def _check_apart(recipe: Recipe) -> None:

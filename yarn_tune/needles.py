@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from .data import RowSet
 from .errors import UserError
 from .positions import IGNORED, Placed
-from .retrieval import WORDINGS, build_prompt
+from .retrieval import WORDINGS, answer_tokens, build_prompt
 from .sections import Recipe
 
 FIRST_SEED = 1_000_000
@@ -27,28 +27,26 @@ def plant(rows: RowSet, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> R
     """
     if recipe.data.needles == 0:
         return rows
-    rng = random.Random(f"needles/{recipe.train.seed}")
+    rng, special = random.Random(f"needles/{recipe.train.seed}"), set(tokenizer.all_special_ids)
     chosen = set(rng.sample(range(len(rows.rows)), round(recipe.data.needles * len(rows.rows))))
     planted = [
-        _asking(row, recipe, tokenizer, FIRST_SEED + number, rng.random()) if number in chosen else row
+        _asking(row, recipe, tokenizer, special, FIRST_SEED + number, rng.random()) if number in chosen else row
         for number, row in enumerate(rows.rows)
     ]
     return RowSet(planted, rows.packed, rows.available)
 
 
-def _asking(row: Placed, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, seed: int, depth: float) -> Placed:
+def _asking(
+    row: Placed, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, special: set[int], seed: int, depth: float
+) -> Placed:
     """A row of the same length that ends in a question and its answer."""
     wording, size = WORDINGS[recipe.data.wording], len(row.input_ids)
-    # How long the answer is follows from the words, not from the length.
-    answer = len(build_prompt(tokenizer, _enough(row, size), size, depth, 1, seed, wording).answer_ids)
+    # Twice, since without its special tokens the text may be too short to fill a row with needle and question.
+    prose = [token for token in row.input_ids * 2 if token not in special]
     try:
-        prompt = build_prompt(tokenizer, _enough(row, size), size - answer, depth, 1, seed, wording)
+        answer = answer_tokens(tokenizer, seed, wording)
+        prompt = build_prompt(tokenizer, prose, size - answer, depth, 1, seed, wording)
     except UserError as error:
         raise UserError(f"data.needles: {error}") from error
     ids = [*prompt.ids, *prompt.answer_ids]
     return Placed(ids, list(range(size)), [*ids[1:], IGNORED], answers=answer)
-
-
-def _enough(row: Placed, size: int) -> list[int]:
-    """The row's text, twice: special tokens are taken out of filler, which must not become too short by that."""
-    return (row.input_ids * 2)[: 2 * size]

@@ -86,23 +86,18 @@ def build_prompt(
     """A prompt of exactly `length` tokens; a function of its arguments alone.
 
     With a chat template, prose and question are the user's message and the answer's beginning is the model's.
-    `filler_ids` is natural prose; a span from a random place is used, without its special tokens. Of `keys` needles,
-    each for another word, one is asked for; it has the share `depth` of the prose and the other needles before it
-    (and moves aside where one of those is in the way). `seed` chooses words, numbers, the span, the other places.
+    `filler_ids` is natural prose without special tokens; a span from a random place is used. Of `keys` needles, each
+    for another word, one is asked for; it has the share `depth` of the prose and the other needles before it (and
+    moves aside where one of those is in the way). `seed` chooses words, numbers, the span, the other places.
 
     Raises:
         UserError: if `length` has no room for needles and question (the message says which length has), if there is
             too little filler, or if depth, keys or the chat template are impossible.
     """
-    nouns = wording.words.split()
-    most = len(nouns) if "{word}" in wording.needle else 1
-    if not 1 <= keys <= most:
-        raise UserError(f"retrieval keys: between 1 and {most} with this wording; found {keys}")
     if not 0 <= depth <= 1:
         raise UserError(f"retrieval depth: a share of the prompt, from 0.0 to 1.0; found {depth}")
     rng = random.Random(f"retrieval/{seed}")
-    words = rng.sample(nouns, keys)
-    numbers = rng.sample(range(10 ** (wording.digits - 1), 10**wording.digits), keys)
+    words, numbers = _drawn(rng, wording, keys)
     needles = [_encode(tokenizer, wording.needle.format(word=w, number=n)) for w, n in zip(words, numbers, strict=True)]
     opening, closing, answer_ids = _frame(tokenizer, wording, words[0], str(numbers[0]))
     count = length - len(opening) - sum(map(len, needles)) - len(closing)
@@ -111,13 +106,26 @@ def build_prompt(
             f"retrieval length: {length} tokens hold no prompt with {keys} needle(s) and the question; "
             f"the smallest length possible (seed {seed}) is {length - count + keys}"
         )
-    special = set(tokenizer.all_special_ids)
-    prose = [token for token in filler_ids if token not in special]
-    if len(prose) < count:
-        raise UserError(f"retrieval filler: {len(prose)} tokens of prose, {count} needed; name longer documents")
-    start = rng.randrange(len(prose) - count + 1)
-    body, at = _place(prose[start : start + count], needles, depth, rng)
+    if len(filler_ids) < count:
+        raise UserError(f"retrieval filler: {len(filler_ids)} tokens of prose, {count} needed; name longer documents")
+    start = rng.randrange(len(filler_ids) - count + 1)
+    body, at = _place(filler_ids[start : start + count], needles, depth, rng)
     return Prompt([*opening, *body, *closing], answer_ids, str(numbers[0]), len(opening) + at)
+
+
+def answer_tokens(tokenizer: Tokenizer, seed: int, wording: Wording = PLAIN) -> int:
+    """How many tokens the answer to the prompt of a seed with one needle has; `UserError` as `build_prompt`."""
+    words, numbers = _drawn(random.Random(f"retrieval/{seed}"), wording, 1)
+    return len(_frame(tokenizer, wording, words[0], str(numbers[0]))[2])
+
+
+def _drawn(rng: random.Random, wording: Wording, keys: int) -> tuple[list[str], list[int]]:
+    """Different words and their different numbers."""
+    nouns = wording.words.split()
+    most = len(nouns) if "{word}" in wording.needle else 1
+    if not 1 <= keys <= most:
+        raise UserError(f"retrieval keys: between 1 and {most} with this wording; found {keys}")
+    return rng.sample(nouns, keys), rng.sample(range(10 ** (wording.digits - 1), 10**wording.digits), keys)
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -256,6 +264,8 @@ def retrieve(
     progress: bool = True,
 ) -> Retrieval:
     """Ask every prompt of a grid: `score` says which are answered; `progress` shows a bar on stderr.
+
+    `filler` is as `build_prompt` takes it.
 
     Raises:
         UserError: as `grid` and `build_prompt`.
