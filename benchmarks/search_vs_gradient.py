@@ -67,7 +67,7 @@ def by_gradient(folder: Path) -> list[dict[str, float]]:
 
 def by_search(folder: Path, rows: int) -> list[dict[str, float]]:
     """Points after the generations that found something better."""
-    settings = ["rope.learn=search", f"train.search.rows={rows}", "eval.retrieval=null"]
+    settings = [*CLASSIC, "rope.learn=search", f"train.search.rows={rows}"]
     recipe = load_recipe("recipes/tiny-demo.yaml", settings)
     run = Run(recipe, folder)
     if not run.numbers_path.is_file():

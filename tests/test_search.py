@@ -1,9 +1,11 @@
 """LongRoPE's search: its arithmetic, its constraints, and that a resumed one ends as an uninterrupted one."""
 
+import importlib.util
 import json
 import math
 import random
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from yarn_tune.rope import default_inv_freq, longrope_inv_freq, ntk_inv_freq
 from yarn_tune.search import SearchState, Settings, initial_factors, search
 from yarn_tune.train import Run
 
+ROOT = Path(__file__).parents[1]
 DIM, FACTOR = 32, 8.0
 FACTS = RopeFacts(model_type="llama", theta=1e4, dim=DIM, head_dim=DIM, native=128, partial_rotary_factor=1.0)
 START = Start(facts=FACTS, native=128, original=128, window=1024, factor=FACTOR, beta_fast=32.0, beta_slow=1.0)
@@ -173,6 +176,25 @@ def test_search_refuses_what_it_would_pass_over(tmp_path, setting):
     key = setting.split("=")[0].removesuffix(".rank")
     with pytest.raises(UserError, match=rf"{re.escape(key)}: the search \(rope.learn\) judges factors by plain nats"):
         parse_recipe(tree, ["rope.learn=search", setting])
+
+
+def test_the_benchmark_searches_what_the_demos_recipe_allows(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("bench", ROOT / "benchmarks" / "search_vs_gradient.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    monkeypatch.chdir(ROOT)
+    ran = []
+
+    def evolve_none(run):
+        ran.append(run.recipe)
+        run.folder.mkdir()
+        (run.folder / "metrics.jsonl").write_text("")
+
+    monkeypatch.setattr(bench, "evolve", evolve_none)
+    monkeypatch.setattr(bench, "measured", lambda run, begin, points: points)
+    assert bench.by_search(tmp_path / "run", 2) == {}
+    (recipe,) = ran
+    assert (recipe.rope.learn, recipe.rope.temperature, recipe.train.search.rows) == ("search", "global", 2)
 
 
 def test_search_wants_possible_settings(tmp_path):
