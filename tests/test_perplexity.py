@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from conftest import NATIVE, VOCABULARY, tiny_model
+from conftest import NATIVE, VOCABULARY, save_tiny, tiny_model
 from torch.nn import functional as F
+from yarn_tune.objectives import CHUNK
 from yarn_tune.perplexity import (
     Nats,
     bucket_edges,
@@ -15,6 +16,7 @@ from yarn_tune.perplexity import (
     slid_nats,
     span_nats,
 )
+from yarn_tune.serving.engines import transformers_logprobs
 
 IDS = torch.randint(VOCABULARY, (200,), generator=torch.Generator().manual_seed(3))
 
@@ -73,3 +75,16 @@ def test_unweighted_means_count_windows_and_weighted_ones_tokens():
     assert span_nats(nats, 1, 11).mean == 2.9
     short = torch.tensor([6.0])
     assert mean_over_windows([nats, short], window=4, stride=3) == (1 + 2 + 4 + 8 + 6) / 5
+
+
+@pytest.mark.parametrize("family", ["llama", "cohere"])
+def test_log_probabilities_beside_an_engines_are_those_of_whole_logits(tmp_path, family):
+    """Also where logits are scaled, and over more tokens than have logits at one time."""
+    base = save_tiny(tmp_path / "base", family)
+    long = torch.randint(VOCABULARY, (2 * CHUNK + 9,), generator=torch.Generator().manual_seed(4))
+    model = tiny_model(family)
+    for prompt, found in zip((IDS, long), transformers_logprobs(str(base), [IDS.tolist(), long.tolist()]), strict=True):
+        with torch.no_grad():
+            logits = model(prompt[None], use_cache=False).logits[0, :-1]
+        expected = logits.log_softmax(-1).gather(1, prompt[1:, None])[:, 0]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

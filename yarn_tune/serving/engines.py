@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import CheckFailed, UserError
 from ..families import logit_transform
 from ..models import config_json, load_model, to_device
-from ..objectives import CHUNK, hidden_states
+from ..objectives import exact_nats, hidden_states
 
 TOLERANCE = 1e-3
 """Largest difference of a float32 log-probability between two engines that compute the same model. On random tokens
@@ -94,13 +94,9 @@ def transformers_logprobs(checkpoint: str, prompts: list[list[int]]) -> list[Ten
     answers = []
     for prompt in prompts:
         ids = torch.tensor(prompt, device=model.device)
+        # All tokens are read, as the engine reads them, since a table may depend on how many there are.
         hidden = hidden_states(model, ids[None])[0, :-1]
-        parts = []
-        for states, following in zip(hidden.split(CHUNK), ids[1:].split(CHUNK), strict=True):
-            logits = head(states)
-            logits = transform(logits) if transform else logits
-            parts.append(logits.float().log_softmax(-1).gather(1, following[:, None])[:, 0].cpu())
-        answers.append(torch.cat(parts))
+        answers.append(-exact_nats(hidden, ids[1:], head, transform).cpu())
     return answers
 
 
