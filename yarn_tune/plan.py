@@ -107,7 +107,7 @@ def plan(recipe: Recipe) -> Plan:
 def _untrained_text(recipe: Recipe, share: float) -> str:
     """What to make of distances that no row trains."""
     said = f"{share:.0%} of the target window's distances are never trained"
-    # Gains, phases and LoRA know no distance; rows of half the window taught them as much (recipes/README.md).
+    # Gains, phases and LoRA know no distance; on SmolLM2 rows of half the window taught phases as much as whole ones.
     if recipe.rope.learn == "yarn" and share <= 0.5:
         return f"{said}, nor need they be: what is learned beside YaRN's table acts at all distances alike"
     return f"WARNING: {said}; use longer rows (data.row_tokens, data.lengths), data.packing: long, or longer documents"
