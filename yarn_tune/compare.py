@@ -5,7 +5,6 @@ the honest baseline), `linear`, `ntk`, `dynamic`, `yarn` (all search-free, at th
 `tuned-<run>` where several runs are compared) and `search`.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from .errors import UserError
 from .export import learned_of
 from .learned import Learned, Start
 from .measure import Meter, Method, TableOf
+from .metrics import spent
 from .models import load_tokenizer
 from .perplexity import Nats, bucket_edges, by_position, span_nats
 from .recall import doubled, recall
@@ -48,8 +48,8 @@ def tuned_of(run: Run) -> Tuned:
         UserError: if the run is not finished.
     """
     learned = learned_of(run)
-    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return Tuned(learned, sum(line["tokens"] for line in lines), round(sum(line["seconds"] for line in lines), 1))
+    _, tokens, seconds = spent(run.folder)
+    return Tuned(learned, tokens, seconds)
 
 
 def named_rows(run: Run, others: list[Path]) -> tuple[dict[str, Tuned], list[Path]]:
