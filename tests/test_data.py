@@ -10,6 +10,7 @@ import torch
 from conftest import recipe_tree, tiny_tokenizer, words, write_documents
 from safetensors import SafetensorError
 from safetensors.torch import save
+from tokenizers.processors import TemplateProcessing
 from yarn_tune import data
 from yarn_tune.data import build_rows, check_heldout, heldout_excerpts, heldout_tokens, missing_files
 from yarn_tune.errors import UserError
@@ -135,6 +136,38 @@ def test_heldout_documents_are_refused_where_compare_would_refuse_them(tmp_path)
     with pytest.raises(UserError, match="data.heldout: no file matches 'nowhere.txt'"):
         check_heldout(parse_recipe(tree, ["data.heldout=[nowhere.txt]"]), tiny_tokenizer())
     check_heldout(parse_recipe(tree, ["data.heldout=['hub:org/not-here', nowhere.txt]"]), tiny_tokenizer())
+
+
+def beginning_tokenizer():
+    """`tiny_tokenizer` that puts `<begin>` before every text."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<begin>"})
+    begin = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<begin> $A", special_tokens=[("<begin>", begin)]
+    )
+    return tokenizer, begin
+
+
+@pytest.mark.parametrize("packing", ["long", "concat"])
+def test_rows_and_excerpts_begin_as_the_tokenizer_lets_a_text_begin(tmp_path, packing):
+    """One token gives way at every position zero, and is no target; without such a tokenizer nothing changes."""
+    path = write_documents(tmp_path / "a.jsonl", [700, 300, 90, 40])
+    recipe = recipe_with(tmp_path, [path], f"data.packing={packing}")
+    tokenizer, begin = beginning_tokenizer()
+    plain, begun = build_rows(recipe, tiny_tokenizer()), build_rows(recipe, tokenizer)
+    assert (plain.bos, begun.bos) == (None, begin)
+    for one, other in zip(plain.rows, begun.rows, strict=True):
+        starts = [place == 0 for place in one.position_ids]
+        assert other.input_ids == [begin if s else t for s, t in zip(starts, one.input_ids, strict=True)]
+        assert other.labels == one.labels
+        assert begin not in other.labels
+        for number, piece in enumerate(other.pieces(64, begin)):
+            assert piece.input_ids == [begin, *other.input_ids[64 * number + 1 : 64 * (number + 1)]]
+            assert begin not in piece.labels
+    excerpts = [heldout_excerpts(recipe, each, 256, 3) for each in (tiny_tokenizer(), tokenizer)]
+    for (_, one), (_, other) in zip(*excerpts, strict=True):
+        assert other.tolist() == [begin, *one.tolist()[1:]]
 
 
 def test_prose_to_hide_needles_in_has_no_special_tokens(tmp_path):

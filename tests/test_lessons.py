@@ -126,16 +126,18 @@ def test_windows_keep_every_token_once(length, stride):
         assert kept == list(range(length - last, length))
 
 
+@pytest.mark.parametrize("bos", [None, 7])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "cohere"])
-def test_the_teacher_is_the_slid_native_window(family):
+def test_the_teacher_is_the_slid_native_window(family, bos):
     """The same nats as `compare` measures for it, with the same stride."""
     model, rotary = tuned(family)
     row = torch.tensor(tokens(LENGTH + 1))
-    taught = teacher_states(model, rotary, row[None, :-1], NATIVE - 1, 15, LENGTH)[0]
+    row[0] = row[0] if bos is None else bos
+    taught = teacher_states(model, rotary, row[None, :-1], NATIVE - 1, 15, LENGTH, bos)[0]
     head, transform = model.get_output_embeddings(), Objective(model, rotary, Lesson()).transform
     nats = objectives.exact_nats(taught, row[1:], head, transform)
     detach(model)
-    torch.testing.assert_close(nats, slid_nats(model, row, NATIVE, 15), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(nats, slid_nats(model, row, NATIVE, 15, bos), rtol=1e-4, atol=1e-4)
 
 
 def test_the_divergence_is_that_of_whole_softmaxes(monkeypatch):

@@ -32,7 +32,7 @@ class Batch:
         train = recipe.train
         read = rows.batch(step, train.batch_rows, train.seed)
         length = recipe.data.length_at(step, train.steps) or recipe.row_tokens()
-        cut = [piece for row in read for piece in row.pieces(length)]
+        cut = [piece for row in read for piece in row.pieces(length, rows.bos)]
         tail = train.tail if train.tail is not None and train.tail < length else None
         if tail is not None:
             cut = [row.only_last(tail) for row in cut]

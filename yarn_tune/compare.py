@@ -21,7 +21,7 @@ from .export import learned_of
 from .learned import Learned, Start
 from .measure import Meter, Method, TableOf
 from .metrics import spent
-from .models import load_tokenizer
+from .models import bos_of, load_tokenizer
 from .perplexity import Nats, bucket_edges, by_position, span_nats
 from .recall import doubled, recall
 from .recipe import load_recipe
@@ -141,7 +141,7 @@ def compare(
     excerpts = heldout_excerpts(recipe, tokenizer, max(lengths), recipe.eval.documents)
     documents = [ids for _, ids in excerpts]
     edges = bucket_edges(max(lengths), recipe.eval.buckets)
-    meter = Meter(recipe.base, run.folder / "nats", recipe.eval.chunk)
+    meter = Meter(recipe.base, run.folder / "nats", recipe.eval.chunk, bos_of(tokenizer))
     comparison = Comparison(start.native, start.window, edges, [label for label, _ in excerpts], [])
     measured: dict[str, list[Tensor]] = {}
     for method, how in tqdm(methods(start, tuned).items(), unit="method", file=sys.stderr):

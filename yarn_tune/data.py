@@ -30,6 +30,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .errors import UserError
+from .models import bos_of
 from .packing import Packed, Tokens, pack_concat, pack_long
 from .positions import Coverage, Placed, coverage, place_contiguous, place_skip
 from .sections import Recipe
@@ -47,6 +48,8 @@ class RowSet:
     """None for skip rows, which are drawn rather than packed."""
     available: int
     """Rows the documents would have given."""
+    bos: int | None = None
+    """What every row begins with, in place of its first token, where the tokenizer puts a token before a text."""
 
     def batch(self, step: int, batch_rows: int, seed: int) -> list[Placed]:
         """The rows of one step. A function of its arguments alone, so that a resumed run reads on exactly.
@@ -74,14 +77,14 @@ def build_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RowSet:
     """
     _check_apart(recipe)
     row_tokens, wanted = recipe.row_tokens(), recipe.rows()
-    enough = 2 * wanted * row_tokens
+    enough, bos = 2 * wanted * row_tokens, bos_of(tokenizer)
     documents = list(_tokenized(recipe, "data.train", recipe.data.train, tokenizer, enough))
     if recipe.data.positions == "skip":
         try:
             rows = place_skip(documents, recipe.rope.window, row_tokens, recipe.data.spans, wanted, recipe.train.seed)
         except ValueError as error:
             raise UserError(f"data.positions: {error}; use longer documents or a smaller data.row_tokens") from error
-        return RowSet(rows, None, wanted)
+        return RowSet([row.begun(bos) for row in rows], None, wanted, bos)
     filler = tokenizer.eos_token_id or 0
     pack = pack_long if recipe.data.packing == "long" else pack_concat
     packed = pack(documents, row_tokens, filler)
@@ -95,7 +98,7 @@ def build_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RowSet:
     whole = packed.whole_rows
     # Rows out of one document are the better teachers of distance: they come first when not all are needed.
     order = [*rng.sample(range(whole), whole), *rng.sample(range(whole, len(usable)), len(usable) - whole)]
-    return RowSet([place_contiguous(usable[i]) for i in order[:wanted]], packed, len(usable))
+    return RowSet([place_contiguous(usable[i]).begun(bos) for i in order[:wanted]], packed, len(usable), bos)
 
 
 HELDOUT_FILLER = 2_000_000
@@ -107,12 +110,13 @@ def heldout_excerpts(
 ) -> list[tuple[str, Tensor]]:
     """Up to `count` excerpts of `length` tokens, `[length]` each, from the held-out documents in turn.
 
-    The first excerpts are the documents' beginnings, the next ones what follows. Each comes with a label.
+    The first excerpts are the documents' beginnings, the next ones what follows. Each comes with a label, and begins as
+    the tokenizer lets a text begin.
 
     Raises:
         UserError: if no held-out document is long enough.
     """
-    enough = 4 * count * length
+    enough, bos = 4 * count * length, bos_of(tokenizer)
     documents = list(_tokenized(recipe, "data.heldout", recipe.data.heldout, tokenizer, enough))
     excerpts: list[tuple[str, Tensor]] = []
     longest = max((len(document) for document in documents), default=0)
@@ -120,7 +124,8 @@ def heldout_excerpts(
         for number, document in enumerate(documents):
             span = document[turn * length : (turn + 1) * length]
             if len(span) == length and len(excerpts) < count:
-                excerpts.append((f"document {number + 1}, part {turn + 1}", torch.tensor(span)))
+                ids = span if bos is None else [bos, *span[1:]]
+                excerpts.append((f"document {number + 1}, part {turn + 1}", torch.tensor(ids)))
     if not excerpts:
         raise UserError(
             f"data.heldout: the longest of {len(documents)} documents has {longest} tokens, fewer than the "

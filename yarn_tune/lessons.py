@@ -42,13 +42,15 @@ class Lesson:
     """Of the slid native window."""
     spans: int = 1
     """Spans of a skip row; the teacher reads each alone."""
+    bos: int | None = None
+    """Token that what the base reads begins with."""
 
     @classmethod
-    def of(cls, recipe: Recipe, native: int) -> "Lesson":
+    def of(cls, recipe: Recipe, native: int, bos: int | None = None) -> "Lesson":
         """Those of a recipe."""
         train, spans = recipe.train, recipe.data.spans if recipe.data.positions == "skip" else 1
         stride = train.teacher_stride or max(1, native // 2)
-        return cls(train.objective, train.guard, train.answer_weight, native, min(stride, native - 1), spans)
+        return cls(train.objective, train.guard, train.answer_weight, native, min(stride, native - 1), spans, bos)
 
     @property
     def taught(self) -> bool:
@@ -128,12 +130,12 @@ class Objective(Reader):
     def _taught(self, input_ids: Tensor, last: int) -> Tensor:
         """The base's hidden states of the last tokens of each row, `[b, last, h]`; each span of a row by itself."""
         rows, length = input_ids.shape
-        spans, native = self.lesson.spans, self.lesson.native
+        spans, native, bos = self.lesson.spans, self.lesson.native, self.lesson.bos
         if self.lesson.objective == "next-token" and spans == 1 and last == length > native:
             # The guard alone: the base is asked inside its window only, and never slid.
-            inside = teacher_states(self.model, self.rotary, input_ids[:, :native], native, 1, native)
+            inside = teacher_states(self.model, self.rotary, input_ids[:, :native], native, 1, native, bos)
             return torch.nn.functional.pad(inside, (0, 0, 0, length - native))
         ids = input_ids.reshape(rows * spans, length // spans)
         last = min(last, ids.shape[1])
-        states = teacher_states(self.model, self.rotary, ids, native, self.lesson.stride, last)
+        states = teacher_states(self.model, self.rotary, ids, native, self.lesson.stride, last, bos)
         return states.reshape(rows, spans * last, -1)

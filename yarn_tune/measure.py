@@ -80,8 +80,8 @@ def _digest(tensor: Tensor) -> str:
 class Meter:
     """Measures one base model; the model is loaded when the first measurement is not on disk."""
 
-    def __init__(self, base: Base, folder: Path, chunk: int | None = None) -> None:
-        self.base, self.folder, self.chunk = base, folder, chunk
+    def __init__(self, base: Base, folder: Path, chunk: int | None = None, bos: int | None = None) -> None:
+        self.base, self.folder, self.chunk, self.bos = base, folder, chunk, bos
         self._model: PreTrainedModel | None = None
         weights = sorted(Path(base.model).glob("*.safetensors"))
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime) for path in weights]
@@ -107,7 +107,8 @@ class Meter:
 
     def slid(self, document: Tensor, window: int, stride: int) -> tuple[Tensor, float]:
         """Nats of the base with a window slid over the document."""
-        return self._known(["slid", window, stride], document, lambda: slid_nats(self.model, document, window, stride))
+        how = window, stride, self.bos
+        return self._known(["slid", *how], document, lambda: slid_nats(self.model, document, *how))
 
     def stock(self, document: Tensor) -> tuple[Tensor, float]:
         """Nats of the checkpoint as its own config has it."""

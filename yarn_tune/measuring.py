@@ -47,15 +47,16 @@ def _documents(options: argparse.Namespace, length: int) -> "Recipe":
 def eval_command(options: argparse.Namespace) -> Result:
     """NLL of a checkpoint by position."""
     from .data import heldout_excerpts
-    from .models import load_model, load_tokenizer, to_device
+    from .models import bos_of, load_model, load_tokenizer, to_device
     from .perplexity import Nats, bucket_edges, by_position, full_nats, mean_over_windows, slid_nats
 
     window, stride = _windows(options)
     recipe = _documents(options, options.length)
-    excerpts = heldout_excerpts(recipe, load_tokenizer(options.checkpoint), options.length, options.count)
+    tokenizer = load_tokenizer(options.checkpoint)
+    excerpts = heldout_excerpts(recipe, tokenizer, options.length, options.count)
     model = to_device(load_model(options.checkpoint, dtype=options.dtype))
     if options.protocol == "sliding":
-        documents = [slid_nats(model, ids, window, stride) for _, ids in excerpts]
+        documents = [slid_nats(model, ids, window, stride, bos_of(tokenizer)) for _, ids in excerpts]
     else:
         documents = [full_nats(model, ids, options.chunk) for _, ids in excerpts]
     edges = bucket_edges(options.length, recipe.eval.buckets)

@@ -70,6 +70,12 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
     return _from_hub(AutoTokenizer.from_pretrained, model, revision=revision)  # type: ignore[no-any-return]
 
 
+def bos_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that this tokenizer, and so a server, puts before a text by itself; None if it puts none."""
+    first = tokenizer("", verbose=False)["input_ids"][:1]
+    return tokenizer.bos_token_id if first == [tokenizer.bos_token_id] else None
+
+
 def to_device(model: PreTrainedModel) -> PreTrainedModel:
     """The model on the accelerator, if there is one with room for it; where there is not, a line on stderr says so."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -6,6 +6,7 @@ measurement has, made from the training documents, with the answer behind.
 """
 
 import random
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -33,7 +34,7 @@ def plant(rows: RowSet, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> R
         _asking(row, recipe, tokenizer, special, FIRST_SEED + number, rng.random()) if number in chosen else row
         for number, row in enumerate(rows.rows)
     ]
-    return RowSet(planted, rows.packed, rows.available)
+    return replace(rows, rows=planted)
 
 
 def _asking(

@@ -29,8 +29,11 @@ class Placed:
     answers: int = 0
     """How many labels before the last one are the answer to a planted question."""
 
-    def pieces(self, length: int) -> "list[Placed]":
-        """The row as shorter ones, each from position zero; answers, whose needle may be elsewhere, do not count."""
+    def pieces(self, length: int, bos: int | None = None) -> "list[Placed]":
+        """The row as shorter ones, each from position zero and, but for the first, begun with `bos`.
+
+        Answers, whose needle may be elsewhere, do not count.
+        """
         if length >= len(self.input_ids):
             return [self]
         labels = list(self.labels)
@@ -38,7 +41,17 @@ class Placed:
             labels[-self.answers - 1 : -1] = [IGNORED] * self.answers
         starts = range(0, len(labels) - length + 1, length)
         ids = self.input_ids
-        return [Placed(ids[a : a + length], list(range(length)), labels[a : a + length]) for a in starts]
+        cut = [Placed(ids[a : a + length], list(range(length)), labels[a : a + length]) for a in starts]
+        return [cut[0], *(piece.begun(bos) for piece in cut[1:])]
+
+    def begun(self, bos: int | None) -> "Placed":
+        """The same row with `bos` in place of every token at position zero: as a model is asked that reads it first."""
+        if bos is None:
+            return self
+        ids = [
+            bos if position == 0 else token for token, position in zip(self.input_ids, self.position_ids, strict=True)
+        ]
+        return replace(self, input_ids=ids)
 
     def only_last(self, tail: int) -> "Placed":
         """The same row, of whose targets only the last `tail` count."""

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from .errors import UserError
 from .families import logit_transform
+from .models import bos_of
 from .objectives import hidden_states
 
 
@@ -146,8 +147,8 @@ def _frame(tokenizer: Tokenizer, wording: Wording, word: str, number: str) -> tu
             raise UserError(f"chat template: shows the user's message {len(sides) - 1} times; once is supported")
         opening, after = _encode(tokenizer, sides[0]), question + sides[1] + lead
     else:  # the token that begins a text, if the tokenizer puts one there
-        first: list[int] = tokenizer("", verbose=False)["input_ids"][:1]
-        opening, after = first if first == [tokenizer.bos_token_id] else [], f"{question} {lead}"
+        first = bos_of(tokenizer)
+        opening, after = [] if first is None else [first], f"{question} {lead}"
     closing, answered = _encode(tokenizer, after), _encode(tokenizer, f"{after} {number}")
     whole = answered[: len(closing)] == closing
     return opening, closing, answered[len(closing) :] if whole else _encode(tokenizer, f" {number}")

@@ -14,7 +14,7 @@ from .data import heldout_excerpts
 from .errors import UserError
 from .learned import Start
 from .measure import Meter
-from .models import load_tokenizer
+from .models import bos_of, load_tokenizer
 from .perplexity import Nats, span_nats
 from .train import Run
 
@@ -50,7 +50,7 @@ def sweep(run: Run, factors: list[float]) -> list[Cell]:
     recipe, cells = run.recipe, []
     begin = Start.of_recipe(recipe)
     tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
-    meter = Meter(recipe.base, run.folder / "nats", recipe.eval.chunk)
+    meter = Meter(recipe.base, run.folder / "nats", recipe.eval.chunk, bos_of(tokenizer))
     stride = recipe.eval.stride or max(1, begin.native // 4)
     for factor in factors:
         length = round(factor * begin.native)

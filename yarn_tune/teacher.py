@@ -36,11 +36,18 @@ def windows(length: int, native: int, stride: int, last: int) -> list[tuple[int,
 
 @torch.no_grad()
 def teacher_states(
-    model: PreTrainedModel, rotary: TunableRotary, input_ids: Tensor, native: int, stride: int, last: int
+    model: PreTrainedModel,
+    rotary: TunableRotary,
+    input_ids: Tensor,
+    native: int,
+    stride: int,
+    last: int,
+    bos: int | None = None,
 ) -> Tensor:
     """The base's last hidden states for the last `last` tokens of rows `[b, T]`: `[b, last, h]`.
 
-    Windows are read several at a time, up to as many tokens as the rows have.
+    Windows are read several at a time, up to as many tokens as the rows have. Each begins with `bos` in place of its
+    first token, if there is one: the base reads nothing without it.
     """
     rows, length = input_ids.shape
     size = min(native, length)
@@ -51,6 +58,8 @@ def teacher_states(
         for at in range(0, len(planned), most):
             group = planned[at : at + most]
             ids = torch.cat([input_ids[:, end - size : end] for end, _ in group])
+            if bos is not None:
+                ids[:, 0] = bos
             hidden = hidden_states(model, ids).split(rows)
             parts += [states[:, -kept:] for states, (_, kept) in zip(hidden, group, strict=True)]
     return torch.cat(parts, 1)

@@ -134,7 +134,7 @@ def fit(run: Run, world: World, model: PreTrainedModel, rotary: TunableRotary, r
     """The steps themselves; `request` may ask to stop between two of them."""
     recipe, settings = run.recipe, run.recipe.train
     optimizer = make_optimizer(rotary, recipe)
-    objective = Objective(model, rotary, Lesson.of(recipe, rotary.start.native))
+    objective = Objective(model, rotary, Lesson.of(recipe, rotary.start.native, rows.bos))
     parameters = rotary.trainable()
     done = resume(run, rotary, optimizer)
     if world.processes > 1:
