@@ -250,7 +250,7 @@ class YarnTuneModel(BaseTuner):
 def make_served(model: Any, learned: Learned, served: Served) -> None:
     """Turn a stock model into what its checkpoint would be: the config as loaded from disk, the weights folded."""
     base = model.config.to_dict()
-    if served.fold != 1.0 or learned.gains is not None:
+    if served.folds(learned):
         named = dict(model.named_parameters())
         for name, folded in fold_parameters(model, base, served.fold, learned.gains).items():
             named[name].copy_(folded)

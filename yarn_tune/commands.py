@@ -39,6 +39,7 @@ def init_command(options: argparse.Namespace) -> Result:
         options.gpu_memory,
         options.revision,
         options.gpus,
+        options.out,
     )
     path = Path(options.out or f"{made.recipe.name}.yaml")
     if path.exists():

@@ -122,7 +122,7 @@ def write_checkpoint(recipe: Recipe, learned: Learned, served: Served, aim: Targ
     config = served.config(aim.base)
     # Code of the base's own is not copied, so nothing may ask for it.
     write_json(folder / "config.json", {key: value for key, value in config.items() if key != "auto_map"})
-    folds = served.fold != 1.0 or learned.gains is not None
+    folds = served.folds(learned)
     if learned.lora is not None:
         merge_checkpoint(folder, learned.lora)
     elif not folds:

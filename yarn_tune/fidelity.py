@@ -43,7 +43,7 @@ def compare_with_memory(recipe: Recipe, learned: Learned, served: Served, folder
         CheckFailed: on a difference above `export.tolerance`, or if transformers warns about the rope section.
     """
     tolerance, lengths = recipe.export.tolerance, _lengths(learned)
-    folds = served.fold != 1.0 or learned.gains is not None
+    folds = served.folds(learned)
     differences: dict[int, float] = {}
     rounded: dict[int, float] = {}
     # The shortest first: where the fold's noise shows there already, longer ones need not be read to see more of it.
@@ -143,7 +143,7 @@ def _exact_weights(model: PreTrainedModel, learned: Learned, served: Served) -> 
     """What merging and folding should leave, from the float32 model with LoRA merged; only what they change."""
     named = dict(model.named_parameters())
     changed = {name: named[name].cpu().clone() for name in learned.lora or {}}
-    if served.fold != 1.0 or learned.gains is not None:
+    if served.folds(learned):
         changed |= fold_parameters(model, model.config.to_dict(), served.fold, learned.gains)
     return changed
 
