@@ -83,3 +83,19 @@ def test_documents_that_share_a_row_need_a_mask():
         for packing in ("long", "concat")
     )
     assert masked - plain == 8192**2 * 5
+
+
+def test_operations_of_a_step():
+    """By hand: 2 a parameter and token; attention 4 a layer, width and pair of tokens, 2.5 times as many backwards."""
+    settings = ("rope.native=131072", "data.row_tokens=1024", "train.batch_rows=1", "train.steps=2")
+    dense = 2 * (6_738_415_616 - 32000 * 4096) * 1024
+    attention = 4 * 32 * 4096 * 1024**2 / 2
+    mlps = 2 * 3 * 4096 * 11008 * 32 * 1024
+    for more, expected in (
+        (("train.gradient_checkpointing=false",), 2 * dense + 3.5 * attention),
+        ((), 3 * dense + 4.5 * attention),
+        (("train.keep_attention=true",), 3 * dense + 3.5 * attention),
+        (("train.tiled_mlp=64",), 3 * dense + 4.5 * attention + mlps),
+        (("train.gradient=forward",), 3 * (dense + attention)),
+    ):
+        assert estimate_cost(recipe(*settings, *more), SEVEN_B).step_flops == pytest.approx(expected, rel=1e-9), more

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from yarn_tune.estimate import directions, estimate_gradient
+from yarn_tune.estimate import directions, estimate_gradient, passes
 
 
 def reader(parameters, loss):
@@ -37,6 +37,7 @@ def test_directions_are_a_function_of_seed_and_step(count):
     one = directions(count, 3, 7, 11)
     assert one == directions(count, 3, 7, 11)
     assert len(one) == (count if count <= 4 else 3)
+    assert passes(count, 3) == 2 * len(one) + 1
     if count > 4:
         assert one != directions(count, 3, 7, 12)
         assert one != directions(count, 3, 8, 11)

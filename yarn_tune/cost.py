@@ -3,8 +3,8 @@
 Time. A forward is 2 x parameters x tokens operations, and 4 x layers x width x tokens^2 / 2 of (causal) attention. With
 frozen weights a backward pass computes gradients of activations alone: as many again for the matrices, and 2.5 times as
 many for attention, whose kernel has five products there for two. Checkpointing computes the forward once more, without
-attention where that is kept. A prefix is read in one forward, the base is asked in one a window, and a gradient from
-forward passes takes two a direction.
+attention where that is kept; tiled MLPs are computed once more still. A prefix is read in one forward, the base is
+asked in one a window, and a gradient from forward passes takes two a direction.
 
 Memory is what is held at the worst moment, counted as torch holds it for a pre-norm decoder with a gated MLP, whose
 frozen matrices need no input for their gradients. `benchmarks/memory.py` measures it; the prediction is within 20%.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from .estimate import ONE_BY_ONE
+from .estimate import passes
 from .families import _head_dim, has_sliding_layers, rope_facts
 from .lessons import Lesson
 from .objectives import CHUNK
@@ -47,6 +47,8 @@ class Forward:
     """A token, in matrices."""
     attention: float
     """A pair of tokens."""
+    mlp: float
+    """A token, in the matrices of gated MLPs."""
 
     def __call__(self, tokens: int, before: int = 0, dense: float = 1.0, attention: float = 1.0) -> float:
         """Of `tokens` tokens that see `before` more; so many times over in matrices, and in attention."""
@@ -96,7 +98,8 @@ def estimate_cost(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1) ->
     """Operations of a step, the mean over steps, and memory at its worst moment; `numbers` are learned."""
     parameters, embedding = _parameters(config)
     shape = Shape.of(config)
-    forward = Forward(2.0 * (parameters - embedding), 4.0 * shape.layers * shape.queries)
+    mlp = 6.0 * shape.layers * shape.hidden * shape.inner
+    forward = Forward(2.0 * (parameters - embedding), 4.0 * shape.layers * shape.queries, mlp)
     train, row_tokens = recipe.train, recipe.row_tokens()
     native = recipe.rope.native or rope_facts(config).native
     lengths = [recipe.data.length_at(step, train.steps) or row_tokens for step in range(train.steps)]
@@ -123,11 +126,11 @@ def row_flops(recipe: Recipe, length: int, native: int, forward: Forward, number
             len(windows(length, native, lesson.stride, tail)) if slid else length - tail < native
         )
     if train.gradient == "forward":
-        probes = numbers if numbers <= ONE_BY_ONE else train.probes
-        return (2 * probes + 1) * (read + forward(tail, length - tail) + asked)
+        return passes(numbers, train.probes) * (read + forward(tail, length - tail) + asked)
     again = train.gradient_checkpointing
     attention = 1 + BACK + (again and not train.keep_attention)
-    return read + forward(tail, length - tail, dense=2 + again, attention=attention) + asked
+    dense = 2 + again + (forward.mlp / forward.dense if train.tiled_mlp is not None else 0.0)
+    return read + forward(tail, length - tail, dense=dense, attention=attention) + asked
 
 
 def weight_memory(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1) -> float:

@@ -27,6 +27,11 @@ def directions(count: int, probes: int, seed: int, step: int) -> list[list[float
     return [[rng.choice((-1.0, 1.0)) for _ in range(count)] for _ in range(probes)]
 
 
+def passes(count: int, probes: int) -> int:
+    """Forward passes of a step that learns `count` numbers: two a direction, and one for the loss that is told."""
+    return 2 * (count if count <= ONE_BY_ONE else probes) + 1
+
+
 @torch.no_grad()
 def estimate_gradient(
     parameters: list[nn.Parameter], read: Callable[[], tuple[float, float]], probes: int, seed: int, step: int

@@ -111,9 +111,10 @@ def _differences(
         _set(tuned, changed)
         attach_fixed(tuned, lambda length: (learned.inv_freq(), learned.attention_factor / math.sqrt(served.fold)))
         expected = _hidden(tuned, prompts)
+    device = tuned.device
     del tuned
     with rope_warnings() as warnings:
-        stock = place(AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval())
+        stock = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval().to(device)
         found = _hidden(stock, prompts)
         load_tokenizer(str(folder))
     bad = [text for text in warnings if not ("nrecognized keys" in text and _names(text) <= EXTRA_KEYS)]

@@ -38,7 +38,7 @@ from .checkpoint import (
 )
 from .data import RowSet, build_rows, check_heldout
 from .errors import CheckFailed, Interrupted, UserError
-from .estimate import estimate_gradient
+from .estimate import estimate_gradient, passes
 from .interrupts import Request, requested
 from .learned import Learned
 from .lessons import Lesson, Objective
@@ -136,6 +136,8 @@ def fit(run: Run, world: World, model: PreTrainedModel, rotary: TunableRotary, r
     optimizer = make_optimizer(rotary, recipe)
     objective = Objective(model, rotary, Lesson.of(recipe, rotary.start.native, rows.bos))
     parameters = rotary.trainable()
+    numbers = sum(parameter.numel() for parameter in parameters)
+    read_times = passes(numbers, settings.probes) if settings.gradient == "forward" else 1
     done = resume(run, rotary, optimizer)
     if world.processes > 1:
         world.check_agreement(beginning(recipe, rotary, rows, done))
@@ -144,7 +146,7 @@ def fit(run: Run, world: World, model: PreTrainedModel, rotary: TunableRotary, r
 
     with spread(objective, recipe, world) as release:
         if world.main:
-            bar.write(world_text(recipe, world, model, sum(rotary.count().values())), file=sys.stderr)
+            bar.write(world_text(recipe, world, model, numbers), file=sys.stderr)
         for step in range(done, settings.steps):
             begun = time.monotonic()
             set_rates(optimizer, recipe, step)
@@ -171,7 +173,7 @@ def fit(run: Run, world: World, model: PreTrainedModel, rotary: TunableRotary, r
 
             # Tell, and save.
             seconds, learned = time.monotonic() - begun, rotary.sketch()
-            tokens = settings.batch_rows * recipe.row_tokens()
+            tokens = settings.batch_rows * recipe.row_tokens() * read_times
             log.write(step + 1, loss, norm, tokens, seconds, learned)
             bar.set_postfix_str(progress_text(loss, learned, tokens / seconds))
             bar.update()
