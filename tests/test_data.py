@@ -11,8 +11,9 @@ from conftest import recipe_tree, tiny_tokenizer, words, write_documents
 from safetensors import SafetensorError
 from safetensors.torch import save
 from tokenizers.processors import TemplateProcessing
-from yarn_tune import data
-from yarn_tune.data import build_rows, check_heldout, heldout_excerpts, heldout_tokens, missing_files
+from yarn_tune import documents
+from yarn_tune.data import build_rows, check_heldout, heldout_excerpts, heldout_tokens
+from yarn_tune.documents import missing_files
 from yarn_tune.errors import UserError
 from yarn_tune.recipe import parse_recipe
 
@@ -51,7 +52,7 @@ def test_the_second_reading_comes_from_the_cache(tmp_path, monkeypatch):
     recipe = recipe_with(tmp_path, [write_documents(tmp_path / "a.jsonl", [700])])
     tokenizer = tiny_tokenizer()
     before = build_rows(recipe, tokenizer).rows
-    monkeypatch.setattr("yarn_tune.data._encode", None)
+    monkeypatch.setattr("yarn_tune.documents._encode", None)
     assert build_rows(recipe, tokenizer).rows == before
     write_documents(tmp_path / "a.jsonl", [700], seed=9)
     with pytest.raises(TypeError):
@@ -83,7 +84,7 @@ def test_a_cache_that_cannot_be_written_costs_the_cache_alone(tmp_path, monkeypa
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setenv("YARN_TUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(data, "save_file", full_disk)
+    monkeypatch.setattr(documents, "save_file", full_disk)
     assert build_rows(recipe, tiny_tokenizer()).rows == before
     assert "No space left" in capsys.readouterr().err
     assert not list((tmp_path / "cache" / "tokens").iterdir())
@@ -183,8 +184,8 @@ def test_a_dataset_is_streamed_until_enough(tmp_path, monkeypatch):
     folder.mkdir()
     write_documents(folder / "train.jsonl", [300] * 50)
     read: list[str] = []
-    encode = data._encode
-    monkeypatch.setattr(data, "_encode", lambda *a: read.append("x") or encode(*a))
+    encode = documents._encode
+    monkeypatch.setattr(documents, "_encode", lambda *a: read.append("x") or encode(*a))
     recipe = recipe_with(tmp_path, [], "data.rows=3", f"data.train=[hub:{folder}:train]")
     rows = build_rows(recipe, tiny_tokenizer())
     assert len(rows.rows) == 3

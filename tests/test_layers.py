@@ -28,6 +28,7 @@ ORDER = (
     "lessons",
     "longrows",
     "estimate",
+    "documents",
     "data",
     "runtime",
     "sharding",

@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     command.add_argument("--protocol", choices=["truncate", "sliding"], default="truncate", help="see README")
     command.add_argument("--window", type=int, help="sliding: tokens a window (default: a quarter of --length)")
-    command.add_argument("--stride", type=int, help="sliding: tokens scored a window (default: 256, at most half a window)")
+    command.add_argument("--stride", type=int, help="sliding: tokens scored a window (default: 256, or half of one)")
     command.add_argument("--unweighted", action="store_true", help="sliding: mean over windows, as papers have it")
     command.add_argument("--chunk", type=int, help="tokens a forward pass, over a KV cache")
     command = add(

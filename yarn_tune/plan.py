@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig
 
 from .cost import GIB, Cost, estimate_cost, largest_rows
-from .data import HUB, RowSet, build_rows, check_heldout, missing_files
+from .data import RowSet, build_rows, check_heldout
+from .documents import HUB, missing_files
 from .errors import UserError
 from .learned import Start
 from .models import is_hub_id, load_config, load_tokenizer
