@@ -58,7 +58,7 @@ def test_there_are_commands():
     assert "./launch.sh test" in README
 
 
-@pytest.mark.parametrize("path", re.findall(r"\./launch\.sh (recipes/[\w.-]+)", README))
+@pytest.mark.parametrize("path", re.findall(r"\./launch\.sh (recipes/[\w.-]+)", TEXTS))
 def test_launched_recipes_exist(path):
     assert (ROOT / path).is_file()
 
