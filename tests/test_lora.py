@@ -150,7 +150,7 @@ def test_what_cannot_be(tmp_path):
             train(Run(parse_recipe(tree, [f"lora.targets=[q_proj, {target}]"]), tmp_path / "other"))
     for setting, message in (
         ("lora.rank=0", "lora.rank: at least 1"),
-        ("rope.learn=search", "the search learns factors alone"),
+        ("rope.learn=search", r"lora: the search \(rope.learn\) judges factors by plain nats"),
         ("train.gradient=forward", "too many numbers to estimate"),
     ):
         with pytest.raises(RecipeError, match=message):
