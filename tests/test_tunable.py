@@ -284,3 +284,10 @@ def test_a_model_that_its_device_has_no_room_for_stays_on_the_cpu(monkeypatch, c
     said = capsys.readouterr().err
     assert said.count("\n") == stays
     assert ("needs about 1.0 GiB, and 1.0 are free on cuda: it stays on the CPU" in said) == stays
+
+
+def test_a_family_that_this_transformers_reads_wrongly_is_refused(monkeypatch):
+    monkeypatch.setattr("yarn_tune.families.RELEASE", (5, 3))
+    with pytest.raises(UserError, match=r"base.model: qwen3_moe needs transformers 5.4 or newer"):
+        rope_facts(tiny_config("qwen3_moe"))
+    assert rope_facts(tiny_config("llama")).native == NATIVE

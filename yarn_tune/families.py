@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
@@ -76,10 +77,18 @@ REFUSED: dict[str, str] = {
 LATENT = frozenset({"deepseek_v2", "deepseek_v3"})
 """Families whose keys and values are compressed together, and only a part of each head is rotated, the last."""
 
+RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+"""Of the transformers that is installed."""
+
 NOT_IN_PARTS: dict[str, str] = dict.fromkeys(sorted(LATENT), "keeps keys and values compressed together") | {
     "qwen3_next": "has layers that keep a state instead of keys"
 }
 """Model type -> why its rows cannot be read in two parts (`prefix.py`)."""
+if RELEASE < (5, 2):
+    NOT_IN_PARTS |= dict.fromkeys(("persimmon", "stablelm"), "reads from a cache wrongly before transformers 5.2")
+
+SINCE: dict[str, tuple[int, int]] = {"gemma3_text": (5, 19), "olmo3": (5, 19), "qwen3_moe": (5, 4)}
+"""Model type -> first release of transformers that was seen to read the rope sections of its exports rightly."""
 
 FULL = "full_attention"
 """The kind of layer that is tuned where a model has several."""
@@ -194,6 +203,11 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
         raise UserError(f"base.model: {kind} has no rotary position embeddings (RoPE), so there is nothing to tune")
     if kind not in FAMILIES:
         raise UserError(f"base.model: model type {kind!r} is not supported; supported: {', '.join(FAMILIES)}")
+    if (since := SINCE.get(kind, (5, 0))) > RELEASE:
+        raise UserError(
+            f"base.model: {kind} needs transformers {since[0]}.{since[1]} or newer, since older ones read its exports "
+            f"wrongly; found {transformers.__version__}"
+        )
     layer_kind = "" if "rope_theta" in rope else FULL
     if layer_kind:
         if layer_kind not in config.layer_types:
