@@ -43,7 +43,7 @@ BASES: dict[str, tuple[str, dict[str, object]]] = {
     "yarn, own multiplier": ("qwen3", YARN | {"attention_factor": 1.05}),
     "longrope": ("llama", LONGROPE),
     "longrope, Phi-3": ("phi3", LONGROPE),
-    "linear in full layers": ("gemma3_text", LINEAR),
+    "linear in gemma3_text": ("gemma3_text", LINEAR),
 }
 
 
@@ -139,7 +139,7 @@ def test_over_linear_scaling_yarn_counts_the_turns_that_pairs_really_make():
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("name", ["llama3", "longrope", "linear in full layers"])
+@pytest.mark.parametrize("name", ["llama3", "longrope", "linear in gemma3_text"])
 def test_laid_over_another_scaling_fast_pairs_stay_and_slow_ones_stretch(name):
     begin = start_of(base_of(name), 2 * REACH, beta_fast=8.0)
     own, _ = begin.facts.table(REACH)
