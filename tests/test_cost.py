@@ -6,18 +6,17 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_model
+from published import published
 from transformers import LlamaConfig
-from yarn_tune.cost import GIB, RESERVE, estimate_cost, largest_rows, step_memory, weight_memory
+from yarn_tune.cost import RESERVE, estimate_cost, largest_rows, step_memory, weight_memory
+from yarn_tune.models import GIB
 from yarn_tune.recipe import parse_recipe
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import memory  # noqa: E402
 
-SEVEN_B = LlamaConfig(
-    hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, vocab_size=32000,
-    max_position_embeddings=4096, tie_word_embeddings=False,
-)  # fmt: skip
+SEVEN_B = published("llama-2-7b-32k")
 
 
 def recipe(*settings):

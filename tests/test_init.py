@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from conftest import FAMILY_SIZES, NATIVE, YARN_ALONE, recipe_tree, save_tiny, tiny_config
+from conftest import FAMILY_SIZES, NATIVE, YARN_ALONE, recipe_tree, save_tiny
+from published import published
 from yarn_tune.cli import main
 from yarn_tune.errors import UserError
 from yarn_tune.init import propose
@@ -75,9 +76,7 @@ def test_what_cannot_be_tuned(tmp_path):
 
 def seven_billion(folder: Path) -> Path:
     """The config of a Llama of 7B parameters, which is all that is read."""
-    sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-             "num_key_value_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096}  # fmt: skip
-    tiny_config("llama", **sizes).save_pretrained(folder)
+    published("llama-2-7b-32k").save_pretrained(folder)
     return folder
 
 

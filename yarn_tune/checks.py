@@ -129,6 +129,7 @@ def _length_checks(recipe: Recipe) -> list[Check]:
 def _train_checks(train: Train) -> list[Check]:
     rates, decays = train.rates(), train.decays()
     micro = train.micro_rows >= 1 and train.batch_rows % max(train.micro_rows, 1) == 0
+    recomputed = train.gradient_checkpointing and train.gradient == "backprop"
     reentrant = "reentrant checkpointing fails when layers share cos and sin; remove the key or set it to false"
     return [
         (train.steps >= 1, "train.steps", train.steps, "at least 1"),
@@ -147,13 +148,13 @@ def _train_checks(train: Train) -> list[Check]:
         ),
         (train.probes >= 1, "train.probes", train.probes, "at least 1"),
         (
-            not train.keep_attention or (train.gradient_checkpointing and train.gradient == "backprop"),
+            not train.keep_attention or recomputed,
             "train.keep_attention",
             train.keep_attention,
             "it is about checkpointed layers: set train.gradient_checkpointing to true and train.gradient to backprop",
         ),
         (
-            not train.offload_activations or (train.gradient_checkpointing and train.gradient == "backprop"),
+            not train.offload_activations or recomputed,
             "train.offload_activations",
             train.offload_activations,
             "what waits are the inputs of checkpointed layers: set train.gradient_checkpointing to true and "

@@ -19,13 +19,13 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from .estimate import passes
-from .families import _head_dim, has_sliding_layers, rope_facts
+from .families import has_sliding_layers, head_dim_of, rope_facts
 from .lessons import Lesson
+from .models import GIB
 from .objectives import CHUNK
 from .sections import Recipe
 from .teacher import windows
 
-GIB = 2**30
 BACK = 2.5
 """Operations of attention's backward pass, in those of its forward."""
 SCALED = {"global": 0, "layer": 1, "head": 1, "spectral": 1, "phase": 2}
@@ -82,7 +82,7 @@ class Shape:
     def of(cls, config: PreTrainedConfig) -> "Shape":
         """Of a model by its config."""
         heads, width = config.num_attention_heads, config.hidden_size
-        head_dim = _head_dim(config)
+        head_dim = head_dim_of(config)
         return cls(
             layers=config.num_hidden_layers,
             hidden=width,

@@ -60,7 +60,9 @@ def learned_of(run: Run) -> Learned:
     recipe = run.recipe
     rotary = at_start(recipe)
     own = adapter_recipe(run.folder, []) if is_adapter(run.folder) else None
-    changed = changes(run, MEANING) if own is None else [] if own.rope == recipe.rope else ["rope"]
+    changed = changes(run, MEANING)
+    if own is not None and own.rope != recipe.rope:
+        changed = ["rope"]
     if changed:
         raise UserError(
             f"{run.folder}: its numbers were learned under other settings, and mean something else under these; leave "

@@ -141,7 +141,7 @@ def layout_of(config: dict[str, Any]) -> Layout:
     first = next(iter(by_kind.values()))
     return Layout(
         model_type=kind,
-        head_dim=_head_dim(bare),
+        head_dim=head_dim_of(bare),
         kinds=tuple(by_kind),
         thetas={k: float(v["rope_theta"]) for k, v in by_kind.items()},
         partial_rotary_factor=float(first.get("partial_rotary_factor", 1.0)),
@@ -149,7 +149,7 @@ def layout_of(config: dict[str, Any]) -> Layout:
     )
 
 
-def _head_dim(config: PreTrainedConfig) -> int:
+def head_dim_of(config: PreTrainedConfig) -> int:
     """Of one head; of its rotated part, where attention is latent."""
     given = getattr(config, "qk_rope_head_dim", None) or getattr(config, "head_dim", None)
     return int(given or config.hidden_size // config.num_attention_heads)
@@ -222,7 +222,7 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
             f"base.model: layers of this {kind} look back only {sees} tokens (sliding window), which no change of RoPE "
             "extends"
         )
-    head_dim = _head_dim(config)
+    head_dim = head_dim_of(config)
     partial = rope.get("partial_rotary_factor", 1.0)
     reach = scaling.ramp.reach if scaling and scaling.ramp else 0
     return RopeFacts(

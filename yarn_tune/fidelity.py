@@ -60,11 +60,12 @@ def compare_with_memory(recipe: Recipe, learned: Learned, served: Served, folder
         exact |= same
         rounded = {length: value for length, value in rounded.items() if length not in noisy} | some_rounded
         double, _ = _differences(recipe, learned, served, folder, [min(SHORT, learned.window)], dtype="float64")
-    worst = max(*exact.values(), *double.values())
+    worst = max([*exact.values(), *double.values()])
     if not worst <= tolerance:
         raise CheckFailed(
             f"export: logits of the reloaded checkpoint differ by {worst:.2e} from the tuned model's, more than "
             f"export.tolerance ({tolerance:.0e}); no checkpoint was written. By length: {exact}"
+            + (f", in float64: {double}" if double else "")
         )
     found: dict[str, Any] = {"max_abs_logit_difference": exact | rounded, "dtype": "float32"}
     if rounded:

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
-from .cost import GIB, Cost, estimate_cost, largest_rows
+from .cost import Cost, estimate_cost, largest_rows
 from .data import RowSet, build_rows, check_heldout
 from .documents import HUB, missing_files
 from .errors import UserError
 from .learned import Start
-from .models import is_hub_id, load_config, load_tokenizer
+from .models import GIB, is_hub_id, load_config, load_tokenizer
 from .packing import Row
 from .positions import Coverage, place_contiguous
 from .sections import Recipe
@@ -168,7 +168,8 @@ def _config(recipe: Recipe, notes: list[str]) -> PreTrainedConfig | None:
 
 def _check_heldout(recipe: Recipe, notes: list[str]) -> None:
     """Held-out documents that `compare` could not measure on stop a plan; those that are not here become a note."""
-    absent = [name for name in recipe.data.heldout if name in missing_files(recipe)]
+    missing = missing_files(recipe)
+    absent = [name for name in recipe.data.heldout if name in missing]
     if any(name.startswith(HUB) for name in recipe.data.heldout):
         notes.append("held-out documents are streamed from the hub, so whether they are long enough is not checked")
     elif not absent:

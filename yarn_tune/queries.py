@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from .errors import UserError
-from .families import FULL, INTERLEAVED, _head_dim, layout_of
+from .families import FULL, INTERLEAVED, head_dim_of, layout_of
 
 
 @dataclass(frozen=True)
@@ -168,12 +168,12 @@ def _grid(starts: Tensor, dim: int) -> Tensor:
 
 def separate(config: PreTrainedConfig, dim: int) -> Tensor:
     """A query projection (or norm across heads), head after head; also the first block of a fused [q; k; v]."""
-    return _grid(torch.arange(config.num_attention_heads) * _head_dim(config), dim)
+    return _grid(torch.arange(config.num_attention_heads) * head_dim_of(config), dim)
 
 
 def per_head(config: PreTrainedConfig, dim: int) -> Tensor:
     """[q, k, v] of head 0, then of head 1, ..."""
-    return _grid(torch.arange(config.num_attention_heads) * 3 * _head_dim(config), dim)
+    return _grid(torch.arange(config.num_attention_heads) * 3 * head_dim_of(config), dim)
 
 
 def shared(config: PreTrainedConfig, dim: int) -> Tensor:
@@ -183,7 +183,7 @@ def shared(config: PreTrainedConfig, dim: int) -> Tensor:
 
 def falcon(config: PreTrainedConfig, dim: int) -> Tensor:
     """Groups of [queries, k, v] (new decoder), all queries first (multi-query), or per head."""
-    heads, size = config.num_attention_heads, _head_dim(config)
+    heads, size = config.num_attention_heads, head_dim_of(config)
     if config.new_decoder_architecture:
         groups = config.num_kv_heads
         each = heads // groups
