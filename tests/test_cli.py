@@ -188,6 +188,14 @@ def test_compare_takes_runs_checkpoints_and_factors(recipe, capsys):
         assert "--factors: finite and at least 1" in fails(capsys, "compare", "runs/one", f"--factors={wrong}")
 
 
+def test_factors_that_cannot_be_measured_are_refused_before_anything_is(recipe, capsys):
+    assert main(["train", str(recipe), "name=three"]) == 0
+    capsys.readouterr()
+    for wrong, problem in (("0.5", "--factors: finite and at least 1"), ("2,100", "data.heldout: the longest of")):
+        assert problem in fails(capsys, "compare", "runs/three", f"--factors={wrong}")
+    assert not Path("runs/three/nats").exists()
+
+
 def test_retrieve_and_lm_eval(recipe, capsys):
     base = str(recipe.parent / "base")
     documents = str(write_documents(recipe.parent / "more.jsonl", [600], seed=70))

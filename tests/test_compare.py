@@ -12,10 +12,10 @@ import torch
 import yaml
 from conftest import NATIVE, recipe_tree, save_tiny, tiny_config
 from transformers import AutoModelForCausalLM
-from yarn_tune import models, recall
+from yarn_tune import heldout, models, recall
 from yarn_tune.compare import compare, named_rows, tuned_of
-from yarn_tune.data import heldout_excerpts
 from yarn_tune.errors import UserError
+from yarn_tune.heldout import heldout_excerpts
 from yarn_tune.models import load_tokenizer
 from yarn_tune.perplexity import full_nats
 from yarn_tune.recipe import parse_recipe
@@ -89,11 +89,11 @@ def test_what_was_measured_is_not_measured_again(finished, monkeypatch):
 
 
 def test_lengths_are_the_native_window_doubled_up_to_the_window():
-    assert recall.doubled(64, 256) == [64, 128, 256]
-    assert recall.doubled(64, 300) == [64, 128, 256, 300]
-    assert recall.grid_lengths(Retrieve(), 64, 300) == [48, 112, 240, 284]
-    assert recall.grid_lengths(Retrieve(), 64, 64) == [48]
-    assert recall.grid_lengths(Retrieve(lengths=[200, 100, 200]), 64, 300) == [100, 200]
+    assert heldout.doubled(64, 256) == [64, 128, 256]
+    assert heldout.doubled(64, 300) == [64, 128, 256, 300]
+    assert heldout.grid_lengths(Retrieve(), 64, 300) == [48, 112, 240, 284]
+    assert heldout.grid_lengths(Retrieve(), 64, 64) == [48]
+    assert heldout.grid_lengths(Retrieve(lengths=[200, 100, 200]), 64, 300) == [100, 200]
 
 
 def test_half_a_comparison_leaves_no_file(finished, tmp_path, monkeypatch):

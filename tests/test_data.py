@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from tokenizers.processors import TemplateProcessing
 from yarn_tune import documents
-from yarn_tune.data import build_rows, check_heldout, heldout_excerpts, heldout_tokens
+from yarn_tune.data import build_rows
 from yarn_tune.documents import missing_files
 from yarn_tune.errors import UserError
+from yarn_tune.heldout import heldout_excerpts
 from yarn_tune.recipe import parse_recipe
 
 
@@ -111,34 +112,6 @@ def test_single_document_rows_come_first_and_short_ones_are_joined(tmp_path):
     assert all(0 not in row.input_ids for row in rows.rows), "no document ends inside a row of one document"
 
 
-def test_heldout_excerpts_take_documents_in_turn(tmp_path):
-    recipe = parse_recipe(recipe_tree(tmp_path, tmp_path), [])
-    excerpts = heldout_excerpts(recipe, tiny_tokenizer(), 256, 3)
-    assert [label for label, _ in excerpts] == ["document 1, part 1", "document 2, part 1", "document 1, part 2"]
-    assert all(ids.shape == (256,) for _, ids in excerpts)
-    with pytest.raises(UserError, match="longest of 2 documents has 601 tokens"):
-        heldout_excerpts(recipe, tiny_tokenizer(), 1000, 3)
-
-
-def test_heldout_documents_are_refused_where_compare_would_refuse_them(tmp_path):
-    tree = recipe_tree(tmp_path, tmp_path)
-    for settings, longest in (
-        ([], 256),
-        (["rope.window=601"], 601),
-        (["rope.window=4096", "eval.lengths=[64,601]"], 601),
-    ):
-        recipe = parse_recipe(tree, settings)
-        check_heldout(recipe, tiny_tokenizer())
-        assert heldout_excerpts(recipe, tiny_tokenizer(), longest, 1)
-    message = r"data.heldout: the longest of 2 documents has 601 tokens, fewer than the 602 .* or lower eval.lengths"
-    for settings in (["rope.window=602"], ["rope.window=4096", "eval.lengths=[64,602]"]):
-        with pytest.raises(UserError, match=message):
-            check_heldout(parse_recipe(tree, settings), tiny_tokenizer())
-    with pytest.raises(UserError, match="data.heldout: no file matches 'nowhere.txt'"):
-        check_heldout(parse_recipe(tree, ["data.heldout=[nowhere.txt]"]), tiny_tokenizer())
-    check_heldout(parse_recipe(tree, ["data.heldout=['hub:org/not-here', nowhere.txt]"]), tiny_tokenizer())
-
-
 def beginning_tokenizer():
     """`tiny_tokenizer` that puts `<begin>` before every text."""
     tokenizer = tiny_tokenizer()
@@ -169,13 +142,6 @@ def test_rows_and_excerpts_begin_as_the_tokenizer_lets_a_text_begin(tmp_path, pa
     excerpts = [heldout_excerpts(recipe, each, 256, 3) for each in (tiny_tokenizer(), tokenizer)]
     for (_, one), (_, other) in zip(*excerpts, strict=True):
         assert other.tolist() == [begin, *one.tolist()[1:]]
-
-
-def test_prose_to_hide_needles_in_has_no_special_tokens(tmp_path):
-    recipe = parse_recipe(recipe_tree(tmp_path, tmp_path), [])
-    texts = [words(n, 50 + i) for i, n in enumerate((600, 300))]
-    expected = [token for text in texts for token in tiny_tokenizer()(text)["input_ids"]]
-    assert heldout_tokens(recipe, tiny_tokenizer()) == expected
 
 
 def test_a_dataset_is_streamed_until_enough(tmp_path, monkeypatch):

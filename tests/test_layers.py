@@ -34,6 +34,7 @@ ORDER = (
     "sharding",
     "perplexity",
     "retrieval",
+    "heldout",
     "needles",
     "batches",
     "interrupts",

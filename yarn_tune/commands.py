@@ -74,12 +74,13 @@ def train_command(options: argparse.Namespace) -> Result:
 def compare_command(options: argparse.Namespace) -> Result:
     """Measure every method."""
     from .results import as_json, table
-    from .sweep import sweep, sweep_table
+    from .sweep import check_factors, sweep, sweep_table
 
     options.overrides = [word for word in options.others if "=" in word]
     others = [Path(word) for word in options.others if "=" not in word]
     factors = numbers_of("--factors", options.factors, float) if options.factors else []
     tuning = _open(options)
+    check_factors(tuning.run.recipe, factors)
     comparison = tuning.compare(others)
     text = f"{comparison.verdict()}\n\n{table(comparison)}"
     value: dict[str, Any] = {"verdict": comparison.verdict(), "rows": as_json(comparison)}

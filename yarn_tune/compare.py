@@ -15,15 +15,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .checkpoint import write_json
-from .data import heldout_excerpts
 from .errors import UserError
 from .export import learned_of
+from .heldout import doubled, heldout_excerpts
 from .learned import Learned, Start
 from .measure import Meter, Method, TableOf
 from .metrics import spent
 from .models import bos_of, load_tokenizer
 from .perplexity import Nats, bucket_edges, by_position, span_nats
-from .recall import doubled, recall
+from .recall import recall
 from .recipe import load_recipe
 from .results import Comparison, Row, as_json, key_tokens
 from .rope import dynamic_ntk_inv_freq, linear_inv_freq, ntk_inv_freq

@@ -1,14 +1,12 @@
-"""From the documents a recipe names (`documents.py`) to rows for training and excerpts for measuring."""
+"""From the documents a recipe names (`documents.py`) to rows for training."""
 
 import os
 import random
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .documents import HUB, matches, tokenized
+from .documents import matches, tokenized
 from .errors import UserError
 from .models import bos_of
 from .packing import Packed, pack_concat, pack_long
@@ -76,58 +74,6 @@ def build_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RowSet:
     # Rows out of one document are the better teachers of distance: they come first when not all are needed.
     order = [*rng.sample(range(whole), whole), *rng.sample(range(whole, len(usable)), len(usable) - whole)]
     return RowSet([place_contiguous(usable[i]).begun(bos) for i in order[:wanted]], packed, len(usable), bos)
-
-
-HELDOUT_FILLER = 2_000_000
-"""Tokens of a streamed dataset that are enough to hide needles in."""
-
-
-def heldout_excerpts(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, length: int, count: int
-) -> list[tuple[str, Tensor]]:
-    """Up to `count` excerpts of `length` tokens, `[length]` each, from the held-out documents in turn.
-
-    The first excerpts are the documents' beginnings, the next ones what follows. Each comes with a label, and begins as
-    the tokenizer lets a text begin.
-
-    Raises:
-        UserError: if no held-out document is long enough.
-    """
-    enough, bos = 4 * count * length, bos_of(tokenizer)
-    documents = list(tokenized(recipe, "data.heldout", recipe.data.heldout, tokenizer, enough))
-    excerpts: list[tuple[str, Tensor]] = []
-    longest = max((len(document) for document in documents), default=0)
-    for turn in range(longest // length):
-        for number, document in enumerate(documents):
-            span = document[turn * length : (turn + 1) * length]
-            if len(span) == length and len(excerpts) < count:
-                ids = span if bos is None else [bos, *span[1:]]
-                excerpts.append((f"document {number + 1}, part {turn + 1}", torch.tensor(ids)))
-    if not excerpts:
-        raise UserError(
-            f"data.heldout: the longest of {len(documents)} documents has {longest} tokens, fewer than the "
-            f"{length} to be measured; add longer documents or lower eval.lengths"
-        )
-    return excerpts
-
-
-def check_heldout(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse held-out files that `compare` could not measure on, before anything is learned.
-
-    Datasets on the hub are not read for it, since no cache keeps them.
-
-    Raises:
-        UserError: if files are missing or unreadable, or no document is as long as the longest length measured.
-    """
-    if not any(name.startswith(HUB) for name in recipe.data.heldout):
-        heldout_excerpts(recipe, tokenizer, max(recipe.eval.lengths or [recipe.rope.window]), 1)
-
-
-def heldout_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """All held-out documents, one after another, without special tokens: prose to hide needles in."""
-    documents = tokenized(recipe, "data.heldout", recipe.data.heldout, tokenizer, HELDOUT_FILLER)
-    special = set(tokenizer.all_special_ids)
-    return [token for document in documents for token in document if token not in special]
 
 
 def _check_apart(recipe: Recipe) -> None:

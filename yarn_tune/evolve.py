@@ -20,8 +20,9 @@ from transformers import PreTrainedModel
 from .adapter import place_of
 from .batches import collate
 from .checkpoint import write_atomically, write_json
-from .data import build_rows, check_heldout
+from .data import build_rows
 from .errors import UserError
+from .heldout import check_heldout
 from .learned import Learned, Start
 from .metrics import end_training
 from .models import load_model, load_tokenizer
@@ -53,7 +54,7 @@ def evolve(run: Run) -> Learned:
     begin = rotary.start
     settle(rotary.learned(), target)
     tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
-    check_heldout(recipe, tokenizer)
+    check_heldout(recipe, tokenizer, begin.native)
     rows = build_rows(recipe, tokenizer)
     world = start(recipe, run.folder)
     if world.processes > 1:

@@ -46,7 +46,7 @@ def _documents(options: argparse.Namespace, length: int) -> "Recipe":
 
 def eval_command(options: argparse.Namespace) -> Result:
     """NLL of a checkpoint by position."""
-    from .data import heldout_excerpts
+    from .heldout import heldout_excerpts
     from .models import bos_of, load_model, load_tokenizer, to_device
     from .perplexity import Nats, bucket_edges, by_position, full_nats, mean_over_windows, slid_nats
 
@@ -103,7 +103,7 @@ def retrieve_command(options: argparse.Namespace) -> Result:
     """Ask for numbers hidden in documents."""
     from functools import partial
 
-    from .data import heldout_tokens
+    from .heldout import heldout_tokens
     from .models import load_model, load_tokenizer, to_device
     from .retrieval import WORDINGS, heat_map, retrieve, score_server, score_transformers, table
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig
 
 from .cost import Cost, estimate_cost, largest_rows
-from .data import RowSet, build_rows, check_heldout
+from .data import RowSet, build_rows
 from .documents import HUB, missing_files
 from .errors import UserError
+from .heldout import check_heldout
 from .learned import Start
 from .models import GIB, is_hub_id, load_config, load_tokenizer
 from .packing import Row
@@ -105,8 +106,8 @@ def plan(recipe: Recipe) -> Plan:
     config = _config(recipe, notes)
     begin = None if config is None else at_start(recipe)
     rows = None
-    if config is not None:
-        _check_heldout(recipe, notes)
+    if begin is not None:
+        _check_heldout(recipe, begin.start.native, notes)
         rows = _rows(recipe, notes)
     read = rows
     if read is None:
@@ -166,14 +167,14 @@ def _config(recipe: Recipe, notes: list[str]) -> PreTrainedConfig | None:
         return None
 
 
-def _check_heldout(recipe: Recipe, notes: list[str]) -> None:
+def _check_heldout(recipe: Recipe, native: int, notes: list[str]) -> None:
     """Held-out documents that `compare` could not measure on stop a plan; those that are not here become a note."""
     missing = missing_files(recipe)
     absent = [name for name in recipe.data.heldout if name in missing]
     if any(name.startswith(HUB) for name in recipe.data.heldout):
         notes.append("held-out documents are streamed from the hub, so whether they are long enough is not checked")
     elif not absent:
-        check_heldout(recipe, load_tokenizer(recipe.base.model, recipe.base.revision))
+        check_heldout(recipe, load_tokenizer(recipe.base.model, recipe.base.revision), native)
     elif not recipe.data.prepare:
         notes.append(f"data.heldout: no file matches {', '.join(absent)}, which training and `compare` will ask for")
 

@@ -7,28 +7,12 @@ from functools import partial
 from typing import Any
 
 from .checkpoint import write_json
-from .data import heldout_tokens
+from .heldout import grid_lengths, heldout_tokens
 from .measure import Meter, Method
 from .models import load_tokenizer
 from .retrieval import WORDINGS, Prompt, Retrieval, retrieve, score_transformers
 from .sections import Retrieve
 from .train import Run
-
-ROOM = 16
-"""Tokens left of a window for the answer."""
-
-
-def grid_lengths(wanted: Retrieve, native: int, window: int) -> list[int]:
-    """The recipe's lengths; or the native window doubled up to the window, each less the room for an answer."""
-    return sorted(set(wanted.lengths or [length - ROOM for length in doubled(native, window)]))
-
-
-def doubled(native: int, window: int) -> list[int]:
-    """The native window, twice it, and so on below the window; and the window."""
-    lengths = [native]
-    while lengths[-1] * 2 < window:
-        lengths.append(lengths[-1] * 2)
-    return [*lengths, window]
 
 
 def recall(run: Run, meter: Meter, methods: dict[str, Method], native: int) -> dict[str, Retrieval]:

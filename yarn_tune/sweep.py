@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from .compare import methods
-from .data import heldout_excerpts
 from .errors import UserError
+from .heldout import heldout_excerpts
 from .learned import Start
 from .measure import Meter
 from .models import bos_of, load_tokenizer
 from .perplexity import Nats, span_nats
+from .sections import Recipe
 from .train import Run
 
 SWEPT = ("linear", "ntk", "dynamic", "yarn")
@@ -38,8 +39,8 @@ class Cell:
         return 100 * (math.exp(self.nll - self.slid_nll) - 1)
 
 
-def sweep(run: Run, factors: list[float]) -> list[Cell]:
-    """Measure every search-free method at every factor; per-token nats are kept in the run folder.
+def check_factors(recipe: Recipe, factors: list[float]) -> None:
+    """Refuse factors that `sweep` could not measure, before anything is.
 
     Raises:
         UserError: for factors that are no extension, or that no held-out document is long enough for.
@@ -47,6 +48,18 @@ def sweep(run: Run, factors: list[float]) -> list[Cell]:
     wrong = [factor for factor in factors if not 1 <= factor < math.inf]
     if wrong:
         raise UserError(f"--factors: finite and at least 1, since less would shrink the window; found {wrong[0]:g}")
+    if factors:
+        longest = round(max(factors) * Start.of_recipe(recipe).native)
+        heldout_excerpts(recipe, load_tokenizer(recipe.base.model, recipe.base.revision), longest, 1)
+
+
+def sweep(run: Run, factors: list[float]) -> list[Cell]:
+    """Measure every search-free method at every factor; per-token nats are kept in the run folder.
+
+    Raises:
+        UserError: as `check_factors`.
+    """
+    check_factors(run.recipe, factors)
     recipe, cells = run.recipe, []
     begin = Start.of_recipe(recipe)
     tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)

@@ -36,9 +36,10 @@ from .checkpoint import (
     write_atomically,
     write_json,
 )
-from .data import RowSet, build_rows, check_heldout
+from .data import RowSet, build_rows
 from .errors import CheckFailed, Interrupted, UserError
 from .estimate import estimate_gradient, passes
+from .heldout import check_heldout
 from .interrupts import Request, requested
 from .learned import Learned
 from .lessons import Lesson, Objective
@@ -88,7 +89,7 @@ def train(run: Run) -> Learned:
     begin, target = at_start(recipe), Target.of_recipe(recipe)
     settle(begin.learned(), target)
     tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
-    check_heldout(recipe, tokenizer)
+    check_heldout(recipe, tokenizer, begin.start.native)
     rows = plant(build_rows(recipe, tokenizer), recipe, tokenizer)
     world = start(recipe, run.folder)
     with company(world, run.folder), claimed(run, world):

@@ -1,0 +1,87 @@
+"""Held-out documents as they are measured on: excerpts to read, prose to hide needles in; checked before training."""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from .documents import HUB, tokenized
+from .errors import UserError
+from .models import bos_of
+from .retrieval import WORDINGS, build_prompt
+from .sections import Recipe, Retrieve
+
+ROOM = 16
+"""Tokens left of a window for the answer to a planted question."""
+HELDOUT_FILLER = 2_000_000
+"""Tokens of a streamed dataset that are enough to hide needles in."""
+
+
+def heldout_excerpts(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, length: int, count: int
+) -> list[tuple[str, Tensor]]:
+    """Up to `count` excerpts of `length` tokens, `[length]` each, from the held-out documents in turn.
+
+    The first excerpts are the documents' beginnings, the next ones what follows. Each comes with a label, and begins as
+    the tokenizer lets a text begin.
+
+    Raises:
+        UserError: if no held-out document is long enough.
+    """
+    enough, bos = 4 * count * length, bos_of(tokenizer)
+    documents = list(tokenized(recipe, "data.heldout", recipe.data.heldout, tokenizer, enough))
+    excerpts: list[tuple[str, Tensor]] = []
+    longest = max((len(document) for document in documents), default=0)
+    for turn in range(longest // length):
+        for number, document in enumerate(documents):
+            span = document[turn * length : (turn + 1) * length]
+            if len(span) == length and len(excerpts) < count:
+                ids = span if bos is None else [bos, *span[1:]]
+                excerpts.append((f"document {number + 1}, part {turn + 1}", torch.tensor(ids)))
+    if not excerpts:
+        raise UserError(
+            f"data.heldout: the longest of {len(documents)} documents has {longest} tokens, fewer than the "
+            f"{length} to be measured; add longer documents or lower eval.lengths"
+        )
+    return excerpts
+
+
+def heldout_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """All held-out documents, one after another, without special tokens: prose to hide needles in."""
+    documents = tokenized(recipe, "data.heldout", recipe.data.heldout, tokenizer, HELDOUT_FILLER)
+    special = set(tokenizer.all_special_ids)
+    return [token for document in documents for token in document if token not in special]
+
+
+def check_heldout(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, native: int) -> None:
+    """Refuse held-out files that `compare` could not measure on, before anything is learned.
+
+    Datasets on the hub are not read for it, since no cache keeps them.
+
+    Raises:
+        UserError: if files are missing or unreadable, if no document is as long as the longest length measured, or if
+            the shortest or longest prompt of `eval.retrieval` cannot be made of them.
+    """
+    if any(name.startswith(HUB) for name in recipe.data.heldout):
+        return
+    heldout_excerpts(recipe, tokenizer, max(recipe.eval.lengths or [recipe.rope.window]), 1)
+    if wanted := recipe.eval.retrieval:
+        filler = heldout_tokens(recipe, tokenizer)
+        lengths = grid_lengths(wanted, native, recipe.rope.window)
+        try:
+            for length in (lengths[0], lengths[-1]):
+                build_prompt(tokenizer, filler, length, 0.0, wanted.keys, 0, WORDINGS[wanted.wording])
+        except UserError as error:
+            raise UserError(f"eval.retrieval: {error}") from error
+
+
+def grid_lengths(wanted: Retrieve, native: int, window: int) -> list[int]:
+    """The recipe's lengths; or the native window doubled up to the window, each less the room for an answer."""
+    return sorted(set(wanted.lengths or [length - ROOM for length in doubled(native, window)]))
+
+
+def doubled(native: int, window: int) -> list[int]:
+    """The native window, twice it, and so on below the window; and the window."""
+    lengths = [native]
+    while lengths[-1] * 2 < window:
+        lengths.append(lengths[-1] * 2)
+    return [*lengths, window]
