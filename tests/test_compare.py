@@ -44,6 +44,8 @@ def test_methods_and_figures(finished):
         weights = [31, *[32] * 7]
         mean = sum(w * v for w, v in zip(weights, row.by_position, strict=True)) / 255
         assert mean == pytest.approx(row.nll[256], rel=1e-9)
+        assert len(row.by_excerpt) == len(comparison.excerpts)
+        assert sum(row.by_excerpt) / len(row.by_excerpt) == pytest.approx(row.nll[256], rel=1e-9)
         assert row.tokens_spent == (4 * 2 * 256 if row.method == "tuned" else 0)
     saved = json.loads((run.folder / "compare.json").read_text())
     assert [row["method"] for row in saved] == names
@@ -182,6 +184,17 @@ def test_the_verdict_is_honest():
     won = rows_with(none=5.0, native_window=3.3, yarn=3.4, tuned=3.2)
     assert won.verdict() == "tuned beats the slid native window at 256 tokens by 0.1000 nats."
     assert table(won).splitlines()[-1] == "| tuned | 3.200 | 3.200 | 24.53 | -1.800 | 0 |"
+
+
+def test_learned_rows_excerpt_by_excerpt():
+    rows = rows_with(none=5.0, native_window=3.2, yarn=3.4, tuned=3.2).rows
+    assert Comparison(64, 256, [0, 256], ["one", "two"], rows).by_excerpt() == ""
+    values = {"none": [5.0, 5.0], "native-window": [3.0, 3.4], "yarn": [3.1, 3.7], "tuned": [3.05, 3.35]}
+    rows = [replace(row, by_excerpt=values[row.method]) for row in rows]
+    assert Comparison(64, 256, [0, 256], ["one", "two"], rows).by_excerpt() == (
+        "By held-out excerpt, tuned is below yarn on 2 of 2 (-0.350 to -0.050 nats), "
+        "below native-window on 1 of 2 (-0.050 to +0.050 nats)."
+    )
 
 
 def test_key_tokens_by_hand():

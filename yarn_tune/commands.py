@@ -82,7 +82,7 @@ def compare_command(options: argparse.Namespace) -> Result:
     tuning = _open(options)
     check_factors(tuning.run.recipe, factors)
     comparison = tuning.compare(others)
-    text = f"{comparison.verdict()}\n\n{table(comparison)}"
+    text = f"{comparison.verdict()}\n\n{table(comparison)}\n\n{comparison.by_excerpt()}".rstrip()
     value: dict[str, Any] = {"verdict": comparison.verdict(), "rows": as_json(comparison)}
     if factors:
         cells = sweep(tuning.run, factors)
@@ -184,7 +184,7 @@ def run_command(options: argparse.Namespace) -> Result:
     checked = tuning.verify()
     report = write_report(run, comparison, next(iter(tuned.values())), Start.of_recipe(run.recipe))
     text = (
-        f"{comparison.verdict()}\n\n{table(comparison)}\n\nreport   {report}\npicture  "
+        f"{comparison.verdict()}\n\n{table(comparison)}\n\n{comparison.by_excerpt()}\n\nreport   {report}\npicture  "
         f"{run.folder / 'nll_by_position.png'}\nexport   {path}\nverified {', '.join(n.stack for n in checked.lines)}\n"
         f"serve    {_serve_line(path)}"
     )

@@ -212,8 +212,10 @@ def _row(
             per_length[length] += span_nats(own, 1, length)
         own = measure(document, inside)[0] if by_length else nats
         short += span_nats(own, 1, inside)
+    excerpts = [span_nats(own, 1, max(lengths)).mean for own in kept]
     means = {length: nats.mean for length, nats in per_length.items()}
-    return Row(method, means, [b.mean for b in buckets], short.mean, seconds=round(seconds, 2)), kept
+    row = Row(method, means, [b.mean for b in buckets], short.mean, seconds=round(seconds, 2), by_excerpt=excerpts)
+    return row, kept
 
 
 def _with_retrieval(

@@ -52,6 +52,7 @@ def write_report(run: Run, comparison: Comparison, tuned: Tuned, start: Start) -
         f"Base `{recipe.base.model}`, native window {start.native}, extended to {start.window} tokens; learned "
         f"`{recipe.rope.learn}`{taught(run)} and in {tuned.seconds:.0f} seconds.\n\n"
         f"Nats per token by position on {len(comparison.excerpts)} held-out excerpts:\n\n{table(comparison)}\n\n"
+        f"{comparison.by_excerpt()}\n\n"
         "`short tax`: change inside the native window against the base. `key tokens`: mean over tokens that need far "
         "context. `retrieved`: needles found in prompts longer than the native window.\n\n"
         f"![NLL by position](nll_by_position.png)\n\n{_retrieval(run, comparison)}"

@@ -1,11 +1,14 @@
 """What a comparison found: its rows, its verdict, its tables, and key tokens."""
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+SEARCH_FREE = ("none", "native-window", "linear", "ntk", "dynamic", "yarn")
+"""Rows for which nothing was learned."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Row:
     key_tokens: int = 0
     retrieved: tuple[float, float, float] | None = None
     """Share of needles found in prompts longer than the native window, and its 95% interval."""
+    by_excerpt: list[float] = field(default_factory=list)
+    """Of each held-out excerpt, over the longest length."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,23 @@ class Comparison:
             f"(best: {best.method}, {best.nll[length] - slid:.4f} nats behind): for text like this, reading "
             "with the native window predicts as well, and only retrieval from far away needs the extension."
         )
+
+    def by_excerpt(self) -> str:
+        """A line for every learned row and checkpoint: on how many excerpts it is below YaRN and the slid window."""
+        rows = {row.method: row for row in self.rows}
+        lines = []
+        for row in self.rows:
+            if row.method in SEARCH_FREE or not row.by_excerpt:
+                continue
+            parts = []
+            others = (rows[name] for name in ("yarn", "native-window") if name in rows)
+            for other in filter(lambda one: one.by_excerpt, others):
+                gaps = [a - b for a, b in zip(row.by_excerpt, other.by_excerpt, strict=True)]
+                below = sum(gap < 0 for gap in gaps)
+                parts.append(f"{other.method} on {below} of {len(gaps)} ({min(gaps):+.3f} to {max(gaps):+.3f} nats)")
+            if parts:
+                lines.append(f"By held-out excerpt, {row.method} is below {', below '.join(parts)}.")
+        return "\n".join(lines)
 
 
 def key_tokens(comparison: Comparison, nats: dict[str, list[Tensor]], gain: float, floor: float) -> Comparison:
