@@ -19,7 +19,7 @@ from yarn_tune.heldout import heldout_excerpts
 from yarn_tune.models import load_tokenizer
 from yarn_tune.perplexity import full_nats
 from yarn_tune.recipe import parse_recipe
-from yarn_tune.results import Comparison, Row, key_tokens, table
+from yarn_tune.results import SEARCH_FREE, Comparison, Row, key_tokens, table
 from yarn_tune.sections import Recipe, Retrieve
 from yarn_tune.train import Run, train
 
@@ -37,6 +37,7 @@ def test_methods_and_figures(finished):
     run, comparison = finished
     names = [row.method for row in comparison.rows]
     assert names == ["none", "native-window", "linear", "ntk", "dynamic", "yarn", "tuned"]
+    assert tuple(names[:-1]) == SEARCH_FREE
     assert comparison.edges == [32 * i for i in range(9)]
     for row in comparison.rows:
         assert set(row.nll) == {NATIVE, 2 * NATIVE, 256}

@@ -67,19 +67,16 @@ class Comparison:
 
     def by_excerpt(self) -> str:
         """A line for every learned row and checkpoint: on how many excerpts it is below YaRN and the slid window."""
-        rows = {row.method: row for row in self.rows}
         lines = []
         for row in self.rows:
             if row.method in SEARCH_FREE or not row.by_excerpt:
                 continue
             parts = []
-            others = (rows[name] for name in ("yarn", "native-window") if name in rows)
-            for other in filter(lambda one: one.by_excerpt, others):
+            for other in (self.row("yarn"), self.row("native-window")):
                 gaps = [a - b for a, b in zip(row.by_excerpt, other.by_excerpt, strict=True)]
                 below = sum(gap < 0 for gap in gaps)
                 parts.append(f"{other.method} on {below} of {len(gaps)} ({min(gaps):+.3f} to {max(gaps):+.3f} nats)")
-            if parts:
-                lines.append(f"By held-out excerpt, {row.method} is below {', below '.join(parts)}.")
+            lines.append(f"By held-out excerpt, {row.method} is below {', below '.join(parts)}.")
         return "\n".join(lines)
 
 
