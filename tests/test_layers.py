@@ -53,6 +53,7 @@ ORDER = (
     "serving.engines",
     "checkpoint",
     "metrics",
+    "earlier",
     "adapter_config",
     "adapter",
     "adapter_files",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from yarn_tune.checkpoint import latest_state
 from yarn_tune.data import RowSet
 from yarn_tune.errors import CheckFailed, UserError
 from yarn_tune.lessons import Objective
+from yarn_tune.metrics import spent
 from yarn_tune.packing import Row
 from yarn_tune.positions import place_contiguous
 from yarn_tune.recipe import parse_recipe
@@ -204,3 +206,65 @@ def test_other_rows_are_another_beginning(make_run):
     assert told[0] == told[2]
     assert told[0]["rows"] != told[1]["rows"]
     assert {name for name in told[0] if told[0][name] != told[1][name]} == {"rows"}
+
+
+def test_a_run_learns_on_from_an_earlier_one(make_run):
+    """Its first loss is the other's on the same row, as from the same numbers; both are paid for."""
+    first = make_run("first", "rope.temperature=phase", steps=6, learning_rate=0.03)
+    train(first)
+    overrides = ["rope.temperature=phase", f"rope.init={first.folder}", "train.objective=distill"]
+    second = make_run("second", *overrides, steps=3)
+    train(second)
+    begun = make_run("begun", *overrides, steps=3, learning_rate=1e-12)
+    train(begun)
+    for name, value in numbers(begun).items():
+        torch.testing.assert_close(value, numbers(first)[name], rtol=0, atol=1e-10)
+    assert metrics(begun)[0]["loss"] == metrics(second)[0]["loss"]
+    plain = make_run("plain", *overrides[::2], steps=3, learning_rate=1e-12)
+    train(plain)
+    assert abs(metrics(plain)[0]["loss"] - metrics(begun)[0]["loss"]) > 1e-3
+    steps, tokens, seconds = spent(first.folder)
+    assert spent(second.folder)[:2] == (steps + 3, tokens + 3 * 2 * 256)
+    assert spent(second.folder)[2] > seconds
+
+
+def test_the_earlier_run_is_needed_to_begin_only(make_run):
+    """What was taken over is in the first checkpoint; continued without the folder, it ends with the same bits."""
+    first = make_run("first", steps=2)
+    train(first)
+    whole = make_run("whole", f"rope.init={first.folder}", "train.seed=1", steps=4, checkpoint_every=1)
+    train(whole)
+    before = numbers(whole), spent(whole.folder)[:2]
+    for last in (3, 4):
+        shutil.rmtree(whole.checkpoints / f"step-{last:06}")
+    whole.numbers_path.unlink()
+    shutil.rmtree(first.folder)
+    train(whole)
+    assert all(torch.equal(value, before[0][name]) for name, value in numbers(whole).items())
+    assert spent(whole.folder)[:2] == before[1]
+
+
+def test_an_earlier_run_that_does_not_fit_is_refused(make_run, tmp_path):
+    with pytest.raises(UserError, match="nowhere holds no finished run"):
+        train(make_run("run", "rope.init=nowhere"))
+    first = make_run("first", steps=1)
+    train(first)
+    with pytest.raises(UserError, match="rope.temperature: global there, head here") as refusal:
+        train(make_run("run", f"rope.init={first.folder}", "rope.temperature=head", "lora={rank: 2}"))
+    assert "lora: None there" in str(refusal.value)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="rope.init: the search begins with a population of its own"):
+        make_run("run", f"rope.init={first.folder}", "rope.learn=search")
+
+
+def test_numbers_are_taken_over_to_a_longer_window(make_run):
+    """Offsets from YaRN stay; the YaRN under them is that of the new window."""
+    first = make_run("first", "rope.temperature=spectral", steps=4, learning_rate=0.03)
+    train(first)
+    longer = ["rope.temperature=spectral", "rope.window=512", f"rope.init={first.folder}"]
+    second = make_run("second", *longer, steps=1, learning_rate=1e-12)
+    train(second)
+    start = at_start(second.recipe).start
+    assert start.factor == 2 * at_start(first.recipe).start.factor
+    for name, value in numbers(second).items():
+        torch.testing.assert_close(value, numbers(first)[name], rtol=0, atol=1e-10)

@@ -23,6 +23,9 @@ from .errors import UserError
 
 Tensors = dict[str, Tensor]
 
+LEARNED = "learned.safetensors"
+"""What a finished run has learned: its offsets, in the run folder."""
+
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """Of renameat2(2)."""
 

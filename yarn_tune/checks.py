@@ -5,7 +5,7 @@ from operator import attrgetter
 from typing import Any
 
 from .schema import show
-from .sections import Data, Recipe, Rope, Train
+from .sections import YARN, Data, Recipe, Rope, Train
 
 Check = tuple[bool, str, Any, str]
 """(holds, place, value, remedy)"""
@@ -46,6 +46,13 @@ def rope_checks(rope: Rope) -> list[Check]:
             "rope.temperature",
             rope.temperature,
             searched,
+        ),
+        (bool(rope.init), "rope.init", rope.init, f"{YARN}, or the folder of a finished run"),
+        (
+            rope.learn != "search" or rope.init == YARN,
+            "rope.init",
+            rope.init,
+            f"the search begins with a population of its own; set it to {YARN}",
         ),
         (rope.beta_slow > 0, "rope.beta_slow", rope.beta_slow, "must be positive"),
         (rope.beta_fast > rope.beta_slow, "rope.beta_fast", rope.beta_fast, swapped),

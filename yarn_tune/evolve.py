@@ -108,7 +108,7 @@ def _search(run: Run, begin: Start, judge: Judge) -> SearchState:
         parents=chosen.parents,
         seed=run.recipe.train.seed,
     )
-    path, metrics = run.folder / "checkpoints" / "search.json", run.folder / "metrics.jsonl"
+    path, metrics = run.checkpoints / "search.json", run.folder / "metrics.jsonl"
     state = SearchState.from_json(path.read_text(encoding="utf-8")) if path.is_file() else None
     lines: list[dict[str, Any]] = []
     if state is not None and metrics.is_file():

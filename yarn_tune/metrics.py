@@ -17,6 +17,9 @@ from .learned import Learned
 from .runtime import World, environment
 from .sections import Recipe
 
+EARLIER = "earlier.json"
+"""What was spent before, on the run that this one learns on from (`rope.init`)."""
+
 
 class MetricsLog:
     """`metrics.jsonl` (one object a step) and the trackers."""
@@ -57,9 +60,13 @@ class MetricsLog:
 
 
 def spent(folder: Path) -> tuple[int, int, float]:
-    """(steps, tokens read, seconds) of what was learned in a run folder, by its metrics.jsonl."""
+    """(steps, tokens read, seconds) of what was learned in a run folder, and before it where it learned on."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return len(lines), sum(line["tokens"] for line in lines), round(sum(line["seconds"] for line in lines), 1)
+    steps, tokens, seconds = len(lines), sum(line["tokens"] for line in lines), sum(line["seconds"] for line in lines)
+    if (folder / EARLIER).is_file():
+        before = json.loads((folder / EARLIER).read_text(encoding="utf-8"))
+        steps, tokens, seconds = steps + before["steps"], tokens + before["tokens"], seconds + before["seconds"]
+    return steps, tokens, round(seconds, 1)
 
 
 def end_training(world: World) -> None:

@@ -1,19 +1,22 @@
 """What a run will read, cover and cost, before it starts. Never trains and never downloads."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import PreTrainedConfig
 
+from .checkpoint import LEARNED
 from .cost import Cost, estimate_cost, largest_rows
 from .data import RowSet, build_rows
 from .documents import HUB, missing_files
+from .earlier import earlier_of
 from .errors import UserError
 from .heldout import check_heldout
 from .learned import Start
 from .models import GIB, is_hub_id, load_config, load_tokenizer
 from .packing import Row
 from .positions import Coverage, place_contiguous
-from .sections import Recipe
+from .sections import YARN, Recipe
 from .serving.profiles import Target, settle
 from .tunable import TunableRotary, at_start
 
@@ -105,6 +108,8 @@ def plan(recipe: Recipe) -> Plan:
     notes: list[str] = []
     config = _config(recipe, notes)
     begin = None if config is None else at_start(recipe)
+    if recipe.rope.init != YARN:
+        notes.append(_begins_text(recipe))
     rows = None
     if begin is not None:
         _check_heldout(recipe, begin.start.native, notes)
@@ -127,6 +132,15 @@ def plan(recipe: Recipe) -> Plan:
     cost = None if config is None else estimate_cost(recipe, config, count)
     largest = None if config is None or cost is None else largest_rows(recipe, config, cost.weights_gib * GIB)
     return Plan(recipe, start, numbers, cost, rows, covered, notes, target, largest)
+
+
+def _begins_text(recipe: Recipe) -> str:
+    """Of the earlier run that this one learns on from; raises if it does not fit."""
+    if not (Path(recipe.rope.init) / LEARNED).is_file():
+        return f"rope.init: {recipe.rope.init} is no finished run yet, which training will ask for"
+    earlier = earlier_of(recipe)
+    cost = "" if earlier is None else f", for which it read {earlier.tokens:,} tokens"
+    return f"begins with what {recipe.rope.init} learned{cost}"
 
 
 def _untrained_text(recipe: Recipe, share: float) -> str:

@@ -23,6 +23,10 @@ class Base:
     """The command that makes a local `model` folder, shown when the folder is not there."""
 
 
+YARN = "yarn"
+"""`rope.init` where a run starts as search-free YaRN, exactly."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rope:
     """What is learned, and for which window."""
@@ -40,8 +44,10 @@ class Rope:
     temperature: Literal["global", "layer", "head", "spectral", "phase"] = "global"
     """global: one attention temperature for the whole model. On top of it, folded into the queries: layer, head: one
     gain each; spectral: one a head and rotary pair; phase: that, and one angle each."""
-    init: Literal["yarn"] = "yarn"
-    """Every parameterisation starts as search-free YaRN, exactly."""
+    init: str = YARN
+    """yarn: every parameterisation starts as search-free YaRN, exactly. Or the folder of a finished run on the same
+    base, with the same `learn`, `temperature` and `lora`: what it learned is the start, and `train.weight_decay` pulls
+    to YaRN still. Take another `train.seed`, or the rows may be those it read."""
     beta_fast: float = 32.0
     beta_slow: float = 1.0
 

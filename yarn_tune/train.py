@@ -28,6 +28,7 @@ from .adapter import place_of
 from .adapter_files import write_adapter
 from .batches import Batch, backward, forward_only
 from .checkpoint import (
+    LEARNED,
     State,
     latest_state,
     load_optimizer_tensors,
@@ -37,6 +38,7 @@ from .checkpoint import (
     write_json,
 )
 from .data import RowSet, build_rows
+from .earlier import earlier_of
 from .errors import CheckFailed, Interrupted, UserError
 from .estimate import estimate_gradient, passes
 from .heldout import check_heldout
@@ -73,7 +75,12 @@ class Run:
     @property
     def numbers_path(self) -> Path:
         """Where the learned offsets are, once training is done."""
-        return self.folder / "learned.safetensors"
+        return self.folder / LEARNED
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the saved states."""
+        return self.folder / "checkpoints"
 
 
 def train(run: Run) -> Learned:
@@ -88,6 +95,8 @@ def train(run: Run) -> Learned:
     # What cannot be served is refused before anything is learned.
     begin, target = at_start(recipe), Target.of_recipe(recipe)
     settle(begin.learned(), target)
+    if latest_state(run.checkpoints) is None:
+        earlier_of(recipe)
     tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
     check_heldout(recipe, tokenizer, begin.start.native)
     rows = plant(build_rows(recipe, tokenizer), recipe, tokenizer)
@@ -139,7 +148,7 @@ def fit(run: Run, world: World, model: PreTrainedModel, rotary: TunableRotary, r
     parameters = rotary.trainable()
     numbers = sum(parameter.numel() for parameter in parameters)
     read_times = passes(numbers, settings.probes) if settings.gradient == "forward" else 1
-    done = resume(run, rotary, optimizer)
+    done = resume(run, world, rotary, optimizer)
     if world.processes > 1:
         world.check_agreement(beginning(recipe, rotary, rows, done))
     log = MetricsLog(run.folder, recipe, world, done)
@@ -167,7 +176,7 @@ def fit(run: Run, world: World, model: PreTrainedModel, rotary: TunableRotary, r
                 checkpoint_now(run, world, rotary, optimizer, step)
                 raise CheckFailed(
                     f"step {step + 1}: loss {loss}, gradient norm {norm}; the values after step {step} are kept in "
-                    f"{run.folder / 'checkpoints'}. Lower train.learning_rate, or look at the documents of this step"
+                    f"{run.checkpoints}. Lower train.learning_rate, or look at the documents of this step"
                 )
             optimizer.step()
             optimizer.zero_grad()
@@ -271,7 +280,7 @@ def check_folder(run: Run) -> None:
     Raises:
         UserError: if it holds a run with other values.
     """
-    if not (run.numbers_path.is_file() or any((run.folder / "checkpoints").glob("*"))):
+    if not (run.numbers_path.is_file() or any(run.checkpoints.glob("*"))):
         return
     changed = changes(run, [section for section in run.recipe.to_dict() if section not in RERUN_FREELY])
     if changed:
@@ -292,10 +301,14 @@ def changes(run: Run, sections: Sequence[str]) -> list[str]:
     ]
 
 
-def resume(run: Run, rotary: TunableRotary, optimizer: torch.optim.Optimizer) -> int:
-    """Load the newest whole checkpoint; the number of steps done."""
-    state = latest_state(run.folder / "checkpoints")
+def resume(run: Run, world: World, rotary: TunableRotary, optimizer: torch.optim.Optimizer) -> int:
+    """Load the newest whole checkpoint, or else what an earlier run learned; the number of steps done."""
+    state = latest_state(run.checkpoints)
     if state is None:
+        if (earlier := earlier_of(run.recipe)) is not None:
+            rotary.load_numbers(earlier.numbers)
+            if world.main:
+                earlier.note(run.folder)
         return 0
     rotary.load_numbers(state.numbers)
     load_optimizer_tensors(optimizer, state.optimizer)
@@ -306,4 +319,4 @@ def checkpoint_now(run: Run, world: World, rotary: TunableRotary, optimizer: tor
     """Save the state after `step` steps, in one process."""
     if world.main:
         state = State(step, rotary.numbers(), optimizer_tensors(optimizer))
-        save_state(run.folder / "checkpoints", state, run.recipe.train.keep_checkpoints)
+        save_state(run.checkpoints, state, run.recipe.train.keep_checkpoints)
