@@ -1,7 +1,9 @@
 """The plan: what would stop a run or a comparison stops it; what is not here becomes a note."""
 
+from pathlib import Path
+
 import pytest
-from conftest import recipe_tree, save_tiny
+from conftest import finished_run, recipe_tree, save_tiny
 from yarn_tune.compare import eval_lengths
 from yarn_tune.errors import UserError
 from yarn_tune.learned import Start
@@ -49,6 +51,18 @@ def test_heldout_documents_too_short_to_compare_on_stop_a_plan(tree, settings, l
 )
 def test_heldout_documents_that_are_not_here_are_a_note(tree, settings, note):
     assert any(note in line for line in planned(tree, *settings).notes)
+
+
+def test_an_earlier_run_is_read_for_a_plan_or_a_note(tree, tmp_path):
+    assert any(
+        "rope.init: runs/stage-1 is not here yet" in note for note in planned(tree, "rope.init=runs/stage-1").notes
+    )
+    first = finished_run(tmp_path / "first", base=Path(tree["base"]["model"]))
+    (first.folder / "metrics.jsonl").write_text('{"tokens": 512, "seconds": 1.0}\n' * 3)
+    notes = planned(tree, f"rope.init={first.folder}").notes
+    assert f"begins with what was learned in {first.folder}, from 1,536 tokens" in notes
+    with pytest.raises(UserError, match="rope.learn: frequency there, scale here"):
+        planned(tree, f"rope.init={first.folder}", "rope.learn=scale")
 
 
 def test_coverage_is_that_of_rows_as_they_are_cut(tree):

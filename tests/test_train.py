@@ -217,8 +217,11 @@ def test_a_run_learns_on_from_an_earlier_one(make_run):
     train(second)
     begun = make_run("begun", *overrides, steps=3, learning_rate=1e-12)
     train(begun)
+    of_adapter = make_run("adapter", *overrides[::2], f"rope.init={first.folder}/adapter", steps=3, learning_rate=1e-12)
+    train(of_adapter)
     for name, value in numbers(begun).items():
         torch.testing.assert_close(value, numbers(first)[name], rtol=0, atol=1e-10)
+        assert torch.equal(value, numbers(of_adapter)[name])
     assert metrics(begun)[0]["loss"] == metrics(second)[0]["loss"]
     plain = make_run("plain", *overrides[::2], steps=3, learning_rate=1e-12)
     train(plain)
@@ -226,6 +229,7 @@ def test_a_run_learns_on_from_an_earlier_one(make_run):
     steps, tokens, seconds = spent(first.folder)
     assert spent(second.folder)[:2] == (steps + 3, tokens + 3 * 2 * 256)
     assert spent(second.folder)[2] > seconds
+    assert spent(of_adapter.folder)[:2] == (3, 3 * 2 * 256)
 
 
 def test_the_earlier_run_is_needed_to_begin_only(make_run):
@@ -245,7 +249,7 @@ def test_the_earlier_run_is_needed_to_begin_only(make_run):
 
 
 def test_an_earlier_run_that_does_not_fit_is_refused(make_run, tmp_path):
-    with pytest.raises(UserError, match="nowhere holds no finished run"):
+    with pytest.raises(UserError, match="nowhere is neither a finished run"):
         train(make_run("run", "rope.init=nowhere"))
     first = make_run("first", steps=1)
     train(first)

@@ -47,7 +47,7 @@ def rope_checks(rope: Rope) -> list[Check]:
             rope.temperature,
             searched,
         ),
-        (bool(rope.init), "rope.init", rope.init, f"{YARN}, or the folder of a finished run"),
+        (bool(rope.init), "rope.init", rope.init, f"{YARN}, or the folder of a finished run or an adapter"),
         (
             rope.learn != "search" or rope.init == YARN,
             "rope.init",

@@ -5,7 +5,6 @@ the honest baseline), `linear`, `ntk`, `dynamic`, `yarn` (all search-free, at th
 `tuned-<run>` where several runs are compared) and `search`.
 """
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from .heldout import doubled, heldout_excerpts
 from .learned import Learned, Start
 from .measure import Meter, Method, TableOf
 from .metrics import spent
-from .models import bos_of, load_tokenizer
+from .models import base_identity, bos_of, load_tokenizer
 from .perplexity import Nats, bucket_edges, by_position, span_nats
 from .recall import recall
 from .recipe import load_recipe
@@ -82,10 +81,7 @@ def named_rows(run: Run, others: list[Path]) -> tuple[dict[str, Tuned], list[Pat
 
 def _on_same_base(run: Run, other: Run) -> Run:
     """The other run, if its numbers belong to the base that is measured."""
-    measured, learned = (
-        (os.path.realpath(base.model) if Path(base.model).is_dir() else base.model, base.revision)
-        for base in (run.recipe.base, other.recipe.base)
-    )
+    measured, learned = base_identity(run.recipe.base), base_identity(other.recipe.base)
     if learned != measured:
         raise UserError(
             f"{other.folder}: base.model {learned[0]} (revision {learned[1]}) is not the base that is measured here, "

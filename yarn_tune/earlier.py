@@ -1,17 +1,20 @@
-"""An earlier run to learn on from (`rope.init`): rows, objective, rates, even the window may be others now.
+"""What was learned before, to learn on from (`rope.init`): rows, objective, rates, even the window may be others now.
 
-What is taken over are the offsets from search-free YaRN, not the optimizer's state. Where the window is another, they
-are laid over the YaRN of the new one. The run that takes them over needs the earlier one's folder only to begin.
+Taken over are the offsets from search-free YaRN, not the optimizer's state. Where the window is another, they are laid
+over the YaRN of the new one. The earlier folder is needed only to begin.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from .adapter_files import adapter_numbers, adapter_recipe, is_adapter
 from .checkpoint import LEARNED, Tensors, read_tensors, write_json
 from .errors import UserError
 from .metrics import EARLIER, spent
+from .models import base_identity
 from .recipe import load_recipe
 from .sections import YARN, Recipe
+from .tunable import at_start
 
 
 @dataclass(frozen=True)
@@ -22,17 +25,18 @@ class Earlier:
     numbers: Tensors
     """Offsets by the names `TunableRotary.load_numbers` takes."""
     steps: int
+    """This and what follows are 0 for an adapter, which does not say."""
     tokens: int
     seconds: float
 
     def note(self, folder: Path) -> None:
         """Leave in a run folder what was spent before it, for `metrics.spent`."""
         costs = {"steps": self.steps, "tokens": self.tokens, "seconds": self.seconds}
-        write_json(folder / EARLIER, {"run": str(self.folder), **costs})
+        write_json(folder / EARLIER, {"learned_in": str(self.folder), **costs})
 
 
 def earlier_of(recipe: Recipe) -> Earlier | None:
-    """The finished run that `rope.init` names; None for search-free YaRN.
+    """The finished run, or the adapter, that `rope.init` names; None for search-free YaRN.
 
     Raises:
         UserError: if nothing was learned there, or for another base, or other kinds of numbers.
@@ -40,22 +44,30 @@ def earlier_of(recipe: Recipe) -> Earlier | None:
     if recipe.rope.init == YARN:
         return None
     folder = Path(recipe.rope.init)
-    if not (folder / LEARNED).is_file():
-        raise UserError(
-            f"rope.init: {folder} holds no finished run (no {LEARNED}); train that one first, or set it to {YARN}"
-        )
-    before, now = _fitting(load_recipe(folder / "recipe.yaml")), _fitting(recipe)
-    if changed := [f"{key}: {before[key]} there, {now[key]} here" for key in now if before[key] != now[key]]:
-        raise UserError(f"rope.init: what {folder} learned does not fit this recipe:\n  " + "\n  ".join(changed))
-    return Earlier(folder, read_tensors(folder / LEARNED), *spent(folder))
+    if (folder / LEARNED).is_file():
+        before = load_recipe(folder / "recipe.yaml")
+        _check_fit(folder, before, recipe)
+        return Earlier(folder, read_tensors(folder / LEARNED), *spent(folder))
+    if is_adapter(folder):
+        before = adapter_recipe(folder, [])
+        _check_fit(folder, before, recipe)
+        return Earlier(folder, adapter_numbers(folder, at_start(before)), 0, 0, 0.0)
+    raise UserError(
+        f"rope.init: {folder} is neither a finished run (with {LEARNED}) nor an adapter of yarn_tune; train that one "
+        f"first, or set it to {YARN}"
+    )
 
 
-def _fitting(recipe: Recipe) -> dict[str, object]:
-    """What two runs must share for the numbers of one to be a start of the other."""
-    return {
-        "base.model": recipe.base.model,
-        "base.revision": recipe.base.revision,
-        "rope.learn": recipe.rope.learn,
-        "rope.temperature": recipe.rope.temperature,
-        "lora": recipe.lora,
-    }
+def _check_fit(folder: Path, before: Recipe, now: Recipe) -> None:
+    """The numbers of one run can be the start of another where these agree."""
+    found, wanted = (
+        {
+            "base.model, base.revision": base_identity(recipe.base),
+            "rope.learn": recipe.rope.learn,
+            "rope.temperature": recipe.rope.temperature,
+            "lora": recipe.lora,
+        }
+        for recipe in (before, now)
+    )
+    if changed := [f"{key}: {found[key]} there, {wanted[key]} here" for key in wanted if found[key] != wanted[key]]:
+        raise UserError(f"rope.init: what was learned in {folder} does not fit this recipe:\n  " + "\n  ".join(changed))

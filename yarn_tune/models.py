@@ -2,6 +2,7 @@
 
 import gc
 import math
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from transformers import (
 
 from .errors import UserError
 from .families import FULL
+from .sections import Base
 
 GIB = 2**30
 
@@ -121,6 +123,11 @@ def is_hub_id(model: str) -> bool:
     """`org/name`, unless `org` is a folder here: then it is a path, and perhaps a mistyped one."""
     path = Path(model)
     return model.count("/") == 1 and not model.startswith((".", "/", "~")) and not path.parent.is_dir()
+
+
+def base_identity(base: Base) -> tuple[str, str | None]:
+    """Which checkpoint a recipe's base is, however its folder is spelled."""
+    return os.path.realpath(base.model) if Path(base.model).is_dir() else base.model, base.revision
 
 
 def _from_hub(load: Callable[..., Any], model: str, **options: Any) -> Any:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from .checkpoint import LEARNED
 from .cost import Cost, estimate_cost, largest_rows
 from .data import RowSet, build_rows
 from .documents import HUB, missing_files
@@ -136,11 +135,11 @@ def plan(recipe: Recipe) -> Plan:
 
 def _begins_text(recipe: Recipe) -> str:
     """Of the earlier run that this one learns on from; raises if it does not fit."""
-    if not (Path(recipe.rope.init) / LEARNED).is_file():
-        return f"rope.init: {recipe.rope.init} is no finished run yet, which training will ask for"
+    if not Path(recipe.rope.init).is_dir():
+        return f"rope.init: {recipe.rope.init} is not here yet, which training will ask for"
     earlier = earlier_of(recipe)
-    cost = "" if earlier is None else f", for which it read {earlier.tokens:,} tokens"
-    return f"begins with what {recipe.rope.init} learned{cost}"
+    cost = f", from {earlier.tokens:,} tokens" if earlier is not None and earlier.tokens else ""
+    return f"begins with what was learned in {recipe.rope.init}{cost}"
 
 
 def _untrained_text(recipe: Recipe, share: float) -> str:
