@@ -34,6 +34,10 @@ setup() {
   local stamp
   stamp="$VENV/.ready-$(cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)"
   [ -e "$stamp" ] && return
+  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "$PYTHON is $("$PYTHON" --version 2>&1), and yarn_tune needs Python 3.11 or later: PYTHON=... names another" >&2
+    exit 2
+  }
   echo "Setting up $VENV (first use; a few minutes) ..." >&2
   "$PYTHON" -m venv "$VENV"
   local torch
