@@ -11,6 +11,7 @@ from published import PUBLISHED, published
 from yarn_tune.cli import main
 from yarn_tune.cost import RESERVE, estimate_cost
 from yarn_tune.recipe import load_recipe
+from yarn_tune.sections import YARN
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -47,7 +48,7 @@ def shrunken(stem: str, folder: Path) -> Path:
 
 
 def test_all_recipes_are_found_and_listed():
-    assert len(RECIPES) == 20
+    assert len(RECIPES) == 21
     listed = (ROOT / "recipes" / "README.md").read_text()
     for path in RECIPES:
         assert f"`{path.name}`" in listed
@@ -118,6 +119,11 @@ def test_two_steps_on_a_shrunken_model(path, tmp_path, monkeypatch, capsys):
     tree["train"] |= {"steps": 2, "batch_rows": 2}
     if recipe.data.row_tokens is not None:
         tree["data"]["row_tokens"] = recipe.data.row_tokens * NATIVE // native
+    if recipe.data.lengths is not None:
+        tree["data"]["lengths"] = [length * NATIVE // native for length in recipe.data.lengths]
+    if recipe.rope.init != YARN:
+        assert load_recipe(ROOT / "recipes" / f"{Path(recipe.rope.init).name}.yaml").rope.window == recipe.rope.window
+        tree["rope"]["init"] = YARN  # the earlier run is of the real base
     tree["runtime"] = {}
     tree["eval"] = {"documents": 1}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(tree))
