@@ -13,11 +13,11 @@ import torch
 import yaml
 from conftest import recipe_tree, save_tiny
 from safetensors.torch import load_file
-from yarn_tune.checkpoint import latest_state
+from yarn_tune.checkpoint import latest_state, write_json
 from yarn_tune.data import RowSet
 from yarn_tune.errors import CheckFailed, UserError
 from yarn_tune.lessons import Objective
-from yarn_tune.metrics import spent
+from yarn_tune.metrics import EARLIER, spent
 from yarn_tune.packing import Row
 from yarn_tune.positions import place_contiguous
 from yarn_tune.recipe import parse_recipe
@@ -272,3 +272,11 @@ def test_numbers_are_taken_over_to_a_longer_window(make_run):
     assert start.factor == 2 * at_start(first.recipe).start.factor
     for name, value in numbers(second).items():
         torch.testing.assert_close(value, numbers(first)[name], rtol=0, atol=1e-10)
+
+
+def test_what_another_start_took_over_is_not_counted(make_run):
+    """It left its note and died before its first checkpoint."""
+    run = make_run("run", steps=1)
+    write_json(run.folder / EARLIER, {"learned_in": "elsewhere", "steps": 9, "tokens": 999, "seconds": 9.0})
+    train(run)
+    assert spent(run.folder)[:2] == (1, 512)

@@ -38,7 +38,7 @@ def extended(kind: type[EnumT], name: str) -> EnumT:
         taken = False
     if not taken:
         raise ImportError(
-            f"this Python lets no member {name} into {kind.__name__}; adapters are tested on 3.10 to 3.13"
+            f"this Python lets no member {name} into {kind.__name__}; adapters are tested on 3.11 to 3.13"
         )
     return kind[name]
 

@@ -104,7 +104,7 @@ def _length_checks(recipe: Recipe) -> list[Check]:
     return [
         (fit, "data.lengths", lengths, f"lengths that divide data.row_tokens ({row_tokens}), or null"),
         (lengths is None or single, "data.lengths", lengths, whole),
-        (tail is None or 1 <= tail < row_tokens, "train.tail", tail, f"from 1 to below data.row_tokens ({row_tokens})"),
+        (tail is None or 2 <= tail < row_tokens, "train.tail", tail, f"from 2 to below data.row_tokens ({row_tokens})"),
         (tail is None or single, "train.tail", tail, whole),
         (
             tail is None or not train.gradient_checkpointing,
@@ -168,6 +168,7 @@ def _train_checks(train: Train) -> list[Check]:
             "train.gradient to backprop",
         ),
         (train.tiled_mlp is None or train.tiled_mlp >= 1, "train.tiled_mlp", train.tiled_mlp, "at least 1, or null"),
+        (0 <= train.seed < 2**32, "train.seed", train.seed, "from 0 to below 2**32"),
         (train.clip >= 0, "train.clip", train.clip, "a gradient norm, or 0 for none"),
         (not train.use_reentrant, "train.use_reentrant", train.use_reentrant, reentrant),
         (train.search.generations >= 1, "train.search.generations", train.search.generations, "at least 1"),

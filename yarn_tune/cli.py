@@ -98,7 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--length", type=int, required=True, help="tokens an excerpt")
     command.add_argument("--count", type=int, default=4, help="excerpts")
     command.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    command.add_argument("--protocol", choices=["truncate", "sliding"], default="truncate", help="see README")
+    command.add_argument(
+        "--protocol", choices=["truncate", "sliding"], default="truncate", help="see docs/measuring.md"
+    )
     command.add_argument("--window", type=int, help="sliding: tokens a window (default: a quarter of --length)")
     command.add_argument("--stride", type=int, help="sliding: tokens scored a window (default: 256, or half of one)")
     command.add_argument("--unweighted", action="store_true", help="sliding: mean over windows, as papers have it")

@@ -65,7 +65,7 @@ def _check_fit(folder: Path, before: Recipe, now: Recipe) -> None:
             "base.model, base.revision": base_identity(recipe.base),
             "rope.learn": recipe.rope.learn,
             "rope.temperature": recipe.rope.temperature,
-            "lora": recipe.lora,
+            "lora": recipe.lora and (recipe.lora.rank, sorted(recipe.lora.targets)),
         }
         for recipe in (before, now)
     )

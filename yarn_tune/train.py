@@ -46,7 +46,7 @@ from .interrupts import Request, requested
 from .learned import Learned
 from .lessons import Lesson, Objective
 from .longrows import checkpoint_layers, offload_inputs, tile_mlps
-from .metrics import MetricsLog, end_training, progress_text
+from .metrics import EARLIER, MetricsLog, end_training, progress_text
 from .models import load_model, load_tokenizer, switch_off_dropout
 from .needles import plant
 from .recipe import load_recipe
@@ -309,6 +309,8 @@ def resume(run: Run, world: World, rotary: TunableRotary, optimizer: torch.optim
             rotary.load_numbers(earlier.numbers)
             if world.main:
                 earlier.note(run.folder)
+        elif world.main:  # of a start under other settings, which ended before its first checkpoint
+            (run.folder / EARLIER).unlink(missing_ok=True)
         return 0
     rotary.load_numbers(state.numbers)
     load_optimizer_tensors(optimizer, state.optimizer)
