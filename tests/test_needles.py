@@ -164,7 +164,7 @@ def test_every_way_of_learning_moves_every_number_and_resumes(tmp_path, settings
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("train.tail=256",), r"train.tail: from 1 to below data.row_tokens \(256\)"),
+        (("train.tail=256",), r"train.tail: from 2 to below data.row_tokens \(256\)"),
         (("train.tail=64",), "train.gradient_checkpointing: with train.tail it must be false"),
         (
             ("train.tail=64", "train.gradient_checkpointing=false", "train.guard=1.0"),
