@@ -31,8 +31,19 @@ def test_a_copy_has_what_the_recipe_names(tmp_path, name):
         assert {Path("data/tiny-base/model.safetensors"), Path("data/sample/heldout.jsonl.gz")} <= written
     if name.startswith("smollm2"):
         assert {Path("data/smollm2/prepare.py"), Path("data/public-domain/prepare.py")} <= written
-    with pytest.raises(UserError, match="nothing was copied"):
+    # Another recipe of the same documents may follow, but nothing of the user's is lost.
+    assert {path.relative_to(tmp_path) for path in copy_recipe(name, tmp_path)} == written
+    changed = tmp_path / "recipes" / f"{name}.yaml"
+    changed.write_text("# mine\n")
+    with pytest.raises(UserError, match=f"{name}.yaml: there already, and not the same; nothing was copied"):
         copy_recipe(name, tmp_path)
+    assert changed.read_text() == "# mine\n"
+
+
+def test_a_copy_has_the_recipe_it_learns_on_from(tmp_path):
+    copy_recipe("smollm2-135m-16k", tmp_path)
+    written = {path.relative_to(tmp_path) for path in copy_recipe("smollm2-135m-32k", tmp_path)}
+    assert Path("recipes/smollm2-135m-32k-distill.yaml") in written
 
 
 def test_a_recipe_that_does_not_exist():

@@ -25,13 +25,32 @@ def shipped_recipes() -> dict[str, str]:
 
 
 def copy_recipe(name: str, target: Path) -> list[Path]:
-    """Copy a recipe, and those of its files that come with the package, into `target`; returns what was written.
+    """Copy a recipe, and those of its files that come with the package, into `target`; returns the files of it there.
+
+    Files that are there already, byte for byte, stay: recipes share documents and scripts.
 
     Raises:
-        UserError: if there is no such recipe, or a file of that name is there already.
+        UserError: if there is no such recipe, or another file of that name is there already.
     """
     if name not in shipped_recipes():
         raise UserError(f"no recipe {name!r} comes with yarn_tune; there are: {', '.join(shipped_recipes())}")
+    files = _files_of(name)
+    there = [path for path in files if (target / path).exists()]
+    if other := [str(target / path) for path in there if not _same(home() / path, target / path)]:
+        raise UserError(f"{', '.join(other)}: there already, and not the same; nothing was copied")
+    for path in files:
+        if path not in there:
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(home() / path, target / path)
+    return [target / path for path in files]
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and one.read_bytes() == other.read_bytes()
+
+
+def _files_of(name: str) -> list[Path]:
+    """A recipe, that of the earlier run it learns on from, and their files; from `home()`."""
     recipe = load_recipe(home() / "recipes" / f"{name}.yaml")
     named = [recipe.base.model, *recipe.data.train, *recipe.data.heldout]
     for command in (recipe.base.prepare, recipe.data.prepare):
@@ -41,11 +60,6 @@ def copy_recipe(name: str, target: Path) -> list[Path]:
         source = home() / place
         if not place.is_absolute() and source.exists():
             files += [f.relative_to(home()) for f in ([source] if source.is_file() else sorted(source.iterdir()))]
-    files = [file for file in dict.fromkeys(files) if (home() / file).is_file()]
-    there = [str(target / file) for file in files if (target / file).exists()]
-    if there:
-        raise UserError(f"{', '.join(there)}: there already; nothing was copied")
-    for file in files:
-        (target / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(home() / file, target / file)
-    return [target / file for file in files]
+    if (earlier := Path(recipe.rope.init).name) in shipped_recipes():
+        files += _files_of(earlier)
+    return [file for file in dict.fromkeys(files) if (home() / file).is_file()]
