@@ -46,6 +46,9 @@ def test_a_run_is_the_commands_run(tmp_path, monkeypatch, capsys):
     again = yarn_tune.Tuning(tuning.run.folder)
     assert again.run.folder == tuning.run.folder
     assert again.train().factors == learned.factors
+    # Under another name a run's recipe is another run, beside it.
+    named = yarn_tune.Tuning(tuning.run.folder, ["name=other", "train.steps=1"])
+    assert named.run.folder == tuning.run.folder.parent / "other"
     beside = again.compare([Path("runs/command")])
     assert beside.row("tuned-python").nll == beside.row("tuned-command").nll
 

@@ -210,6 +210,9 @@ def test_retrieve_and_lm_eval(recipe, capsys):
     lines = capsys.readouterr().out
     assert f"--model_args pretrained={base},max_length={NATIVE}" in lines
     assert "--model vllm" in lines
+    config = Path(base) / "config.json"
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if "max_pos" not in k}))
+    assert "its config has no max_position_embeddings" in fails(capsys, "lm-eval", base)
 
 
 def test_plan_warns_about_untrained_distances(recipe, capsys):

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from yarn_tune.errors import CheckFailed, UserError
 from yarn_tune.export import export, learned_of, write_checkpoint
 from yarn_tune.families import LATENT as LATENT_FAMILIES
+from yarn_tune.metrics import spent
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.serving import profiles
 from yarn_tune.train import Run, train
@@ -154,6 +155,23 @@ def test_numbers_are_not_read_under_another_recipe(tmp_path, setting):
         export(other)
     assert "name=" in str(caught.value)
     assert learned_of(run).window == 256
+
+
+def test_where_a_run_began_does_not_matter_once_it_has_ended(tmp_path):
+    """`rope.init` may be gone, or spelled from another folder."""
+    run = finished_run(tmp_path)
+    other = replace(run, recipe=parse_recipe(run.recipe.to_dict(), ["rope.init=../runs/earlier"]))
+    assert learned_of(other).factors == learned_of(run).factors
+
+
+def test_a_run_without_its_record(tmp_path):
+    """What was spent is in metrics.jsonl, which did not come along, or not whole."""
+    run = finished_run(tmp_path)
+    record = run.folder / "metrics.jsonl"
+    for content in (None, '{"step": 1}\n', "[1]\n", '{"tok'):
+        record.unlink(missing_ok=True) if content is None else record.write_text(content)
+        with pytest.raises(UserError, match="metrics.jsonl: what was spent cannot be read from it"):
+            spent(run.folder)
 
 
 def test_nothing_learned_yet(tmp_path):

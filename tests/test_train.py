@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -118,12 +119,21 @@ def test_nan_stops_with_the_last_good_values(make_run, monkeypatch):
         return nats * float("nan") if len(calls) == 7 else nats
 
     monkeypatch.setattr(Objective, "forward", spoiled)
-    with pytest.raises(CheckFailed, match="step 4: loss nan"):
+    with pytest.raises(CheckFailed, match="step 4: loss nan") as failure:
         train(run)
     state = latest_state(run.folder / "checkpoints")
     assert state.step == 3
     assert all(bool(t.isfinite().all()) for t in state.numbers.values())
     assert not run.numbers_path.exists()
+    # As the message says: another run goes on from them, under a lower rate.
+    (setting,) = re.findall(r"rope\.init=\S+", str(failure.value))
+    after = make_run("after", setting, steps=2, learning_rate=1e-12)
+    train(after)
+    for name, value in numbers(after).items():
+        torch.testing.assert_close(value, state.numbers[name], rtol=0, atol=1e-10)
+    assert spent(after.folder)[:2] == (3 + 2, 5 * 2 * 256)
+    with pytest.raises(UserError, match="rope.temperature: global there, head here"):
+        train(make_run("other", setting, "rope.temperature=head"))
 
 
 def test_a_folder_of_another_run_is_refused(make_run):
@@ -249,7 +259,7 @@ def test_the_earlier_run_is_needed_to_begin_only(make_run):
 
 
 def test_an_earlier_run_that_does_not_fit_is_refused(make_run, tmp_path):
-    with pytest.raises(UserError, match="nowhere is neither a finished run"):
+    with pytest.raises(UserError, match="nowhere is no finished run"):
         train(make_run("run", "rope.init=nowhere"))
     first = make_run("first", steps=1)
     train(first)

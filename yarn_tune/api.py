@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .card import write_card
+from .checkpoint import latest_state
 from .compare import compare, named_rows
 from .errors import UserError
 from .evolve import learn
@@ -23,7 +24,7 @@ class Tuning:
     Args:
         recipe: a recipe's path, a run folder, or the recipe itself as nested dicts.
         overrides: settings, as `"train.steps=50"`.
-        folder: where the run goes; `runs/<name>` by default.
+        folder: where the run goes; by default that of a run folder, unless overrides name another, or `runs/<name>`.
 
     Raises:
         UserError: if there is no such recipe, or it is impossible, with every problem found.
@@ -39,13 +40,16 @@ class Tuning:
             if path.is_dir():
                 if not (path / "recipe.yaml").is_file():
                     raise UserError(f"{path} is not a run folder: it has no recipe.yaml")
-                path, folder = path / "recipe.yaml", folder or path
-            read = load_recipe(path, list(overrides))
+                kept = load_recipe(path / "recipe.yaml").name
+                read = load_recipe(path / "recipe.yaml", list(overrides))
+                folder = folder or (path if read.name == kept else path.parent / read.name)
+            else:
+                read = load_recipe(path, list(overrides))
         self.run = Run(read, Path(folder or Path("runs") / read.name))
 
     def plan(self) -> Plan:
         """What it will read, cover and cost; `.text()` says it in words. Trains nothing."""
-        return plan(self.run.recipe)
+        return plan(self.run.recipe, latest_state(self.run.checkpoints) is not None)
 
     def train(self) -> Learned:
         """Learn; raises `Interrupted` at a signal, after saving."""

@@ -131,16 +131,21 @@ def save_state(folder: Path, state: State, keep: int) -> None:
 
 def latest_state(folder: Path) -> State | None:
     """The newest checkpoint that is whole, or None."""
-    for target in sorted(folder.glob("step-*"), reverse=True):
-        try:
-            meta = json.loads((target / "state.json").read_text(encoding="utf-8"))
-            content = (target / "state.safetensors").read_bytes()
-            if hashlib.sha256(content).hexdigest() == meta["sha256"]:
-                tensors = load(content)
-                return State(int(meta["step"]), _part(tensors, "numbers."), _part(tensors, "optimizer."))
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-            continue
-    return None
+    found = (read_state(target) for target in sorted(folder.glob("step-*"), reverse=True))
+    return next((state for state in found if state is not None), None)
+
+
+def read_state(target: Path) -> State | None:
+    """The checkpoint in this very folder if it is whole, or None."""
+    try:
+        meta = json.loads((target / "state.json").read_text(encoding="utf-8"))
+        content = (target / "state.safetensors").read_bytes()
+        if hashlib.sha256(content).hexdigest() != meta["sha256"]:
+            return None
+        tensors = load(content)
+        return State(int(meta["step"]), _part(tensors, "numbers."), _part(tensors, "optimizer."))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return None
 
 
 def read_tensors(path: Path) -> Tensors:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .adapter_files import adapter_numbers, adapter_recipe, is_adapter
-from .checkpoint import LEARNED, Tensors, read_tensors, write_json
+from .checkpoint import LEARNED, Tensors, read_state, read_tensors, write_json
 from .errors import UserError
 from .metrics import EARLIER, spent
 from .models import base_identity
@@ -36,7 +36,7 @@ class Earlier:
 
 
 def earlier_of(recipe: Recipe) -> Earlier | None:
-    """The finished run, or the adapter, that `rope.init` names; None for search-free YaRN.
+    """The finished run, the checkpoint of one, or the adapter, that `rope.init` names; None for search-free YaRN.
 
     Raises:
         UserError: if nothing was learned there, or for another base, or other kinds of numbers.
@@ -48,13 +48,17 @@ def earlier_of(recipe: Recipe) -> Earlier | None:
         before = load_recipe(folder / "recipe.yaml")
         _check_fit(folder, before, recipe)
         return Earlier(folder, read_tensors(folder / LEARNED), *spent(folder))
+    if (state := read_state(folder)) is not None:
+        run = folder.absolute().parents[1]
+        _check_fit(folder, load_recipe(run / "recipe.yaml"), recipe)
+        return Earlier(folder, state.numbers, *spent(run, state.step))
     if is_adapter(folder):
         before = adapter_recipe(folder, [])
         _check_fit(folder, before, recipe)
         return Earlier(folder, adapter_numbers(folder, at_start(before)), 0, 0, 0.0)
     raise UserError(
-        f"rope.init: {folder} is neither a finished run (with {LEARNED}) nor an adapter of yarn_tune; train that one "
-        f"first, or set it to {YARN}"
+        f"rope.init: {folder} is no finished run (with {LEARNED}), no checkpoint of one (checkpoints/step-...) and no "
+        f"adapter of yarn_tune; train that one to the end first, or set it to {YARN}"
     )
 
 

@@ -60,8 +60,8 @@ def learned_of(run: Run) -> Learned:
     recipe = run.recipe
     rotary = at_start(recipe)
     own = adapter_recipe(run.folder, []) if is_adapter(run.folder) else None
-    changed = changes(run, MEANING)
-    if own is not None and own.rope != recipe.rope:
+    changed = changes(run, MEANING, begins=False)
+    if own is not None and own.rope != replace(recipe.rope, init=own.rope.init):
         changed = ["rope"]
     if changed:
         raise UserError(

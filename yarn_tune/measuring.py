@@ -129,7 +129,9 @@ def lm_eval_command(options: argparse.Namespace) -> Result:
     """Print the commands for lm-evaluation-harness."""
     from .models import config_json
 
-    window = config_json(options.checkpoint)["max_position_embeddings"]
+    window = config_json(options.checkpoint).get("max_position_embeddings")
+    if window is None:
+        raise UserError(f"{options.checkpoint}: its config has no max_position_embeddings, so its window is unknown")
     metadata = json.dumps({"max_seq_lengths": [window]})
     common = f"--tasks {options.tasks} --metadata '{metadata}' --batch_size 1"
     path = options.checkpoint

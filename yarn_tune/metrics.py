@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import unwritable, write_atomically, write_json
+from .errors import UserError
 from .learned import Learned
 from .runtime import World, environment
 from .sections import Recipe
@@ -59,10 +60,23 @@ class MetricsLog:
         self.tracking = self.tracking and _survived(tell)
 
 
-def spent(folder: Path) -> tuple[int, int, float]:
-    """(steps, tokens read, seconds) of what was learned in a run folder, and before it where it learned on."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    steps, tokens, seconds = len(lines), sum(line["tokens"] for line in lines), sum(line["seconds"] for line in lines)
+def spent(folder: Path, until: int | None = None) -> tuple[int, int, float]:
+    """(steps, tokens read, seconds) of what was learned in a run folder, and before it where it learned on.
+
+    Args:
+        folder: of the run.
+        until: steps to count; None: all.
+
+    Raises:
+        UserError: if the run's record is not there, or damaged.
+    """
+    path = folder / "metrics.jsonl"
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()][:until]
+        tokens, seconds = sum(line["tokens"] for line in lines), sum(line["seconds"] for line in lines)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: what was spent cannot be read from it ({error}); it came with the run") from error
+    steps = len(lines)
     if (folder / EARLIER).is_file():
         before = json.loads((folder / EARLIER).read_text(encoding="utf-8"))
         steps, tokens, seconds = steps + before["steps"], tokens + before["tokens"], seconds + before["seconds"]

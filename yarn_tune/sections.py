@@ -45,9 +45,10 @@ class Rope:
     """global: one attention temperature for the whole model. On top of it, folded into the queries: layer, head: one
     gain each; spectral: one a head and rotary pair; phase: that, and one angle each."""
     init: str = YARN
-    """yarn: every parameterisation starts as search-free YaRN, exactly. Or the folder of a finished run, or of an
-    adapter, on the same base, with the same `learn`, `temperature` and `lora`: what it learned is the start, and
-    `train.weight_decay` pulls to YaRN still. Take another `train.seed`, or the rows may be those it read."""
+    """yarn: every parameterisation starts as search-free YaRN, exactly. Or the folder of a finished run, of a run's
+    checkpoint, or of an adapter, on the same base, with the same `learn`, `temperature` and `lora`: what it learned is
+    the start, and `train.weight_decay` pulls to YaRN still. Take another `train.seed`, or the rows may be those it
+    read."""
     beta_fast: float = 32.0
     beta_slow: float = 1.0
 

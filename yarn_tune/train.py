@@ -175,8 +175,9 @@ def fit(run: Run, world: World, model: PreTrainedModel, rotary: TunableRotary, r
             if not (math.isfinite(aim) and math.isfinite(loss) and math.isfinite(norm)):
                 checkpoint_now(run, world, rotary, optimizer, step)
                 raise CheckFailed(
-                    f"step {step + 1}: loss {loss}, gradient norm {norm}; the values after step {step} are kept in "
-                    f"{run.checkpoints}. Lower train.learning_rate, or look at the documents of this step"
+                    f"step {step + 1}: loss {loss}, gradient norm {norm}; the values after step {step} are kept. Look "
+                    "at the documents of this step, or learn on from them under a lower train.learning_rate, with "
+                    f"another name= and rope.init={run.checkpoints}/step-{step:06}"
                 )
             optimizer.step()
             optimizer.zero_grad()
@@ -290,15 +291,18 @@ def check_folder(run: Run) -> None:
         )
 
 
-def changes(run: Run, sections: Sequence[str]) -> list[str]:
-    """In which of these sections the recipe is another than the one in the folder; "section: before -> now"."""
+def changes(run: Run, sections: Sequence[str], begins: bool = True) -> list[str]:
+    """In which of these sections the recipe is another than the one in the folder; "section: before -> now".
+
+    Where the run has ended, it may no longer matter from what it `begins` (`rope.init`).
+    """
     if not run.recipe_path.is_file():
         return []
     # Read as a recipe, so that settings which are newer than the run have their defaults.
     before, now = load_recipe(run.recipe_path).to_dict(), run.recipe.to_dict()
-    return [
-        f"{section}: {before[section]} -> {now[section]}" for section in sections if before[section] != now[section]
-    ]
+    if not begins:
+        now["rope"]["init"] = before["rope"]["init"]
+    return [f"{each}: {before[each]} -> {now[each]}" for each in sections if before[each] != now[each]]
 
 
 def resume(run: Run, world: World, rotary: TunableRotary, optimizer: torch.optim.Optimizer) -> int:
