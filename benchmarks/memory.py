@@ -24,6 +24,7 @@ from yarn_tune.gains import gains_for
 from yarn_tune.learned import Start
 from yarn_tune.lessons import Lesson, Objective
 from yarn_tune.longrows import checkpoint_layers, tile_mlps
+from yarn_tune.lora import lora_size
 from yarn_tune.models import to_device
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.sections import Recipe, Rope
@@ -36,6 +37,8 @@ WAYS: dict[str, list[str]] = {
     "tiled": ["train.tiled_mlp=1024"],
     "prefix": ["train.gradient_checkpointing=false", "train.tail=1024"],
     "forward": ["train.gradient=forward", "rope.temperature=global"],
+    "LoRA": ["train.gradient_checkpointing=false", "lora.rank=8"],
+    "LoRA, checkpointing": ["lora.rank=8"],
 }
 
 
@@ -92,9 +95,15 @@ def measured(way: str, tokens: int, dtype: str) -> dict[str, object]:
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     mib = json.loads(said.stdout.splitlines()[-1])["mib"]
-    predicted = step_memory(recipe_of(way, tokens, dtype), config(), tokens) / 2**20
+    predicted = predicted_mib(way, tokens, dtype)
     print(f"{dtype} {way} {tokens}: {mib:.1f} MiB, predicted {predicted:.1f}", file=sys.stderr)
     return {"way": way, "tokens": tokens, "dtype": dtype, "mib": mib, "predicted": round(predicted, 1)}
+
+
+def predicted_mib(way: str, tokens: int, dtype: str) -> float:
+    """By the model of `yarn-tune plan`."""
+    recipe = recipe_of(way, tokens, dtype)
+    return step_memory(recipe, config(), tokens, lora_size(config(), recipe.lora)) / 2**20
 
 
 def cell(recipe: Recipe) -> float:
@@ -105,7 +114,7 @@ def cell(recipe: Recipe) -> float:
     tokens = recipe.rope.window
     start = Start.of(rope_facts(model.config), Rope(window=tokens, native=2048))
     gains = gains_for(model.config.to_dict(), recipe.rope.temperature)
-    rotary = attach(model, start, "frequency", gains)
+    rotary = attach(model, start, "frequency", gains, recipe.lora)
     if recipe.train.gradient_checkpointing:
         checkpoint_layers(model, recipe.train.keep_attention)
         model.train()

@@ -40,8 +40,7 @@ def test_what_was_measured_is_predicted():
     assert {one["way"] for one in measured} == set(memory.WAYS)
     assert max(one["tokens"] for one in measured) >= 32768
     for one in measured:
-        own = memory.recipe_of(one["way"], one["tokens"], one["dtype"])
-        predicted = step_memory(own, memory.config(), one["tokens"]) / 2**20
+        predicted = memory.predicted_mib(one["way"], one["tokens"], one["dtype"])
         assert predicted == pytest.approx(one["mib"], rel=0.2), one
 
 

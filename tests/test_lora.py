@@ -14,7 +14,7 @@ from yarn_tune.export import export, learned_of
 from yarn_tune.families import rope_facts
 from yarn_tune.gains import gains_for
 from yarn_tune.learned import Start
-from yarn_tune.lora import factors_of, with_lora
+from yarn_tune.lora import factors_of, lora_size, with_lora
 from yarn_tune.recipe import RecipeError, parse_recipe
 from yarn_tune.sections import Lora, Rope
 from yarn_tune.train import Run, train
@@ -48,6 +48,21 @@ def test_the_start_is_yarn_and_every_factor_learns():
     assert all(bool((p.grad != 0).any()) for p in rotary.trainable())
     learning = {id(p) for p in model.parameters() if p.requires_grad}
     assert learning == {id(p) for p in rotary.lora.values()}
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["layers.1.self_attn.v_proj"]])
+def test_its_numbers_and_inputs_are_counted_without_a_model(targets):
+    lora = Lora(rank=3, targets=targets)
+    model = tiny_model()
+    read = []
+    for name, module in model.named_modules():
+        if any(name.endswith(target) for target in targets):
+            module.register_forward_hook(lambda m, args, out: read.append(args[0].shape[-1]))
+    logits(model)
+    size = lora_size(model.config, lora)
+    assert size.inputs == sum(read)
+    rotary = attach(model, Start.of(rope_facts(model.config), Rope(window=4 * NATIVE)), "frequency", None, lora)
+    assert size.numbers == rotary.count()["lora"]
 
 
 def test_factors_stay_float32_in_a_bfloat16_model():
@@ -143,8 +158,8 @@ def test_measuring_without_lora_says_something_else(tmp_path):
 def test_what_cannot_be(tmp_path):
     save_tiny(tmp_path / "base")
     tree = recipe_tree(tmp_path / "base", tmp_path)
-    with pytest.raises(UserError, match=r"lora.targets: \['query'\] are not in this model; it has .*q_proj"):
-        train(Run(parse_recipe(tree, ["lora.targets=[query]"]), tmp_path / "run"))
+    with pytest.raises(UserError, match=r"lora.targets: query, qkv: not in this model; it has .*o_proj, q_proj"):
+        train(Run(parse_recipe(tree, ["lora.targets=[query, q_proj, qkv]"]), tmp_path / "run"))
     for target in ("lm_head", "embed_tokens"):
         with pytest.raises(UserError, match=f"lora.targets: .*{target} is no linear module inside the layers"):
             train(Run(parse_recipe(tree, [f"lora.targets=[q_proj, {target}]"]), tmp_path / "other"))

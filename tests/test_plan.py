@@ -61,8 +61,25 @@ def test_an_earlier_run_is_read_for_a_plan_or_a_note(tree, tmp_path):
     (first.folder / "metrics.jsonl").write_text('{"tokens": 512, "seconds": 1.0}\n' * 3)
     notes = planned(tree, f"rope.init={first.folder}").notes
     assert f"begins with what was learned in {first.folder}, from 1,536 tokens" in notes
+    unfit = [f"rope.init={first.folder}", "rope.learn=scale"]
     with pytest.raises(UserError, match="rope.learn: frequency there, scale here"):
-        planned(tree, f"rope.init={first.folder}", "rope.learn=scale")
+        planned(tree, *unfit)
+    # One that has begun needs it no more, and without the base nothing is looked at.
+    assert f"began with what was learned in {first.folder}" in plan(parse_recipe(tree, unfit), begun=True).notes
+    absent = ["base.model=./nowhere", "base.prepare=make base", *unfit]
+    assert any("is not checked without the base" in note for note in planned(tree, *absent).notes)
+
+
+def test_lora_is_counted(tree):
+    """Its numbers, their state, and what its gradient keeps."""
+    plain, lora = planned(tree), planned(tree, "lora={rank: 2}")
+    assert lora.learned_numbers == plain.learned_numbers | {"lora": 3 * 2 * (2 * (64 + 64) + 2 * (64 + 32))}
+    assert f"{sum(lora.learned_numbers.values())} numbers" in lora.text()
+    state = 16 * lora.learned_numbers["lora"] / 2**30
+    assert lora.cost.weights_gib == pytest.approx(plain.cost.weights_gib + state, rel=1e-9)
+    assert lora.cost.activations_gib > plain.cost.activations_gib
+    with pytest.raises(UserError, match="lora.targets: query: not in this model"):
+        planned(tree, "lora.targets=[query, q_proj]")
 
 
 def test_coverage_is_that_of_rows_as_they_are_cut(tree):

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from .estimate import passes
 from .families import has_sliding_layers, head_dim_of, rope_facts
 from .lessons import Lesson
+from .lora import NO_LORA, LoraSize
 from .models import GIB
 from .objectives import CHUNK
 from .sections import Recipe
@@ -77,9 +78,11 @@ class Shape:
     inner: int
     rotary: int
     vocabulary: int
+    adapted: float
+    """What LoRA's modules read, in a layer."""
 
     @classmethod
-    def of(cls, config: PreTrainedConfig) -> "Shape":
+    def of(cls, config: PreTrainedConfig, lora: LoraSize = NO_LORA) -> "Shape":
         """Of a model by its config."""
         heads, width = config.num_attention_heads, config.hidden_size
         head_dim = head_dim_of(config)
@@ -91,11 +94,13 @@ class Shape:
             inner=getattr(config, "intermediate_size", None) or 4 * width,
             rotary=head_dim,
             vocabulary=config.vocab_size,
+            adapted=lora.inputs / config.num_hidden_layers,
         )
 
 
-def estimate_cost(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1) -> Cost:
-    """Operations of a step, the mean over steps, and memory at its worst moment; `numbers` are learned."""
+def estimate_cost(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1, lora: LoraSize = NO_LORA) -> Cost:
+    """Operations of a step, the mean over steps, and memory at its worst moment; `numbers` are learned, and LoRA's."""
+    numbers += lora.numbers
     parameters, embedding = _parameters(config)
     shape = Shape.of(config)
     mlp = 6.0 * shape.layers * shape.hidden * shape.inner
@@ -108,7 +113,7 @@ def estimate_cost(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1) ->
         parameters,
         flops * train.batch_rows / train.steps,
         _weights(recipe, config, parameters, embedding, numbers) / GIB,
-        step_memory(recipe, config, row_tokens) / GIB,
+        step_memory(recipe, config, row_tokens, lora) / GIB,
         forward,
     )
 
@@ -152,9 +157,9 @@ def _weights(recipe: Recipe, config: PreTrainedConfig, parameters: int, embeddin
     return whole + numbers * STATE
 
 
-def step_memory(recipe: Recipe, config: PreTrainedConfig, row_tokens: int) -> float:
+def step_memory(recipe: Recipe, config: PreTrainedConfig, row_tokens: int, lora: LoraSize = NO_LORA) -> float:
     """Bytes of activations at the worst moment of a step with rows of so many tokens."""
-    shape, train = Shape.of(config), recipe.train
+    shape, train = Shape.of(config, lora), recipe.train
     e = _size(recipe)
     rows = train.micro_rows
     tail = train.tail if train.tail is not None and train.tail < row_tokens else None
@@ -193,6 +198,7 @@ def _training(recipe: Recipe, shape: Shape, e: int, tokens: float) -> tuple[floa
     attention = SCALED[recipe.rope.temperature] * q * e  # queries, for their gains
     attention += (2 * q + 2 * k) * e  # queries and keys, and their halves exchanged: for cos and sin
     attention += (2 * q + 2 * k) * e + norm  # turned queries and keys, values and output: for attention
+    attention += round(4 * shape.adapted)  # copies of what adapters read, for the gradient of their first factor
     tile = recipe.train.tiled_mlp
     mlp = (h if tile else 3 * m) * e + h * e + norm  # gate, activation and other half, of the sum after attention
     layer = attention + mlp
@@ -227,14 +233,14 @@ def _prefix(recipe: Recipe, shape: Shape, e: int, tokens: float, tail: float) ->
     return (tokens - tail) * _reading(shape, e) + tokens * cache, tokens * (kept + gradients) + own
 
 
-def largest_rows(recipe: Recipe, config: PreTrainedConfig, weights: float) -> dict[int, int]:
+def largest_rows(recipe: Recipe, config: PreTrainedConfig, weights: float, lora: LoraSize = NO_LORA) -> dict[int, int]:
     """GPU memory in GiB -> tokens of the longest row that fits beside the weights (bytes), a multiple of 1024.
 
     0 where not even 1024 tokens fit.
     """
 
     def fits(gib: int, tokens: int) -> bool:
-        return weights + step_memory(recipe, config, tokens) <= (1 - RESERVE) * gib * GIB
+        return weights + step_memory(recipe, config, tokens, lora) <= (1 - RESERVE) * gib * GIB
 
     found = {}
     for gib in GPUS:

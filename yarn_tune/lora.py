@@ -8,6 +8,7 @@ Shapes: A is `[rank, in]`, B is `[out, rank]`; a change is `[out, in]`.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .errors import UserError
 from .models import save_weights
@@ -29,10 +30,57 @@ PREFIX = "lora."
 """Of the factors' names among the saved numbers."""
 
 
+@dataclass(frozen=True)
+class LoraSize:
+    """What the section comes to in one model."""
+
+    numbers: int
+    """Learned."""
+    inputs: int
+    """Numbers a token that its modules read, over all layers: each keeps a float32 copy for the gradient of its A."""
+
+
+NO_LORA = LoraSize(0, 0)
+
+
 def lora_config(lora: Lora) -> LoraConfig:
     """The section as peft reads it."""
     # alpha = rank: the change is B A, and the learning rate alone says how fast it grows.
     return LoraConfig(r=lora.rank, lora_alpha=lora.rank, target_modules=lora.targets, lora_dropout=0.0)
+
+
+def target_modules(model: PreTrainedModel, lora: Lora) -> dict[str, nn.Linear]:
+    """The modules that get adapters, by name; peft finds the same: a target is a module's name, or its last parts.
+
+    Raises:
+        UserError: if a target is in no layer of the model, or something else than a linear module.
+    """
+    output, found, missing = model.get_output_embeddings(), dict[str, nn.Linear](), []
+    for target in lora.targets:
+        named = {n: m for n, m in model.named_modules() if n == target or n.endswith(f".{target}")}
+        if not named:
+            missing.append(target)
+        for name, module in named.items():
+            if module is output or not isinstance(module, nn.Linear):
+                raise UserError(f"lora.targets: {name} is no linear module inside the layers; leave it out")
+            found[name] = module
+    if missing:
+        linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not output]
+        kinds = sorted({name.rsplit(".", 1)[-1] for name in linear})
+        raise UserError(f"lora.targets: {', '.join(missing)}: not in this model; it has {', '.join(kinds)}")
+    return found
+
+
+def lora_size(config: PreTrainedConfig, lora: Lora | None) -> LoraSize:
+    """Of the section in the model that a config describes; raises as `target_modules` does."""
+    if lora is None:
+        return NO_LORA
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    modules = target_modules(model, lora).values()
+    return LoraSize(
+        lora.rank * sum(m.in_features + m.out_features for m in modules), sum(m.in_features for m in modules)
+    )
 
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> tuple[dict[str, nn.Parameter], list[nn.Module]]:
@@ -41,18 +89,10 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> tuple[dict[str, nn.Parameter
     Returns the trainable factors, as `lora.<weight>.A` and `lora.<weight>.B`, and the modules that hold them.
 
     Raises:
-        UserError: if no module of the model has such a name.
+        UserError: as `target_modules` does.
     """
-    config = lora_config(lora)
-    try:
-        inject_adapter_in_model(config, model)
-    except ValueError as error:
-        kinds = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
-        raise UserError(f"lora.targets: {lora.targets} are not in this model; it has {', '.join(kinds)}") from error
-    output = model.get_output_embeddings()
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and (module is output or not isinstance(module.get_base_layer(), nn.Linear)):
-            raise UserError(f"lora.targets: {name} is no linear module inside the layers; leave it out")
+    target_modules(model, lora)
+    inject_adapter_in_model(lora_config(lora), model)
     found: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         for factor in ("A", "B"):

@@ -12,6 +12,7 @@ from .earlier import earlier_of
 from .errors import UserError
 from .heldout import check_heldout
 from .learned import Start
+from .lora import lora_size
 from .models import GIB, is_hub_id, load_config, load_tokenizer
 from .packing import Row
 from .positions import Coverage, place_contiguous
@@ -97,8 +98,8 @@ class Plan:
         return "\n".join([*lines, *(f"  note      {note}" for note in self.notes)])
 
 
-def plan(recipe: Recipe) -> Plan:
-    """Work out a recipe's plan.
+def plan(recipe: Recipe, begun: bool = False) -> Plan:
+    """Work out a recipe's plan; a run that has `begun` needs no earlier one (`rope.init`) any more.
 
     Raises:
         UserError: for what would stop the run, except a base or documents that the recipe says how to prepare,
@@ -108,7 +109,7 @@ def plan(recipe: Recipe) -> Plan:
     config = _config(recipe, notes)
     begin = None if config is None else at_start(recipe)
     if recipe.rope.init != YARN:
-        notes.append(_begins_text(recipe))
+        notes.append(_begins_text(recipe, begun, config is not None))
     rows = None
     if begin is not None:
         _check_heldout(recipe, begin.start.native, notes)
@@ -125,18 +126,25 @@ def plan(recipe: Recipe) -> Plan:
         notes.append(_untrained_text(recipe, covered.untrained))
     if recipe.data.positions == "skip":
         notes.append("WARNING: skip rows are an experiment: with frozen weights they favour local text (README)")
-    target = None if begin is None else _target(recipe, begin, notes)
-    start, numbers = (None, None) if begin is None else (begin.start, begin.count())
-    count = sum((numbers or {}).values())
-    cost = None if config is None else estimate_cost(recipe, config, count)
-    largest = None if config is None or cost is None else largest_rows(recipe, config, cost.weights_gib * GIB)
-    return Plan(recipe, start, numbers, cost, rows, covered, notes, target, largest)
+    if config is None or begin is None:
+        return Plan(recipe, None, None, None, rows, covered, notes)
+    target = _target(recipe, begin, notes)
+    lora = lora_size(config, recipe.lora)
+    numbers = begin.count()
+    cost = estimate_cost(recipe, config, sum(numbers.values()), lora)
+    largest = largest_rows(recipe, config, cost.weights_gib * GIB, lora)
+    numbers |= {"lora": lora.numbers} if recipe.lora else {}
+    return Plan(recipe, begin.start, numbers, cost, rows, covered, notes, target, largest)
 
 
-def _begins_text(recipe: Recipe) -> str:
+def _begins_text(recipe: Recipe, begun: bool, readable: bool) -> str:
     """Of the earlier run that this one learns on from; raises if it does not fit."""
+    if begun:
+        return f"began with what was learned in {recipe.rope.init}"
     if not Path(recipe.rope.init).is_dir():
         return f"rope.init: {recipe.rope.init} is not here yet, which training will ask for"
+    if not readable:
+        return f"rope.init: whether {recipe.rope.init} fits is not checked without the base"
     earlier = earlier_of(recipe)
     cost = f", from {earlier.tokens:,} tokens" if earlier is not None and earlier.tokens else ""
     return f"begins with what was learned in {recipe.rope.init}{cost}"
