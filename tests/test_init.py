@@ -92,14 +92,14 @@ def test_weights_that_do_not_fit_one_gpu_are_split(tmp_path):
     assert propose(base, 32768, ["a"], ["b"], 80, gpus=8).recipe.runtime.zero == 0
 
 
-def test_at_factor_two_rows_of_the_native_window_come_before_ends_of_rows(tmp_path):
+@pytest.mark.parametrize(("window", "row_tokens"), [(8192, 4096), (12288, 6144), (32768, 16384)])
+def test_up_to_factor_eight_rows_of_half_the_window_come_before_ends_of_rows(tmp_path, window, row_tokens):
     base = str(seven_billion(tmp_path / "base"))
-    wide = propose(base, 8192, ["a"], ["b"], 24).recipe
+    wide = propose(base, window, ["a"], ["b"], 80).recipe
     assert (wide.rope.learn, wide.data.row_tokens) == ("frequency", None)
-    fits = propose(base, 8192, ["a"], ["b"], 80).cost
-    tight = fits.weights_gib + 1.6
-    made = propose(base, 8192, ["a"], ["b"], tight / 0.9)
-    assert (made.recipe.rope.learn, made.recipe.data.row_tokens, made.recipe.train.tail) == ("yarn", 4096, None)
+    weights = propose(base, window, ["a"], ["b"], 80).cost.weights_gib
+    made = propose(base, window, ["a"], ["b"], (weights + 1.6 * window / 8192) / 0.9)
+    assert (made.recipe.rope.learn, made.recipe.data.row_tokens, made.recipe.train.tail) == ("yarn", row_tokens, None)
     (tmp_path / "made.yaml").write_text(made.text)
     assert load_recipe(tmp_path / "made.yaml") == made.recipe
 

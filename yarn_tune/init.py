@@ -109,7 +109,7 @@ def _fitted(tree: dict[str, Any], gpu_gib: float, gpus: int) -> tuple[Recipe, Co
 
 
 def _ways(tree: dict[str, Any], kind: str) -> list[Way]:
-    """Whole rows, offloaded if need be; at factor 2, rows of the native window; a gradient for rows' ends alone."""
+    """Whole rows, offloaded if need be; rows of half the window, up to factor 8; a gradient for rows' ends alone."""
     window, native = tree["rope"]["window"], tree["rope"]["native"]
     again: dict[str, Any] = {"gradient_checkpointing": True}
     whole: list[dict[str, Any]] = [
@@ -119,9 +119,11 @@ def _ways(tree: dict[str, Any], kind: str) -> list[Way]:
         again | {"offload_activations": True},
     ]
     ways: list[Way] = [{"train": way} for way in whole]
-    # Such rows teach gains, not a table: where there are none to learn, they would teach nothing.
-    if native < window <= 2 * native and tree["rope"]["temperature"] != "global":
-        ways += [{"rope": {"learn": "yarn"}, "data": {"row_tokens": native}, "train": way} for way in whole]
+    # Such rows teach gains, not a table: where there are none to learn, they would teach nothing. As much as whole rows
+    # do at factors 2 (SmolLM2) and 8 (the demo); shorter ones do not.
+    if native < window <= 8 * native and tree["rope"]["temperature"] != "global":
+        half = max(native, window // 2)
+        ways += [{"rope": {"learn": "yarn"}, "data": {"row_tokens": half}, "train": way} for way in whole]
     if kind in NOT_IN_PARTS:
         return ways
     for tail in (window // 8, 2048, 512):
@@ -160,7 +162,7 @@ def _text(recipe: Recipe, cost: Cost, native: int, gpu_gib: float, path: str, re
         f"  heldout: {_plain(data.heldout)}      # measured on, never trained on",
         f"  needles: {data.needles}            # rows that end in a question: without them, prose teaches to look near",
         *([f"  lengths: {data.lengths}   # short rows take turns with long ones"] if data.lengths else []),
-        *([f"  row_tokens: {data.row_tokens}       # whole rows do not fit; at factor 2 these teach as much"]
+        *([f"  row_tokens: {data.row_tokens}       # whole rows do not fit; these teach gains and phases as well"]
           if data.row_tokens else []),
         "train:",
         f"  steps: {train.steps}",
