@@ -50,17 +50,20 @@ def test_the_start_is_yarn_and_every_factor_learns():
     assert learning == {id(p) for p in rotary.lora.values()}
 
 
-@pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["layers.1.self_attn.v_proj"]])
+@pytest.mark.parametrize(
+    "targets", [["q_proj", "down_proj"], ["layers.1.self_attn.v_proj"], ["q_proj", "v_proj", "gate_proj", "up_proj"]]
+)
 def test_its_numbers_and_inputs_are_counted_without_a_model(targets):
     lora = Lora(rank=3, targets=targets)
     model = tiny_model()
     read = []
     for name, module in model.named_modules():
         if any(name.endswith(target) for target in targets):
-            module.register_forward_hook(lambda m, args, out: read.append(args[0].shape[-1]))
+            module.register_forward_hook(lambda m, args, out: read.append(args[0]))
     logits(model)
     size = lora_size(model.config, lora)
-    assert size.inputs == sum(read)
+    assert size.copied == sum(x.shape[-1] for x in read)
+    assert size.shared == sum(x.shape[-1] for x in {id(x): x for x in read}.values())
     rotary = attach(model, Start.of(rope_facts(model.config), Rope(window=4 * NATIVE)), "frequency", None, lora)
     assert size.numbers == rotary.count()["lora"]
 

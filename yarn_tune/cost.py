@@ -78,8 +78,10 @@ class Shape:
     inner: int
     rotary: int
     vocabulary: int
-    adapted: float
-    """What LoRA's modules read, in a layer."""
+    copied: int
+    """What LoRA keeps of its modules' inputs in a layer, below float32; in the mean over layers."""
+    shared: int
+    """And in float32."""
 
     @classmethod
     def of(cls, config: PreTrainedConfig, lora: LoraSize = NO_LORA) -> "Shape":
@@ -94,7 +96,8 @@ class Shape:
             inner=getattr(config, "intermediate_size", None) or 4 * width,
             rotary=head_dim,
             vocabulary=config.vocab_size,
-            adapted=lora.inputs / config.num_hidden_layers,
+            copied=lora.copied // config.num_hidden_layers,
+            shared=lora.shared // config.num_hidden_layers,
         )
 
 
@@ -198,7 +201,7 @@ def _training(recipe: Recipe, shape: Shape, e: int, tokens: float) -> tuple[floa
     attention = SCALED[recipe.rope.temperature] * q * e  # queries, for their gains
     attention += (2 * q + 2 * k) * e  # queries and keys, and their halves exchanged: for cos and sin
     attention += (2 * q + 2 * k) * e + norm  # turned queries and keys, values and output: for attention
-    attention += round(4 * shape.adapted)  # copies of what adapters read, for the gradient of their first factor
+    attention += 4 * (shape.shared if e == 4 else shape.copied)  # what adapters read, for the gradients of their A
     tile = recipe.train.tiled_mlp
     mlp = (h if tile else 3 * m) * e + h * e + norm  # gate, activation and other half, of the sum after attention
     layer = attention + mlp

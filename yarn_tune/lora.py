@@ -36,11 +36,13 @@ class LoraSize:
 
     numbers: int
     """Learned."""
-    inputs: int
-    """Numbers a token that its modules read, over all layers: each keeps a float32 copy for the gradient of its A."""
+    copied: int
+    """Numbers a token kept for the gradients of A, over all layers, where each module copies its input to float32."""
+    shared: int
+    """The same in a model of float32, where modules that read one tensor keep that."""
 
 
-NO_LORA = LoraSize(0, 0)
+NO_LORA = LoraSize(0, 0, 0)
 
 
 def lora_config(lora: Lora) -> LoraConfig:
@@ -77,10 +79,12 @@ def lora_size(config: PreTrainedConfig, lora: Lora | None) -> LoraSize:
         return NO_LORA
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    modules = target_modules(model, lora).values()
-    return LoraSize(
-        lora.rank * sum(m.in_features + m.out_features for m in modules), sum(m.in_features for m in modules)
-    )
+    modules = target_modules(model, lora)
+    read = [m.in_features for m in modules.values()]
+    # Of one parent and width: queries, keys and values read the same, and the output projection what attention keeps.
+    tensors = {(name.rpartition(".")[0], m.in_features) for name, m in modules.items()}
+    numbers = lora.rank * (sum(read) + sum(m.out_features for m in modules.values()))
+    return LoraSize(numbers, sum(read), sum(width for _, width in tensors))
 
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> tuple[dict[str, nn.Parameter], list[nn.Module]]:
