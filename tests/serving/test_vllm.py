@@ -155,6 +155,18 @@ def served(checkpoints, vllm_python):
     return {case: (asked, answer) for (case, asked), answer in zip(jobs.items(), said, strict=True)}
 
 
+@torch.no_grad()
+def rounding(asked: Job) -> float:
+    """What float32 costs transformers: the largest difference of a log-probability from float64."""
+    model = AutoModelForCausalLM.from_pretrained(asked.checkpoint, dtype=torch.float64).eval()
+    worst = 0.0
+    for prompt, ours in zip(asked.prompts, transformers_logprobs(asked.checkpoint, asked.prompts), strict=True):
+        ids = torch.tensor(prompt)
+        exact = model(ids[None], use_cache=False).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+        worst = max(worst, (ours - exact).abs().max().item())
+    return worst
+
+
 EVERY = [*CASES, *(("demo", learned) for learned in DEMO_LEARNED)]
 
 
@@ -166,7 +178,8 @@ def test_vllm_computes_what_transformers_does(served, checkpoints, case):
     assert found.max_model_len == window
     assert max(found.differences) == window - 1
     assert len(found.differences) >= 4
-    assert found.worst <= TOLERANCE, found
+    # Where the CPU's kernels make float32 itself coarser than that, both engines are as far from float64.
+    assert found.worst <= TOLERANCE or found.worst <= 2 * rounding(asked) <= 4e-4, found
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +213,8 @@ def test_an_fp8_cache_serves_the_export(served):
 
     def cost(name: str) -> list[float]:
         asked, said = served["fp8", name]
+        if "requires x86 with AVX-512" in said.get("error", ""):
+            pytest.skip(said["error"])
         exact = transformers_logprobs(asked.checkpoint, asked.prompts)
         return [(a - torch.tensor(b)).mean().item() for a, b in zip(exact, said["logprobs"], strict=True)]
 
