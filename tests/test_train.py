@@ -136,6 +136,23 @@ def test_nan_stops_with_the_last_good_values(make_run, monkeypatch):
         train(make_run("other", setting, "rope.temperature=head"))
 
 
+@pytest.mark.parametrize(
+    ("able", "dtype", "warned"),
+    [
+        ("AVX2", "bfloat16", True),
+        ("AVX512", "bfloat16", False),
+        ("DEFAULT", "bfloat16", False),
+        ("AVX2", "float32", False),
+    ],
+)
+def test_a_dtype_that_the_cpu_has_not_is_said_at_the_start(make_run, monkeypatch, capsys, able, dtype, warned):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: able)
+    train(make_run("run", f"base.dtype={dtype}", steps=1))
+    said = capsys.readouterr().err
+    assert "1 process on cpu" in said
+    assert ("set base.dtype: float32" in said) == warned
+
+
 def test_a_folder_of_another_run_is_refused(make_run):
     train(make_run(steps=1))
     with pytest.raises(UserError, match="steps"):

@@ -78,6 +78,16 @@ def bos_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return tokenizer.bos_token_id if first == [tokenizer.bos_token_id] else None
 
 
+def slow_dtype(dtype: str, device: str) -> str | None:
+    """What to say where a device computes in this dtype by detours (bfloat16 on x86 without AVX-512), or None."""
+    if dtype == "bfloat16" and device == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "NO AVX"):
+        return (
+            "WARNING: this CPU has no instructions for bfloat16, in which matrices take up to a hundred times longer "
+            "than in float32; set base.dtype: float32"
+        )
+    return None
+
+
 def to_device(model: PreTrainedModel) -> PreTrainedModel:
     """The model on the accelerator, if there is one with room for it; where there is not, a line on stderr says so."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -26,7 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .errors import CheckFailed, UserError
 from .families import has_sliding_layers
 from .lessons import Objective
-from .models import decoder_layers
+from .models import decoder_layers, slow_dtype
 from .runtime import World
 from .sections import Recipe
 
@@ -191,8 +191,10 @@ def world_text(recipe: Recipe, world: World, model: nn.Module, numbers: int) -> 
         else "whole in each process"
     )
     clip = f"clipped at {recipe.train.clip:g}" if recipe.train.clip else "not clipped"
+    slow = slow_dtype(recipe.base.dtype, world.device.type)
     return (
         f"{count} on {world.device.type}: {rows}{parts}\n"
         f"  frozen    {sum(sizes) / 2**30:.2f} GiB of {recipe.base.dtype} weights, {shards}\n"
         f"  learned   {numbers:,} float32 numbers, whole in each process; gradients summed over all, {clip}"
+        + (f"\n  {slow}" if slow else "")
     )
