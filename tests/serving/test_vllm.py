@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import finished_run, save_tiny
+from conftest import YARN_ALONE, finished_run, save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from yarn_tune.cli import main
 from yarn_tune.export import export
@@ -92,6 +92,8 @@ RUNGS = [
     ("phi3", "phase"),  # q, k and v in one tensor
     ("gemma3_text", "spectral"),  # 1 + weight
     ("cohere", "phase"),  # interleaved pairs
+    ("falcon", "phase"),  # q, k and v of a group of heads in one tensor
+    ("deepseek_v2", "phase"),  # the rotary part of each head alone, interleaved
 ]
 """Temperatures by layer, head and pair, in the weights."""
 CASES = [*RUNGS, *ONCE.items()] + [
@@ -103,12 +105,15 @@ CASES = [*RUNGS, *ONCE.items()] + [
 ]
 
 
-DEMO_LEARNED = ("scale-below", "ramp", "frequency", "spectral", "phase")
+DEMO_LEARNED = ("scale-below", "ramp", "frequency", "spectral", "phase", "yarn-phase")
 
 
 def exported(folder: Path, family: str, learned: str, base: Path | None = None, window: int = WINDOW) -> Path:
-    rung = learned if learned not in LEARNED else "global"
-    learn, offsets = LEARNED.get(learned, LEARNED["scale-above" if family == "cohere" else "frequency"])
+    """A checkpoint of one parameterisation, or of one rung: on factors, on a scale, or (yarn-) on YaRN as it is."""
+    rung = learned.removeprefix("yarn-") if learned not in LEARNED else "global"
+    learn, offsets = LEARNED.get(learned, LEARNED["scale-above" if family in YARN_ALONE else "frequency"])
+    if rung != learned and rung != "global":
+        learn, offsets = "yarn", {"log_temperature": 0.0, "offsets.log_scale": 0.0}
     folder.mkdir(parents=True, exist_ok=True)
     base = base or save_tiny(folder / "base", family, **{**SIZE, **EXTRA.get(family, {})})
     settings = (
@@ -158,7 +163,9 @@ def served(checkpoints, vllm_python):
 @torch.no_grad()
 def rounding(asked: Job) -> float:
     """What float32 costs transformers: the largest difference of a log-probability from float64."""
-    model = AutoModelForCausalLM.from_pretrained(asked.checkpoint, dtype=torch.float64).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        asked.checkpoint, dtype=torch.float64, experts_implementation="eager"
+    ).eval()
     worst = 0.0
     for prompt, ours in zip(asked.prompts, transformers_logprobs(asked.checkpoint, asked.prompts), strict=True):
         ids = torch.tensor(prompt)
