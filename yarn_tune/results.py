@@ -142,7 +142,7 @@ def table(comparison: Comparison) -> str:
         mean = row.nll[max(row.nll)]
         cells = [f"{value:.3f}" for value in (*row.by_position, mean)]
         cells += [f"{math.exp(mean):.2f}", f"{row.short_nll - base:+.3f}"]
-        cells += [f"{row.key_nll:.3f}"] if row.key_nll is not None else []
+        cells += [("-" if row.key_nll is None else f"{row.key_nll:.3f}")] if keyed else []
         cells += [("-" if row.retrieved is None else f"{row.retrieved[0]:.0%}")] if asked else []
         cells += [_millions(row.tokens_spent)]
         lines.append(f"| {row.method} | " + " | ".join(cells) + " |")
