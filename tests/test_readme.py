@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from yarn_tune.recipe import parse_recipe
 from yarn_tune.results import of_json, table
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import ablation  # noqa: E402
+
 README = (ROOT / "README.md").read_text()
 PAGES = [
     ROOT / "README.md",
@@ -84,11 +88,32 @@ def test_families_are_all_named():
     assert [name.strip() for name in listed.replace("\n", " ").split(",")] == sorted(FAMILIES)
 
 
-def test_the_demo_table_is_the_measured_one():
-    """The README's rows are those of the published run's compare.json."""
-    rows = json.loads((ROOT / "benchmarks/results/tiny-demo-compare.json").read_text())
-    for line in table(of_json(rows, 2048)).splitlines():
-        assert line in README
+@pytest.mark.parametrize(
+    ("name", "window", "pages"),
+    [
+        ("tiny-demo", 2048, ["README.md", "recipes/README.md"]),
+        ("smollm2-135m-16k", 16384, ["recipes/README.md"]),
+        ("smollm2-135m-32k", 32768, ["recipes/README.md"]),
+    ],
+)
+def test_tables_by_method_are_the_measured_ones(name, window, pages):
+    """Their rows are those of the published run's compare.json."""
+    rows = json.loads((ROOT / f"benchmarks/results/{name}-compare.json").read_text())
+    for page in pages:
+        text = (ROOT / page).read_text()
+        for line in table(of_json(rows, window)).splitlines():
+            assert line in text
+
+
+@pytest.mark.parametrize("name", ["ablation", "row-plan"])
+def test_tables_of_the_ablation_are_the_measured_ones(name):
+    """All but the titles, and the two lines of what nothing was learned for."""
+    found = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+    text = (ROOT / "recipes/README.md").read_text()
+    lines = ablation.table(found).splitlines()[4:]
+    assert len(lines) == len(found)
+    for line in lines:
+        assert line in text
 
 
 def test_license_and_changelog():
