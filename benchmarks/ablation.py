@@ -35,6 +35,7 @@ ALONE = ("rope.learn=yarn", "train.batch_rows=4", "train.micro_rows=4")
 LINES: dict[str, tuple[str, ...]] = {
     # Rungs: next-token loss, full rows.
     "scale and t": ("rope.learn=scale",),
+    "scale, betas and t": ("rope.learn=ramp",),
     "frequency and t": (),
     "+ layer": ("rope.temperature=layer",),
     "+ head": ("rope.temperature=head",),
