@@ -44,17 +44,11 @@ LINES: dict[str, tuple[str, ...]] = {
     # Objectives: frequency, t and phase.
     "phase, needles": ASKED,
     "phase, needles, guard 1": (*ASKED, "train.guard=1.0"),
-    "phase, far-weighted": (*PHASE, "train.objective=far-weighted"),
     "phase, distill": (*PHASE, "train.objective=distill"),
     "phase, distill, needles": (*ASKED, "train.objective=distill"),
     # Row plans: frequency, t and phase, needles.
-    "phase, needles, prefix rows": (*ASKED, "train.tail=512"),
     "phase, needles, staged": (*ASKED, "data.lengths=[512,1024,2048]", "data.order=staged"),
     "phase, needles, mixed": (*ASKED, "data.lengths=[256,2048]"),
-    "phase, skip rows": (*PHASE, "data.positions=skip", "data.row_tokens=512", "train.batch_rows=4"),
-    "phase, skip rows, far-weighted": (
-        *PHASE, "data.positions=skip", "data.row_tokens=512", "train.batch_rows=4", "train.objective=far-weighted",
-    ),
     # The table left as YaRN's: gains and phases alone, which short rows can teach.
     "phase alone, needles": (*ASKED, "rope.learn=yarn"),
     "phase alone, needles, rows of 1024": (*ASKED, "rope.learn=yarn", "data.row_tokens=1024"),

@@ -35,7 +35,6 @@ WAYS: dict[str, list[str]] = {
     "checkpointing": [],
     "attention kept": ["train.keep_attention=true"],
     "tiled": ["train.tiled_mlp=1024"],
-    "prefix": ["train.gradient_checkpointing=false", "train.tail=1024"],
     "forward": ["train.gradient=forward", "rope.temperature=global"],
     "LoRA": ["train.gradient_checkpointing=false", "lora.rank=8"],
     "LoRA, checkpointing": ["lora.rank=8"],
@@ -123,17 +122,17 @@ def cell(recipe: Recipe) -> float:
     objective = Objective(model, rotary, Lesson())
     forward = recipe.train.gradient == "forward"
 
-    def step(length: int, tail: int | None) -> None:
+    def step(length: int) -> None:
         ids = torch.randint(1, 4096, (1, length + 1), generator=torch.Generator().manual_seed(0)).to(model.device)
         positions = torch.arange(length, device=model.device)[None]
         with torch.set_grad_enabled(not forward):
-            value = objective(ids[:, :-1], positions, ids[:, 1:].contiguous(), tail=tail)
+            value = objective(ids[:, :-1], positions, ids[:, 1:].contiguous())
         if not forward:
             value[0].backward()
 
-    step(256, recipe.train.tail and 64)
+    step(256)
     base = memory(reset=True)
-    step(tokens, recipe.train.tail)
+    step(tokens)
     return round(memory() - base, 1)
 
 

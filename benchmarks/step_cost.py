@@ -29,9 +29,7 @@ from yarn_tune.objectives import hidden_states
 from yarn_tune.sections import Rope
 from yarn_tune.tunable import attach
 
-WAYS = ("prefill", "forward", "backprop", "checkpointing", "attention kept", "prefix rows", "forward only")
-TAIL = 0.25
-"""Share of a prefix row that gets a gradient."""
+WAYS = ("prefill", "forward", "backprop", "checkpointing", "attention kept", "forward only")
 REPEATS = 3
 
 
@@ -81,8 +79,7 @@ def cell(model_name: str, dtype: str, way: str, tokens: int) -> dict[str, float]
             objective(ids, positions, labels)
 
     def step() -> None:
-        tail = int(TAIL * tokens) if way == "prefix rows" else None
-        objective(ids, positions, labels, tail=tail)[0].backward()
+        objective(ids, positions, labels)[0].backward()
 
     def forward_only() -> None:
         forward()
