@@ -194,10 +194,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     refused = {"nemotron": "one rotary module a layer"} if RELEASE < (5, 1) else {}
     refused |= {family: "refused" for family, since in SINCE.items() if since > RELEASE}
     for item in items:
-        own = refused
-        if RELEASE < (5, 2) and item.path.stem == "test_lessons":
-            own = refused | dict.fromkeys(("persimmon", "stablelm"), "prefix rows are refused")
-        for family, reason in own.items():
+        for family, reason in refused.items():
             if family in item.name:
                 item.add_marker(pytest.mark.skip(reason=f"transformers {transformers.__version__}, {family}: {reason}"))
 

@@ -218,12 +218,6 @@ def test_missing_files_name_the_remedy(tmp_path):
         build_rows(recipe, tiny_tokenizer())
 
 
-def test_skip_rows_without_long_documents(tmp_path):
-    files = [write_documents(tmp_path / "a.jsonl", [100] * 9)]
-    with pytest.raises(UserError, match="use longer documents or a smaller data.row_tokens"):
-        build_rows(recipe_with(tmp_path, files, "data.positions=skip", "data.row_tokens=128"), tiny_tokenizer())
-
-
 def test_files_are_trained_on_or_held_out_whatever_their_names(tmp_path):
     write_documents(tmp_path / "a.jsonl", [700])
     write_documents(tmp_path / "b.jsonl", [700], seed=9)

@@ -23,7 +23,6 @@ ORDER = (
     "standin",
     "tunable",
     "objectives",
-    "prefix",
     "teacher",
     "lessons",
     "longrows",

@@ -1,26 +1,23 @@
-"""Objectives, the base as teacher, and prefix rows, against plain computations from whole logits."""
+"""Objectives and the base as teacher, against plain computations from whole logits."""
 
 import math
 
 import pytest
 import torch
-from conftest import FAMILY_SIZES, NATIVE, VOCABULARY, recipe_tree, save_tiny, tiny_model
+from conftest import NATIVE, VOCABULARY, tiny_model
 from torch.nn import functional as F
 from yarn_tune import objectives
 from yarn_tune.batches import collate
-from yarn_tune.errors import UserError
-from yarn_tune.families import NOT_IN_PARTS, rope_facts
+from yarn_tune.families import rope_facts
 from yarn_tune.gains import gains_for
 from yarn_tune.learned import Start
-from yarn_tune.lessons import MOST, Lesson, Objective
+from yarn_tune.lessons import Lesson, Objective
 from yarn_tune.packing import Row
 from yarn_tune.perplexity import slid_nats
 from yarn_tune.positions import IGNORED, Placed, place_contiguous
-from yarn_tune.prefix import tail_states
-from yarn_tune.recipe import parse_recipe
 from yarn_tune.sections import Rope
 from yarn_tune.teacher import divergence, teacher_states, windows
-from yarn_tune.tunable import at_start, attach, detach, untouched
+from yarn_tune.tunable import attach, detach, untouched
 
 CPU = torch.device("cpu")
 LENGTH = 3 * NATIVE + 10
@@ -44,86 +41,18 @@ def rows(count: int = 2, length: int = LENGTH) -> list[Placed]:
     return [place_contiguous(Row(tokens(length, seed), [length])) for seed in range(count)]
 
 
-def gradients(rotary):
-    found = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in rotary.parameters()]
-    rotary.zero_grad()
-    return found
-
-
-# Prefix rows.
-
-
-ONE_LAYER = {family: {"num_hidden_layers": 1} for family in FAMILY_SIZES} | {
-    family: {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
-    for family, sizes in FAMILY_SIZES.items()
-    if "layer_types" in sizes
-}
-IN_PARTS = [family for family in FAMILY_SIZES if family not in NOT_IN_PARTS]
-
-
-@pytest.mark.parametrize("tail", [2, 40, 150])
-@pytest.mark.parametrize("family", IN_PARTS)
-def test_the_gradient_through_all_keys_is_exact(family, tail):
-    """In a model of one layer nothing is left out, so the gradient is that of the whole row, for every family."""
-    model, rotary = tuned(family, **ONE_LAYER[family])
-    objective = Objective(model, rotary, Lesson())
-    batch = collate([row.only_last(tail) for row in rows()], CPU)
-    whole = objective(**batch)
-    whole[0].backward()
-    expected = gradients(rotary)
-    last = objective(**batch, tail=tail)
-    last[0].backward()
-    torch.testing.assert_close(last, whole, rtol=1e-5, atol=1e-4)
-    assert all(bool((g != 0).any()) for g in expected)
-    for found, wanted in zip(gradients(rotary), expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=2e-3, atol=2e-5 * wanted.abs().max().item() + 1e-6)
-
-
-@pytest.mark.parametrize("family", NOT_IN_PARTS)
-def test_families_that_cannot_be_read_in_parts_are_refused(tmp_path, family):
-    recipe = parse_recipe(
-        recipe_tree(save_tiny(tmp_path / "base", family), tmp_path, tail=32, gradient_checkpointing=False), []
-    )
-    with pytest.raises(UserError, match=f"train.tail: {family} .* prefix rows are not possible"):
-        at_start(recipe)
-
-
-@pytest.mark.parametrize("family", IN_PARTS)
-def test_the_tail_sees_the_whole_row(family):
-    """With all layers (and sliding ones among them), its hidden states are those of the whole row."""
-    model, rotary = tuned(family)
-    batch = collate(rows(), CPU)
-    with torch.no_grad():
-        whole = objectives.hidden_states(model, batch["input_ids"], batch["position_ids"])
-        last = tail_states(model, rotary, batch["input_ids"], 50)
-    torch.testing.assert_close(last, whole[:, -50:], rtol=1e-4, atol=1e-4)
-
-
-def test_gains_get_a_gradient_from_the_tail_alone():
-    """In one layer, queries of the prefix have no part in the loss of the tail."""
-    model, rotary = tuned(temperature="phase", num_hidden_layers=1)
-    objective = Objective(model, rotary, Lesson())
-    batch = collate([row.only_last(30) for row in rows()], CPU)
-    objective(**batch)[0].backward()
-    expected = gradients(rotary)
-    objective(**batch, tail=30)[0].backward()
-    for found, wanted in zip(gradients(rotary), expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=2e-3, atol=2e-5 * wanted.abs().max().item() + 1e-6)
-
-
 # The teacher.
 
 
 @pytest.mark.parametrize("length", [10, NATIVE, NATIVE + 1, 3 * NATIVE, 3 * NATIVE + 17])
 @pytest.mark.parametrize("stride", [1, 16, NATIVE - 1])
 def test_windows_keep_every_token_once(length, stride):
-    for last in {1, min(5, length), length}:
-        kept = []
-        for end, count in windows(length, NATIVE, stride, last):
-            assert min(NATIVE, length) <= end <= length
-            assert count <= max(stride, min(NATIVE, length))
-            kept += range(end - count, end)
-        assert kept == list(range(length - last, length))
+    kept = []
+    for end, count in windows(length, NATIVE, stride):
+        assert min(NATIVE, length) <= end <= length
+        assert count <= (stride if kept else NATIVE)
+        kept += range(end - count, end)
+    assert kept == list(range(length))
 
 
 @pytest.mark.parametrize("bos", [None, 7])
@@ -133,7 +62,7 @@ def test_the_teacher_is_the_slid_native_window(family, bos):
     model, rotary = tuned(family)
     row = torch.tensor(tokens(LENGTH + 1))
     row[0] = row[0] if bos is None else bos
-    taught = teacher_states(model, rotary, row[None, :-1], NATIVE - 1, 15, LENGTH, bos)[0]
+    taught = teacher_states(model, rotary, row[None, :-1], NATIVE - 1, 15, bos)[0]
     head, transform = model.get_output_embeddings(), Objective(model, rotary, Lesson()).transform
     nats = objectives.exact_nats(taught, row[1:], head, transform)
     detach(model)
@@ -161,39 +90,33 @@ def test_the_divergence_is_that_of_whole_softmaxes(monkeypatch):
 
 
 def plain(model, rotary, batch):
-    """(nats of the tuned model, the base's nats and KL from native windows) of every token, `[b, n]`, whole logits."""
+    """(nats of the tuned model, KL from the base in native windows) of every token, `[b, n]`, whole logits."""
     ids, labels = batch["input_ids"], batch["labels"].clamp(min=0)
     with torch.no_grad():
         logs = F.log_softmax(model(ids, use_cache=False).logits, -1)
         nats = -logs.gather(-1, labels[..., None])[..., 0]
-        near, divergences = [], []
+        divergences = []
         with untouched(rotary):
             for i in range(ids.shape[1]):
                 # Strides of half a native window: the window ends where the token's stride does.
                 end = NATIVE if i < NATIVE else min(NATIVE + 32 * math.ceil((i + 1 - NATIVE) / 32), ids.shape[1])
                 window = model(ids[:, end - NATIVE : end], use_cache=False).logits[:, i - end]
                 said = F.log_softmax(window, -1)
-                near.append(-said.gather(-1, labels[:, i, None])[:, 0])
                 divergences.append((said.exp() * (said - logs[:, i])).sum(-1))
-    return nats, torch.stack(near, 1), torch.stack(divergences, 1)
+    return nats, torch.stack(divergences, 1)
 
 
-@pytest.mark.parametrize("objective", ["next-token", "far-weighted", "distill"])
+@pytest.mark.parametrize("objective", ["next-token", "distill"])
 @pytest.mark.parametrize("guard", [0.0, 0.7])
 def test_objectives_from_whole_logits(objective, guard):
     model, rotary = tuned()
     batch = collate(rows(), CPU)
     answers = torch.zeros_like(batch["labels"], dtype=torch.bool)
     answers[0, -9:-1] = True
-    nats, near, divergences = plain(model, rotary, batch)
+    nats, divergences = plain(model, rotary, batch)
     counted = batch["labels"] != IGNORED
     inside = (batch["position_ids"] < NATIVE) & ~answers
-    weights = {
-        "next-token": torch.ones_like(nats),
-        "far-weighted": (near - nats).exp().clamp(1.0, MOST),
-        "distill": torch.zeros_like(nats),
-    }[objective]
-    weights = torch.where(answers, 3.0, weights)
+    weights = torch.where(answers, 3.0, 1.0 if objective == "next-token" else 0.0)
     pulls = guard * inside + (~answers if objective == "distill" else 0.0)
     expected = ((weights * nats + pulls * divergences) * counted).sum()
     lesson = Lesson(objective, guard, 3.0, NATIVE, NATIVE // 2)
@@ -211,14 +134,3 @@ def test_at_the_base_nothing_is_to_be_learned_inside_the_native_window():
     found[0].backward()
     assert abs(found[0].item()) < 1e-3
     assert all(p.grad.abs().max() < 1e-3 for p in rotary.parameters())
-
-
-def test_spans_of_a_skip_row_are_taught_one_by_one():
-    model, rotary = tuned()
-    ids = torch.tensor([tokens(80)])
-    lesson = Lesson("far-weighted", 0.0, 1.0, NATIVE, NATIVE // 2, spans=2)
-    objective = Objective(model, rotary, lesson)
-    with torch.no_grad():
-        taught = objective._taught(ids, 80)
-        alone = [teacher_states(model, rotary, part, NATIVE, NATIVE // 2, 40) for part in ids.split(40, 1)]
-    torch.testing.assert_close(taught, torch.cat(alone, 1))

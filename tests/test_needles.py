@@ -111,15 +111,6 @@ def test_lengths_take_turns_or_follow_each_other(tmp_path, order, read):
     assert found == read
 
 
-def test_short_rows_beside_prefix_rows_take_no_more_memory(tmp_path):
-    base = save_tiny(tmp_path / "base")
-    settings = ["data.lengths=[32,64,256]", "train.tail=64", "train.gradient_checkpointing=false"]
-    recipe = parse_recipe(recipe_tree(base, tmp_path), settings)
-    rows = build_rows(recipe, AutoTokenizer.from_pretrained(base))
-    found = [Batch.of(recipe, rows, step) for step in range(3)]
-    assert [(batch.micro_rows, batch.tail) for batch in found] == [(2, None), (1, None), (1, 64)]
-
-
 def test_a_piece_predicts_the_first_token_of_the_next(tmp_path):
     base = save_tiny(tmp_path / "base")
     recipe = parse_recipe(recipe_tree(base, tmp_path), [])
@@ -132,12 +123,9 @@ def test_a_piece_predicts_the_first_token_of_the_next(tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        ("train.objective=far-weighted",),
         ("train.objective=distill", "train.guard=0.5"),
         ("train.guard=1.0", "rope.temperature=phase"),
-        ("train.tail=40", "rope.temperature=spectral"),
-        ("train.tail=40", "train.guard=1.0", f"data.lengths=[{NATIVE},256]"),
-        ("train.objective=far-weighted", "data.positions=skip", "data.row_tokens=128"),
+        ("train.guard=1.0", "rope.temperature=spectral", f"data.lengths=[{NATIVE},256]"),
         ("train.gradient=forward", "rope.learn=scale"),
         ("train.gradient=forward", "rope.temperature=layer"),
     ],
@@ -164,21 +152,17 @@ def test_every_way_of_learning_moves_every_number_and_resumes(tmp_path, settings
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("train.tail=256",), r"train.tail: from 2 to below data.row_tokens \(256\)"),
-        (("train.tail=64",), "train.gradient_checkpointing: with train.tail it must be false"),
-        (
-            ("train.tail=64", "train.gradient_checkpointing=false", "train.guard=1.0"),
-            "train.guard: the tail of a long row is never inside the native window",
-        ),
         (("data.lengths=[100]",), "data.lengths: lengths that divide data.row_tokens"),
         (("data.lengths=[]",), "data.lengths"),
         (("data.needles=1.5",), "data.needles: a share of the rows"),
-        (("data.needles=0.5", "data.packing=concat"), "data.needles: questions are planted in contiguous rows"),
+        (
+            ("data.needles=0.5", "data.packing=concat"),
+            "data.needles: questions are planted in rows that documents do not share",
+        ),
         (("train.guard=-1",), "train.guard: must not be negative"),
         (("train.objective=distill", "data.packing=concat"), "data.packing: the base is asked about rows of one span"),
         (("train.gradient=forward", "rope.temperature=head"), "rope.temperature: too many numbers to estimate"),
         (("train.probes=0",), "train.probes: at least 1"),
-        (("train.teacher_stride=0",), "train.teacher_stride: at least 1"),
     ],
 )
 def test_impossible_combinations(tmp_path, settings, message):

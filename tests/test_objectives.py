@@ -10,7 +10,7 @@ from yarn_tune.families import logit_transform, rope_facts
 from yarn_tune.learned import Start
 from yarn_tune.objectives import NextToken, exact_nats, fused_nats
 from yarn_tune.packing import Row
-from yarn_tune.positions import IGNORED, place_contiguous, place_skip
+from yarn_tune.positions import IGNORED, place_contiguous
 from yarn_tune.sections import Rope
 from yarn_tune.tunable import attach
 
@@ -80,23 +80,6 @@ def test_a_packed_row_equals_its_documents_alone(attention):
         torch.testing.assert_close(packed, parameter.grad, rtol=1e-4, atol=1e-5)
     mixed = NextToken(model)(**collate([place_contiguous(Row(sum(texts, []), [100]))], CPU))
     assert abs(mixed.item() - together.item()) > 0.1, "isolation must matter for this test to mean anything"
-
-
-def test_skip_rows_see_across_their_jumps():
-    """A skip row is the long row with the tokens between its spans left out, at their true positions."""
-    model = tiny_model()
-    (row,) = place_skip([tokens(300)], window=256, row_tokens=40, spans=2, count=1, seed=0)
-    assert row.position_ids[-1] - row.position_ids[0] > 40
-    batch = collate([row], CPU)
-    assert "attention_mask" in batch
-    found = NextToken(model)(**batch)
-    # The same by hand: an explicit causal mask over all tokens.
-    causal = torch.full((40, 40), torch.finfo(torch.float32).min).triu(1)[None, None]
-    logits = model(
-        batch["input_ids"], position_ids=batch["position_ids"], attention_mask=causal, use_cache=False
-    ).logits
-    expected = F.cross_entropy(logits[0], batch["labels"][0], ignore_index=IGNORED, reduction="sum")
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_full_logits_never_exist(monkeypatch):

@@ -81,10 +81,6 @@ def test_what_checkpointed_layers_keep_needs_checkpointing():
         assert "set train.gradient_checkpointing to true" in problem
 
 
-def test_skip_rows_need_long_packing():
-    assert "data.packing" in problems("data.positions=skip", "data.packing=concat")[0]
-
-
 def test_all_problems_at_once():
     found = problems("train.steps=0", "rope.factor=0.1", "train.use_reentrant=true", "eval.documents=0")
     assert len(found) == 4

@@ -19,7 +19,7 @@ from yarn_tune.data import RowSet
 from yarn_tune.errors import CheckFailed, UserError
 from yarn_tune.lessons import Objective
 from yarn_tune.metrics import EARLIER, spent
-from yarn_tune.packing import Row
+from yarn_tune.packing import Packed, Row
 from yarn_tune.positions import place_contiguous
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.train import Run, beginning, rate_share, train
@@ -229,7 +229,8 @@ def test_other_rows_are_another_beginning(make_run):
     """What processes compare before they start: the tokens of all rows, in their order."""
     recipe = make_run().recipe
     rows = [place_contiguous(Row(list(range(at, at + 50)), [50])) for at in (1, 2)]
-    told = [beginning(recipe, at_start(recipe), RowSet(own, None, 2), 0) for own in (rows, rows[::-1], rows)]
+    packed = Packed([], 2, 100, 2)
+    told = [beginning(recipe, at_start(recipe), RowSet(own, packed, 2), 0) for own in (rows, rows[::-1], rows)]
     assert told[0] == told[2]
     assert told[0]["rows"] != told[1]["rows"]
     assert {name for name in told[0] if told[0][name] != told[1][name]} == {"rows"}

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +22,6 @@ class Batch:
     micro_rows: int
     """Rows a forward pass."""
     targets: int
-    tail: int | None
-    """Tokens at the end of a row that get a gradient; None: all."""
 
     @classmethod
     def of(cls, recipe: Recipe, rows: RowSet, step: int) -> "Batch":
@@ -33,25 +30,20 @@ class Batch:
         read = rows.batch(step, train.batch_rows, train.seed)
         length = recipe.data.length_at(step, train.steps) or recipe.row_tokens()
         cut = [piece for row in read for piece in row.pieces(length, rows.bos)]
-        tail = train.tail if train.tail is not None and train.tail < length else None
-        if tail is not None:
-            cut = [row.only_last(tail) for row in cut]
         micro = train.micro_rows
         if recipe.runtime.sequence == 1:  # the exchange of split rows takes no other number of them
-            # Shorter rows, more of them at once: as many tokens with a gradient as the longest rows have.
-            micro *= max(1, (train.tail or recipe.row_tokens()) // length)
-        return cls(cut, micro, max(1, sum(row.targets for row in cut)), tail)
+            # Shorter rows, more of them at once: as many tokens as the longest rows have.
+            micro *= recipe.row_tokens() // length
+        return cls(cut, micro, max(1, sum(row.targets for row in cut)))
 
-    def micro_batches(self, world: World) -> Iterator[dict[str, Any]]:
+    def micro_batches(self, world: World) -> Iterator[dict[str, Tensor]]:
         """This process's share, collated: its group's rows, and of these its part."""
         mine = self.rows[world.group :: world.groups]
         for at in range(0, len(mine), self.micro_rows):
             inputs = collate(mine[at : at + self.micro_rows], world.device)
             if world.sequence > 1:
-                # Attention over split rows sees all before a token, so it needs no mask to let it.
-                inputs.pop("attention_mask", None)
                 inputs = {name: tensor.chunk(world.sequence, 1)[world.part] for name, tensor in inputs.items()}
-            yield inputs | {"tail": self.tail}
+            yield inputs
 
 
 def backward(world: World, objective: Objective, batch: Batch, release: Release) -> tuple[float, float]:
@@ -83,7 +75,7 @@ def _read(world: World, objective: Objective, batch: Batch, learn: Callable[[Ten
 
 
 def collate(rows: list[Placed], device: torch.device) -> dict[str, Tensor]:
-    """Rows as tensors `[b, n]`. Joined rows get an all-ones mask, which lets spans see each other."""
+    """Rows as tensors `[b, n]`."""
     batch = {
         "input_ids": torch.tensor([row.input_ids for row in rows], device=device),
         "position_ids": torch.tensor([row.position_ids for row in rows], device=device),
@@ -93,6 +85,4 @@ def collate(rows: list[Placed], device: torch.device) -> dict[str, Tensor]:
         batch["answers"] = torch.zeros_like(batch["labels"], dtype=torch.bool)
         for marks, row in zip(batch["answers"], rows, strict=True):
             marks[len(marks) - 1 - row.answers : len(marks) - 1] = True
-    if rows[0].joined:
-        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     return batch

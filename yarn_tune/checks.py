@@ -62,8 +62,6 @@ def rope_checks(rope: Rope) -> list[Check]:
 def _data_checks(recipe: Recipe) -> list[Check]:
     data, row_tokens = recipe.data, recipe.row_tokens()
     both = sorted(set(data.train) & set(data.heldout))
-    skip = data.positions == "skip"
-    spans = f"a skip row holds between 2 and row_tokens / 2 ({row_tokens // 2}) spans"
     return [
         (bool(data.train), "data.train", data.train, "no documents; name at least one file"),
         (bool(data.heldout), "data.heldout", data.heldout, "no documents to measure on; name at least one"),
@@ -76,19 +74,12 @@ def _data_checks(recipe: Recipe) -> list[Check]:
             data.row_tokens,
             f"a row cannot be longer than rope.window ({recipe.rope.window})",
         ),
-        (
-            not skip or data.packing == "long",
-            "data.positions",
-            data.positions,
-            "skip rows are cut from single documents: set data.packing to long",
-        ),
-        (not skip or 2 <= data.spans <= row_tokens // 2, "data.spans", data.spans, spans),
         (0 <= data.needles <= 1, "data.needles", data.needles, "a share of the rows, from 0.0 to 1.0"),
         (
-            data.needles == 0 or (not skip and data.packing == "long"),
+            data.needles == 0 or data.packing == "long",
             "data.needles",
             data.needles,
-            "questions are planted in contiguous rows (data.positions: contiguous, data.packing: long)",
+            "questions are planted in rows that documents do not share: set data.packing to long",
         ),
         *_length_checks(recipe),
     ]
@@ -96,39 +87,18 @@ def _data_checks(recipe: Recipe) -> list[Check]:
 
 def _length_checks(recipe: Recipe) -> list[Check]:
     data, train, row_tokens = recipe.data, recipe.train, recipe.row_tokens()
-    lengths, skip = data.lengths, data.positions == "skip"
+    lengths = data.lengths
     fit = lengths is None or (bool(lengths) and all(2 <= n <= row_tokens and row_tokens % n == 0 for n in lengths))
-    whole = "needs rows of one span each: set data.positions to contiguous and data.packing to long"
-    single = not skip and data.packing == "long"
-    tail, taught = train.tail, train.objective != "next-token" or train.guard > 0
+    whole = "needs rows of one span each: set data.packing to long"
+    taught = train.objective != "next-token" or train.guard > 0
     return [
         (fit, "data.lengths", lengths, f"lengths that divide data.row_tokens ({row_tokens}), or null"),
-        (lengths is None or single, "data.lengths", lengths, whole),
-        (tail is None or 2 <= tail < row_tokens, "train.tail", tail, f"from 2 to below data.row_tokens ({row_tokens})"),
-        (tail is None or single, "train.tail", tail, whole),
-        (
-            tail is None or not train.gradient_checkpointing,
-            "train.gradient_checkpointing",
-            train.gradient_checkpointing,
-            "with train.tail it must be false: it drops the KV cache, and only the tail's activations are kept anyway",
-        ),
-        (
-            tail is None or train.guard == 0 or lengths is not None,
-            "train.guard",
-            train.guard,
-            "the tail of a long row is never inside the native window: add the native window to data.lengths",
-        ),
+        (lengths is None or data.packing == "long", "data.lengths", lengths, whole),
         (
             not taught or data.packing == "long",
             "data.packing",
             data.packing,
             "the base is asked about rows of one span: with this objective or guard set it to long",
-        ),
-        (
-            not (taught and skip) or row_tokens % data.spans == 0,
-            "data.spans",
-            data.spans,
-            f"with this objective it must divide data.row_tokens ({row_tokens})",
         ),
     ]
 
@@ -147,12 +117,6 @@ def _train_checks(train: Train) -> list[Check]:
         (0 <= train.warmup < 1, "train.warmup", train.warmup, "a share of the steps, from 0 to below 1"),
         (train.guard >= 0, "train.guard", train.guard, "must not be negative"),
         (train.answer_weight >= 0, "train.answer_weight", train.answer_weight, "must not be negative"),
-        (
-            train.teacher_stride is None or train.teacher_stride >= 1,
-            "train.teacher_stride",
-            train.teacher_stride,
-            "at least 1, or null",
-        ),
         (train.probes >= 1, "train.probes", train.probes, "at least 1"),
         (
             not train.keep_attention or recomputed,
@@ -206,7 +170,7 @@ def _search_checks(recipe: Recipe) -> list[Check]:
         return []
     plain = Recipe(name=recipe.name, base=recipe.base, rope=recipe.rope, data=Data(train=[], heldout=[]))
     keys = (
-        "lora", "data.needles", "data.lengths", "train.objective", "train.guard", "train.tail", "train.gradient",
+        "lora", "data.needles", "data.lengths", "train.objective", "train.guard", "train.gradient",
         "runtime.zero", "runtime.fsdp", "runtime.sequence",
     )  # fmt: skip
     checks = []
@@ -256,9 +220,7 @@ def _runtime_checks(recipe: Recipe) -> list[Check]:
     runtime, train, data = recipe.runtime, recipe.train, recipe.data
     count, split = runtime.processes, runtime.sequence
     lengths = [recipe.row_tokens(), *(data.lengths or [])]
-    plain = train.objective == "next-token" and train.guard == 0 and train.tail is None
-    single = data.packing == "long" and data.positions == "contiguous"
-    counted = "the base is asked once a row that starts inside its window: set data.positions to contiguous"
+    plain = train.objective == "next-token" and train.guard == 0
     return [
         (count is None or count >= 1, "runtime.processes", count, "at least 1"),
         (runtime.threads is None or runtime.threads >= 1, "runtime.threads", runtime.threads, "at least 1"),
@@ -268,12 +230,6 @@ def _runtime_checks(recipe: Recipe) -> list[Check]:
             "runtime.offload",
             runtime.offload,
             "only shards can wait in the CPU's memory: set runtime.zero to 3, or runtime.fsdp",
-        ),
-        (
-            not (recipe.sharded() and train.guard and data.positions == "skip"),
-            "data.positions",
-            data.positions,
-            f"with weights in shards all processes must run the same passes, and {counted}",
         ),
         (
             0 < runtime.timeout_minutes <= 10080,
@@ -293,14 +249,12 @@ def _runtime_checks(recipe: Recipe) -> list[Check]:
             split == 1 or plain,
             "runtime.sequence",
             split,
-            "the base cannot be asked about a part of a row, nor a tail be taken of it: set train.objective to "
-            "next-token, train.guard to 0 and train.tail to null",
+            "the base cannot be asked about a part of a row: set train.objective to next-token and train.guard to 0",
         ),
         (
-            split == 1 or single,
+            split == 1 or data.packing == "long",
             "runtime.sequence",
             split,
-            "attention over split rows cannot keep documents or spans apart: set data.packing to long and "
-            "data.positions to contiguous",
+            "attention over split rows cannot keep documents apart: set data.packing to long",
         ),
     ]

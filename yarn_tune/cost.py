@@ -3,8 +3,8 @@
 Time. A forward is 2 x parameters x tokens operations, and 4 x layers x width x tokens^2 / 2 of (causal) attention. With
 frozen weights a backward pass computes gradients of activations alone: as many again for the matrices, and 2.5 times as
 many for attention, whose kernel has five products there for two. Checkpointing computes the forward once more, without
-attention where that is kept; tiled MLPs are computed once more still. A prefix is read in one forward, the base is
-asked in one a window, and a gradient from forward passes takes two a direction.
+attention where that is kept; tiled MLPs are computed once more still. The base is asked in one forward a window,
+and a gradient from forward passes takes two a direction.
 
 Memory is what is held at the worst moment, counted as torch holds it for a pre-norm decoder with a gated MLP, whose
 frozen matrices need no input for their gradients. `benchmarks/memory.py` measures it; the prediction is within 20%.
@@ -51,9 +51,9 @@ class Forward:
     mlp: float
     """A token, in the matrices of gated MLPs."""
 
-    def __call__(self, tokens: int, before: int = 0, dense: float = 1.0, attention: float = 1.0) -> float:
-        """Of `tokens` tokens that see `before` more; so many times over in matrices, and in attention."""
-        return dense * self.dense * tokens + attention * self.attention * tokens * (before + tokens / 2)
+    def __call__(self, tokens: int, dense: float = 1.0, attention: float = 1.0) -> float:
+        """Of a row of `tokens` tokens; so many times over in matrices, and in attention."""
+        return dense * self.dense * tokens + attention * self.attention * tokens * tokens / 2
 
 
 @dataclass(frozen=True)
@@ -124,21 +124,17 @@ def estimate_cost(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1, lo
 def row_flops(recipe: Recipe, length: int, native: int, forward: Forward, numbers: int) -> float:
     """A row of `length` tokens: what is read for a gradient, and what the base is asked."""
     train = recipe.train
-    tail = train.tail if train.tail is not None and train.tail < length else length
-    read = forward(length - tail) if tail < length else 0.0
     asked = 0.0
     lesson = Lesson.of(recipe, native)
     if lesson.taught:
         slid = lesson.objective != "next-token"
-        asked = forward(min(native, length)) * (
-            len(windows(length, native, lesson.stride, tail)) if slid else length - tail < native
-        )
+        asked = forward(min(native, length)) * (len(windows(length, native, lesson.stride)) if slid else 1)
     if train.gradient == "forward":
-        return passes(numbers, train.probes) * (read + forward(tail, length - tail) + asked)
+        return passes(numbers, train.probes) * (forward(length) + asked)
     again = train.gradient_checkpointing
     attention = 1 + BACK + (again and not train.keep_attention)
     dense = 2 + again + (forward.mlp / forward.dense if train.tiled_mlp is not None else 0.0)
-    return read + forward(tail, length - tail, dense=dense, attention=attention) + asked
+    return forward(length, dense=dense, attention=attention) + asked
 
 
 def weight_memory(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1) -> float:
@@ -165,7 +161,6 @@ def step_memory(recipe: Recipe, config: PreTrainedConfig, row_tokens: int, lora:
     shape, train = Shape.of(config, lora), recipe.train
     e = _size(recipe)
     rows = train.micro_rows
-    tail = train.tail if train.tail is not None and train.tail < row_tokens else None
     tokens = rows * row_tokens / recipe.runtime.sequence
     logits = 3 * CHUNK * shape.vocabulary * 4
     reading = tokens * _reading(shape, e)
@@ -175,8 +170,6 @@ def step_memory(recipe: Recipe, config: PreTrainedConfig, row_tokens: int, lora:
         reading += rows * row_tokens**2 * (1 + e)
     if train.gradient == "forward":
         return max(reading, tokens * 2 * shape.hidden * e + logits)
-    if tail is not None:
-        return max(_prefix(recipe, shape, e, tokens, rows * tail))
     kept, worst = _training(recipe, shape, e, tokens)
     native = recipe.rope.native or rope_facts(config).native
     lesson = Lesson.of(recipe, native)
@@ -221,19 +214,6 @@ def _training(recipe: Recipe, shape: Shape, e: int, tokens: float) -> tuple[floa
     in_norm, in_attention = h * e + 3 * h * 4, (2 * h + 2 * q + 2 * k) * e
     worst = max(tokens * (held + 2 * h * e) + part, tokens * (held - mlp + max(in_norm + norm + h * e, in_attention)))
     return tokens * (kept + outside), worst
-
-
-def _prefix(recipe: Recipe, shape: Shape, e: int, tokens: float, tail: float) -> tuple[float, float]:
-    """Bytes while the prefix is read, and while the tail learns."""
-    q, k = shape.queries, shape.keys
-    cache = shape.layers * 2 * k * e
-    # Kept: the prefix's keys; what attention with a mask takes, keys and values once a query head, and the mask, which
-    # every layer turns into numbers for itself.
-    kept = shape.layers * (k * e + 2 * q * e + e * tail / recipe.train.micro_rows)
-    # Gradients of these keys and values, once a query head and once a key head, and of the prefix's keys in float32.
-    gradients = (2 * q + 2 * k) * e + 2 * k * 4
-    _, own = _training(recipe, shape, e, tail)
-    return (tokens - tail) * _reading(shape, e) + tokens * cache, tokens * (kept + gradients) + own
 
 
 def largest_rows(recipe: Recipe, config: PreTrainedConfig, weights: float, lora: LoraSize = NO_LORA) -> dict[int, int]:

@@ -10,7 +10,7 @@ from .documents import matches, tokenized
 from .errors import UserError
 from .models import bos_of
 from .packing import Packed, pack_concat, pack_long
-from .positions import Coverage, Placed, coverage, place_contiguous, place_skip
+from .positions import Coverage, Placed, coverage, place_contiguous
 from .sections import Recipe
 
 
@@ -19,8 +19,7 @@ class RowSet:
     """The rows of a run, in a fixed order, with an account of them."""
 
     rows: list[Placed]
-    packed: Packed | None
-    """None for skip rows, which are drawn rather than packed."""
+    packed: Packed
     available: int
     """Rows the documents would have given."""
     bos: int | None = None
@@ -54,12 +53,6 @@ def build_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RowSet:
     row_tokens, wanted = recipe.row_tokens(), recipe.rows()
     enough, bos = 2 * wanted * row_tokens, bos_of(tokenizer)
     documents = list(tokenized(recipe, "data.train", recipe.data.train, tokenizer, enough))
-    if recipe.data.positions == "skip":
-        try:
-            rows = place_skip(documents, recipe.rope.window, row_tokens, recipe.data.spans, wanted, recipe.train.seed)
-        except ValueError as error:
-            raise UserError(f"data.positions: {error}; use longer documents or a smaller data.row_tokens") from error
-        return RowSet([row.begun(bos) for row in rows], None, wanted, bos)
     filler = tokenizer.eos_token_id or 0
     pack = pack_long if recipe.data.packing == "long" else pack_concat
     packed = pack(documents, row_tokens, filler)

@@ -51,7 +51,7 @@ FAMILIES: dict[str, str] = {
     "qwen2_moe": "",
     "qwen3": "as qwen2",
     "qwen3_moe": "",
-    "qwen3_next": "only full-attention layers have positions; no prefix rows",
+    "qwen3_next": "only full-attention layers have positions",
     "seed_oss": "",
     "smollm3": "every fourth layer has no positions",
     "stablelm": "a quarter of each head is rotated",
@@ -79,13 +79,6 @@ LATENT = frozenset({"deepseek_v2", "deepseek_v3"})
 
 RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 """Of the transformers that is installed."""
-
-NOT_IN_PARTS: dict[str, str] = dict.fromkeys(sorted(LATENT), "keeps keys and values compressed together") | {
-    "qwen3_next": "has layers that keep a state instead of keys"
-}
-"""Model type -> why its rows cannot be read in two parts (`prefix.py`)."""
-if RELEASE < (5, 2):
-    NOT_IN_PARTS |= dict.fromkeys(("persimmon", "stablelm"), "reads from a cache wrongly before transformers 5.2")
 
 SINCE: dict[str, tuple[int, int]] = {"gemma3_text": (5, 19), "olmo3": (5, 19), "qwen3_moe": (5, 4)}
 """Model type -> first release of transformers that was seen to read the rope sections of its exports rightly."""

@@ -9,7 +9,7 @@ import yaml
 
 from .cost import Cost, estimate_cost
 from .errors import UserError
-from .families import NOT_IN_PARTS, rope_facts
+from .families import rope_facts
 from .models import load_config
 from .recipe import parse_recipe
 from .sections import Recipe
@@ -93,7 +93,7 @@ def _fitted(tree: dict[str, Any], gpu_gib: float, gpus: int) -> tuple[Recipe, Co
     if gpus > 1:
         rows = {"batch_rows": gpus * math.ceil(tree["train"]["batch_rows"] / gpus)}
         spread = [{"train": rows}, {"train": rows, "runtime": {"zero": 3, "processes": gpus}}]
-    for way, over in itertools.product(_ways(tree, config.model_type), spread):
+    for way, over in itertools.product(_ways(tree), spread):
         sections = {
             key: tree.get(key, {}) | over.get(key, {}) | way.get(key, {}) for key in {*tree, *over, *way} - {"name"}
         }
@@ -108,8 +108,8 @@ def _fitted(tree: dict[str, Any], gpu_gib: float, gpus: int) -> tuple[Recipe, Co
     )
 
 
-def _ways(tree: dict[str, Any], kind: str) -> list[Way]:
-    """Whole rows, offloaded if need be; rows of half the window, up to factor 8; a gradient for rows' ends alone."""
+def _ways(tree: dict[str, Any]) -> list[Way]:
+    """Whole rows, offloaded if need be; rows of half the window, up to factor 8."""
     window, native = tree["rope"]["window"], tree["rope"]["native"]
     again: dict[str, Any] = {"gradient_checkpointing": True}
     whole: list[dict[str, Any]] = [
@@ -124,14 +124,6 @@ def _ways(tree: dict[str, Any], kind: str) -> list[Way]:
     if native < window <= 8 * native and tree["rope"]["temperature"] != "global":
         half = max(native, window // 2)
         ways += [{"rope": {"learn": "yarn"}, "data": {"row_tokens": half}, "train": way} for way in whole]
-    if kind in NOT_IN_PARTS:
-        return ways
-    for tail in (window // 8, 2048, 512):
-        # The tail of a long row is outside the native window, so short rows between keep the guard at work.
-        mixed = window % native == 0
-        data, guard = ({"lengths": [native, window]}, {}) if mixed else ({}, {"guard": 0.0})
-        if tail < window:
-            ways.append({"data": data, "train": {"gradient_checkpointing": False, "tail": tail} | guard})
     return ways
 
 
@@ -161,15 +153,12 @@ def _text(recipe: Recipe, cost: Cost, native: int, gpu_gib: float, path: str, re
         f"  train: {_plain(data.train)}",
         f"  heldout: {_plain(data.heldout)}      # measured on, never trained on",
         f"  needles: {data.needles}            # rows that end in a question: without them, prose teaches to look near",
-        *([f"  lengths: {data.lengths}   # short rows take turns with long ones"] if data.lengths else []),
         *([f"  row_tokens: {data.row_tokens}       # whole rows do not fit; these teach gains and phases as well"]
           if data.row_tokens else []),
         "train:",
         f"  steps: {train.steps}",
         f"  batch_rows: {train.batch_rows}           # must be a multiple of the number of GPUs",
-        *([f"  guard: {train.guard}              # KL to the base inside the native window"] if train.guard else []),
-        *([f"  tail: {train.tail}              # whole rows do not fit: a gradient for their ends alone"]
-          if train.tail else []),
+        f"  guard: {train.guard}              # KL to the base inside the native window",
         f"  gradient_checkpointing: {str(train.gradient_checkpointing).lower()}",
         *(["  keep_attention: true           # checkpointed layers compute all but attention again"]
           if train.keep_attention else []),

@@ -65,17 +65,15 @@ def hidden_states(
     model: PreTrainedModel,
     input_ids: Tensor,
     position_ids: Tensor | None = None,
-    attention_mask: Tensor | None = None,
     cache: Cache | None = None,
 ) -> Tensor:
     """Last hidden states `[b, n, h]`, without a KV cache, or after and into the one given.
 
-    Document borders are detected from `position_ids` only if no mask and no cache are given.
+    Document borders are detected from `position_ids` only if no cache is given.
     """
     body = model.base_model(
         input_ids=input_ids,
         position_ids=position_ids,
-        attention_mask=attention_mask,
         past_key_values=cache,
         use_cache=cache is not None,
     )
@@ -102,10 +100,8 @@ class Reader(nn.Module):
 class NextToken(Reader):
     """Next-token loss of a model."""
 
-    def forward(
-        self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor) -> Tensor:
         """Sum of nats over the targets of a batch `[b, n]`, float32, shape ()."""
-        hidden = hidden_states(self.model, input_ids, position_ids, attention_mask)
+        hidden = hidden_states(self.model, input_ids, position_ids)
         counted = labels != IGNORED
         return self.nats(hidden[counted], labels[counted]).sum()

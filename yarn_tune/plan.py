@@ -14,7 +14,7 @@ from .heldout import check_heldout
 from .learned import Start
 from .lora import lora_size
 from .models import GIB, is_hub_id, load_config, load_tokenizer
-from .packing import Row
+from .packing import pack_long
 from .positions import Coverage, place_contiguous
 from .sections import YARN, Recipe
 from .serving.profiles import Target, settle
@@ -117,15 +117,14 @@ def plan(recipe: Recipe, begun: bool = False) -> Plan:
     read = rows
     if read is None:
         tokens = recipe.row_tokens()
-        read = RowSet([place_contiguous(Row([0] * tokens, [tokens]))], None, 1)
-        notes.append("coverage is that of full contiguous rows, since the documents were not read")
+        packed = pack_long([[0] * tokens], tokens)
+        read = RowSet([place_contiguous(row) for row in packed.rows], packed, 1)
+        notes.append("coverage is that of whole rows, since the documents were not read")
     elif len(read.rows) < recipe.rows():
         notes.append(f"{recipe.rows()} rows are read but the documents give {len(read.rows)}: some are read again")
     covered = read.coverage(recipe.rope.window, recipe.data.lengths)
     if covered.untrained > 0:
         notes.append(_untrained_text(recipe, covered.untrained))
-    if recipe.data.positions == "skip":
-        notes.append("WARNING: skip rows are an experiment: with frozen weights they favour local text (README)")
     if config is None or begin is None:
         return Plan(recipe, None, None, None, rows, covered, notes)
     target = _target(recipe, begin, notes)
@@ -212,8 +211,6 @@ def _rows(recipe: Recipe, notes: list[str]) -> RowSet | None:
 
 
 def _rows_text(rows: RowSet) -> str:
-    if rows.packed is None:
-        return f"{len(rows.rows)} skip rows drawn from the documents"
     packed = rows.packed
     return (
         f"{len(rows.rows)} of {rows.available} rows; {packed.documents} documents, {packed.tokens:,} tokens; "

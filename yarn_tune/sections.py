@@ -81,11 +81,6 @@ class Data:
     packing: Literal["long", "concat"] = "long"
     """long: a row is a span of one document where documents are long enough, and joined ones otherwise.
     concat: documents share rows, each isolated from the others, with positions from zero."""
-    positions: Literal["contiguous", "skip"] = "contiguous"
-    """contiguous: 0, 1, 2, ... skip: a row holds spans of one document at their true positions across the
-    window (an experiment: with frozen weights it is biased towards local text)."""
-    spans: int = 2
-    """Spans a row, for `positions: skip`."""
     lengths: list[int] | None = None
     """Lengths that rows are cut to, one for each step; null: rows are read whole."""
     order: Literal["mixed", "staged"] = "mixed"
@@ -157,17 +152,12 @@ class Train:
     weight_decay: Decays | float = 0.0
     """Pull of every learned number towards search-free YaRN, where a gain is 1 and a phase 0; AdamW's, so a step moves
     a number by at most rate x decay of its distance."""
-    objective: Literal["next-token", "far-weighted", "distill"] = "next-token"
-    """next-token. far-weighted: tokens count by how much better they are predicted than from the native window alone.
-    distill: the base's own predictions from its native window, slid along the row."""
+    objective: Literal["next-token", "distill"] = "next-token"
+    """distill: the base's own predictions from its native window, slid along the row."""
     guard: float = 0.0
     """Weight of KL(base || tuned) inside the native window: keeps short texts as they were."""
     answer_weight: float = 50.0
     """Of each token of the answer to a planted question (`data.needles`); other tokens count 1."""
-    teacher_stride: int | None = None
-    """Step of the base's window along a row, where the base is asked; null: half the native window."""
-    tail: int | None = None
-    """Prefix rows: a gradient for the last so many tokens of a row alone, which see all before them; null: for all."""
     gradient: Literal["backprop", "forward"] = "backprop"
     """forward: estimated from forward passes alone (memory of inference): `rope.temperature` global or layer."""
     probes: int = 4

@@ -15,18 +15,14 @@ from .objectives import Transform, by_chunks, hidden_states
 from .tunable import TunableRotary, untouched
 
 
-def windows(length: int, native: int, stride: int, last: int) -> list[tuple[int, int]]:
-    """(end, tokens kept at the end) of the windows whose kept tokens are the last `last` of `length`, in order.
+def windows(length: int, native: int, stride: int) -> list[tuple[int, int]]:
+    """(end, tokens kept at the end) of the windows whose kept tokens are all of `length`, in order.
 
     Every window is `min(native, length)` long; a token has at least `native - stride` tokens before it in its window,
     or all there are.
     """
-    done = length - last
-    found = []
-    if done < native:
-        end = min(native, length)
-        found.append((end, end - done))
-        done = end
+    done = min(native, length)
+    found = [(done, done)]
     while done < length:
         end = min(done + stride, length)
         found.append((end, end - done))
@@ -36,22 +32,16 @@ def windows(length: int, native: int, stride: int, last: int) -> list[tuple[int,
 
 @torch.no_grad()
 def teacher_states(
-    model: PreTrainedModel,
-    rotary: TunableRotary,
-    input_ids: Tensor,
-    native: int,
-    stride: int,
-    last: int,
-    bos: int | None = None,
+    model: PreTrainedModel, rotary: TunableRotary, input_ids: Tensor, native: int, stride: int, bos: int | None = None
 ) -> Tensor:
-    """The base's last hidden states for the last `last` tokens of rows `[b, T]`: `[b, last, h]`.
+    """The base's last hidden states for rows `[b, T]`: `[b, T, h]`.
 
     Windows are read several at a time, up to as many tokens as the rows have. Each begins with `bos` in place of its
     first token, if there is one: the base reads nothing without it.
     """
     rows, length = input_ids.shape
     size = min(native, length)
-    planned = windows(length, native, stride, last)
+    planned = windows(length, native, stride)
     most = max(1, length // size)
     parts = []
     with untouched(rotary):

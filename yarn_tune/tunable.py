@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .errors import UserError
-from .families import NOT_IN_PARTS
 from .gains import Gains, gains_for, scale_queries
 from .learned import Learned, Start
 from .lora import PREFIX, add_lora, factors_of, remove_lora, switch_lora
@@ -169,9 +168,6 @@ def at_start(recipe: Recipe) -> TunableRotary:
         UserError: if this base cannot carry what is to be learned.
     """
     start = Start.of_recipe(recipe)
-    kind = start.facts.model_type
-    if recipe.train.tail is not None and kind in NOT_IN_PARTS:
-        raise UserError(f"train.tail: {kind} {NOT_IN_PARTS[kind]}, so prefix rows are not possible; set it to null")
     gains = gains_for(config_json(recipe.base.model, recipe.base.revision), recipe.rope.temperature)
     return TunableRotary(nn.Identity(), start, recipe.rope.learn, gains)
 

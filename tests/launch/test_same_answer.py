@@ -37,12 +37,10 @@ WAYS: dict[str, list[str]] = {
     "forward": ["rope.learn=scale", "train.gradient=forward"],
     "lengths": ["rope.temperature=layer", "data.lengths=[256, 64]"],
     "guarded": ["rope.temperature=phase", "train.guard=0.5", "data.lengths=[256, 64]"],
-    "far-weighted": ["rope.temperature=head", "train.objective=far-weighted"],
     "distilled": ["rope.temperature=phase", "train.objective=distill", "train.gradient_checkpointing=false"],
-    "prefix": ["rope.temperature=phase", "train.tail=64", "train.gradient_checkpointing=false"],
 }
 """Of learning."""
-WHOLE = [way for way in WAYS if way not in ("guarded", "far-weighted", "distilled", "prefix")]
+WHOLE = [way for way in WAYS if way not in ("guarded", "distilled")]
 """Those that rows can be split for."""
 SPREAD: dict[str, list[str]] = {
     "plain": [],
@@ -61,7 +59,7 @@ SPREAD: dict[str, list[str]] = {
 def two() -> list[tuple[str, str]]:
     """All ways by those that differ in how they work, some by the rest."""
     pairs = [(spread, way) for spread in ("plain", "zero-3") for way in WAYS]
-    pairs += [("fsdp", way) for way in ("ramp", "phase", "lora", "forward", "guarded", "prefix")]
+    pairs += [("fsdp", way) for way in ("ramp", "phase", "lora", "forward", "guarded")]
     pairs += [("sequence", way) for way in WHOLE]
     pairs += [(spread, way) for spread in SPREAD for way in ("ramp", "phase") if (spread, way) not in pairs]
     return pairs
