@@ -63,9 +63,6 @@ LINES: dict[str, tuple[str, ...]] = {
     # Weights moved as well: what the ladder leaves.
     "frequency and t, LoRA 8, needles": (*ASKED, "rope.temperature=global", "lora.rank=8"),
     "phase, LoRA 8, needles": (*ASKED, "lora.rank=8"),
-    # Gradients from forward passes.
-    "scale and t, forward": ("rope.learn=scale", "train.gradient=forward"),
-    "frequency and t, forward": ("train.gradient=forward",),
 }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from yarn_tune.objectives import hidden_states
 from yarn_tune.sections import Rope
 from yarn_tune.tunable import attach
 
-WAYS = ("prefill", "forward", "backprop", "checkpointing", "attention kept", "prefix rows", "forward only")
+WAYS = ("prefill", "forward", "backprop", "checkpointing", "attention kept", "prefix rows")
 TAIL = 0.25
 """Share of a prefix row that gets a gradient."""
 REPEATS = 3
@@ -84,11 +84,7 @@ def cell(model_name: str, dtype: str, way: str, tokens: int) -> dict[str, float]
         tail = int(TAIL * tokens) if way == "prefix rows" else None
         objective(ids, positions, labels, tail=tail)[0].backward()
 
-    def forward_only() -> None:
-        forward()
-        forward()
-
-    run: Callable[[], None] = {"prefill": prefill, "forward": forward, "forward only": forward_only}.get(way, step)
+    run: Callable[[], None] = {"prefill": prefill, "forward": forward}.get(way, step)
     base = memory()
     if torch.accelerator.is_available():
         torch.accelerator.reset_peak_memory_stats()

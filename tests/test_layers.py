@@ -27,7 +27,6 @@ ORDER = (
     "teacher",
     "lessons",
     "longrows",
-    "estimate",
     "documents",
     "data",
     "runtime",

@@ -169,7 +169,6 @@ def test_what_cannot_be(tmp_path):
     for setting, message in (
         ("lora.rank=0", "lora.rank: at least 1"),
         ("rope.learn=search", r"lora: the search \(rope.learn\) judges factors by plain nats"),
-        ("train.gradient=forward", "too many numbers to estimate"),
     ):
         with pytest.raises(RecipeError, match=message):
             parse_recipe(recipe_tree(tmp_path / "base", tmp_path), ["lora.targets=[q_proj]", setting])

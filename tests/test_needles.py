@@ -138,8 +138,6 @@ def test_a_piece_predicts_the_first_token_of_the_next(tmp_path):
         ("train.tail=40", "rope.temperature=spectral"),
         ("train.tail=40", "train.guard=1.0", f"data.lengths=[{NATIVE},256]"),
         ("train.objective=far-weighted", "data.positions=skip", "data.row_tokens=128"),
-        ("train.gradient=forward", "rope.learn=scale"),
-        ("train.gradient=forward", "rope.temperature=layer"),
     ],
     ids=lambda s: " ".join(s),
 )
@@ -176,8 +174,6 @@ def test_every_way_of_learning_moves_every_number_and_resumes(tmp_path, settings
         (("data.needles=0.5", "data.packing=concat"), "data.needles: questions are planted in contiguous rows"),
         (("train.guard=-1",), "train.guard: must not be negative"),
         (("train.objective=distill", "data.packing=concat"), "data.packing: the base is asked about rows of one span"),
-        (("train.gradient=forward", "rope.temperature=head"), "rope.temperature: too many numbers to estimate"),
-        (("train.probes=0",), "train.probes: at least 1"),
         (("train.teacher_stride=0",), "train.teacher_stride: at least 1"),
     ],
 )

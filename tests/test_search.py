@@ -169,7 +169,7 @@ def test_a_search_is_alone_in_its_folder(searched):
 @pytest.mark.parametrize(
     "setting",
     ["lora.rank=2", "data.needles=0.5", "data.lengths=[64,256]", "train.objective=distill", "train.guard=1.0",
-     "train.gradient=forward", "runtime.zero=3", "runtime.fsdp=true", "runtime.sequence=2"],
+     "runtime.zero=3", "runtime.fsdp=true", "runtime.sequence=2"],
 )  # fmt: skip
 def test_search_refuses_what_it_would_pass_over(tmp_path, setting):
     tree = recipe_tree(save_tiny(tmp_path / "base"), tmp_path)

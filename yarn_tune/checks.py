@@ -16,7 +16,7 @@ def impossible(recipe: Recipe) -> list[str]:
     checks = [
         *rope_checks(recipe.rope),
         *_data_checks(recipe),
-        *_gradient_checks(recipe),
+        *_learned_checks(recipe),
         *_search_checks(recipe),
         *_train_checks(recipe.train),
         *_other_checks(recipe),
@@ -136,7 +136,6 @@ def _length_checks(recipe: Recipe) -> list[Check]:
 def _train_checks(train: Train) -> list[Check]:
     rates, decays = train.rates(), train.decays()
     micro = train.micro_rows >= 1 and train.batch_rows % max(train.micro_rows, 1) == 0
-    recomputed = train.gradient_checkpointing and train.gradient == "backprop"
     reentrant = "reentrant checkpointing fails when layers share cos and sin; remove the key or set it to false"
     return [
         (train.steps >= 1, "train.steps", train.steps, "at least 1"),
@@ -153,19 +152,17 @@ def _train_checks(train: Train) -> list[Check]:
             train.teacher_stride,
             "at least 1, or null",
         ),
-        (train.probes >= 1, "train.probes", train.probes, "at least 1"),
         (
-            not train.keep_attention or recomputed,
+            not train.keep_attention or train.gradient_checkpointing,
             "train.keep_attention",
             train.keep_attention,
-            "it is about checkpointed layers: set train.gradient_checkpointing to true and train.gradient to backprop",
+            "it is about checkpointed layers: set train.gradient_checkpointing to true",
         ),
         (
-            not train.offload_activations or recomputed,
+            not train.offload_activations or train.gradient_checkpointing,
             "train.offload_activations",
             train.offload_activations,
-            "what waits are the inputs of checkpointed layers: set train.gradient_checkpointing to true and "
-            "train.gradient to backprop",
+            "what waits are the inputs of checkpointed layers: set train.gradient_checkpointing to true",
         ),
         (train.tiled_mlp is None or train.tiled_mlp >= 1, "train.tiled_mlp", train.tiled_mlp, "at least 1, or null"),
         (0 <= train.seed < 2**32, "train.seed", train.seed, "from 0 to below 2**32"),
@@ -185,16 +182,11 @@ def _train_checks(train: Train) -> list[Check]:
     ]
 
 
-def _gradient_checks(recipe: Recipe) -> list[Check]:
-    low = recipe.rope.temperature in ("global", "layer")
-    few = "too many numbers to estimate a gradient from forward passes; set train.gradient to backprop"
-    forward = recipe.train.gradient == "forward"
+def _learned_checks(recipe: Recipe) -> list[Check]:
     lora = recipe.lora
     nothing = recipe.rope.learn == "yarn" and recipe.rope.temperature == "global" and lora is None
     return [
         (not nothing, "rope.learn", "yarn", "learns nothing by itself; set rope.temperature, or add lora"),
-        (not forward or low, "rope.temperature", recipe.rope.temperature, few),
-        (lora is None or not forward, "lora", lora, few),
         (lora is None or lora.rank >= 1, "lora.rank", lora and lora.rank, "at least 1"),
         (lora is None or bool(lora.targets), "lora.targets", lora and lora.targets, "name at least one module"),
     ]
@@ -206,8 +198,8 @@ def _search_checks(recipe: Recipe) -> list[Check]:
         return []
     plain = Recipe(name=recipe.name, base=recipe.base, rope=recipe.rope, data=Data(train=[], heldout=[]))
     keys = (
-        "lora", "data.needles", "data.lengths", "train.objective", "train.guard", "train.tail", "train.gradient",
-        "runtime.zero", "runtime.fsdp", "runtime.sequence",
+        "lora", "data.needles", "data.lengths", "train.objective", "train.guard", "train.tail", "runtime.zero",
+        "runtime.fsdp", "runtime.sequence",
     )  # fmt: skip
     checks = []
     for key in keys:

@@ -168,10 +168,6 @@ class Train:
     """Step of the base's window along a row, where the base is asked; null: half the native window."""
     tail: int | None = None
     """Prefix rows: a gradient for the last so many tokens of a row alone, which see all before them; null: for all."""
-    gradient: Literal["backprop", "forward"] = "backprop"
-    """forward: estimated from forward passes alone (memory of inference): `rope.temperature` global or layer."""
-    probes: int = 4
-    """Random directions a step, two forwards each, for `gradient: forward`; up to four numbers are taken one by one."""
     seed: int = 0
     search: Search = field(default_factory=Search)
     gradient_checkpointing: bool = True

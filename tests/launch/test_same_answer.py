@@ -34,7 +34,6 @@ WAYS: dict[str, list[str]] = {
     "spectral": ["rope.learn=yarn", "rope.temperature=spectral", "train.micro_rows=2"],
     "phase": ["rope.learn=frequency", "rope.temperature=phase", "train.clip=0"],
     "lora": ["lora.rank=2"],
-    "forward": ["rope.learn=scale", "train.gradient=forward"],
     "lengths": ["rope.temperature=layer", "data.lengths=[256, 64]"],
     "guarded": ["rope.temperature=phase", "train.guard=0.5", "data.lengths=[256, 64]"],
     "far-weighted": ["rope.temperature=head", "train.objective=far-weighted"],
@@ -61,7 +60,7 @@ SPREAD: dict[str, list[str]] = {
 def two() -> list[tuple[str, str]]:
     """All ways by those that differ in how they work, some by the rest."""
     pairs = [(spread, way) for spread in ("plain", "zero-3") for way in WAYS]
-    pairs += [("fsdp", way) for way in ("ramp", "phase", "lora", "forward", "guarded", "prefix")]
+    pairs += [("fsdp", way) for way in ("ramp", "phase", "lora", "guarded", "prefix")]
     pairs += [("sequence", way) for way in WHOLE]
     pairs += [(spread, way) for spread in SPREAD for way in ("ramp", "phase") if (spread, way) not in pairs]
     return pairs
