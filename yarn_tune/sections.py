@@ -37,10 +37,9 @@ class Rope:
     """Window the base was trained with; null: its config's `max_position_embeddings`."""
     factor: float | None = None
     """YaRN's scale at the start; null: window / native."""
-    learn: Literal["yarn", "scale", "ramp", "frequency", "search"] = "frequency"
+    learn: Literal["yarn", "scale", "ramp", "frequency"] = "frequency"
     """yarn: nothing, the table and t stay search-free YaRN's (for `temperature` or `lora` alone, which short rows can
-    teach). scale: s and t. ramp: also beta_fast and beta_slow. frequency: one factor per rotary pair, and t. search:
-    the factors by evolutionary search instead of a gradient (LongRoPE), t as YaRN has it."""
+    teach). scale: s and t. ramp: also beta_fast and beta_slow. frequency: one factor per rotary pair, and t."""
     temperature: Literal["global", "layer", "head", "spectral", "phase"] = "global"
     """global: one attention temperature for the whole model. On top of it, folded into the queries: layer, head: one
     gain each; spectral: one a head and rotary pair; phase: that, and one angle each."""
@@ -128,19 +127,6 @@ class Decays:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
-    """Of `rope.learn: search`; the defaults are LongRoPE's published settings."""
-
-    population: int = 64
-    generations: int = 40
-    mutations: int = 16
-    crossovers: int = 16
-    parents: int = 32
-    rows: int = 4
-    """Training rows each candidate is judged on."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Train:
     """The loop."""
 
@@ -169,7 +155,6 @@ class Train:
     tail: int | None = None
     """Prefix rows: a gradient for the last so many tokens of a row alone, which see all before them; null: for all."""
     seed: int = 0
-    search: Search = field(default_factory=Search)
     gradient_checkpointing: bool = True
     keep_attention: bool = False
     """What attention gave is kept beside the inputs of checkpointed layers, and not computed again."""
