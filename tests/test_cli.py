@@ -41,7 +41,6 @@ WRONG = [
     ("rope.factor=0.25", "rope.factor: a factor below 1"),
     ("train.steps=0", "train.steps: at least 1"),
     ("train.stops=5", "did you mean 'steps'?"),
-    ("train.use_reentrant=true", "reentrant checkpointing fails"),
     ("rope.beta_fast=0.1", "are the betas swapped?"),
     ("data.train=[]", "no documents"),
     ("data.train=[nowhere.txt]", "no file matches 'nowhere.txt'"),

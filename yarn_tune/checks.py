@@ -121,7 +121,6 @@ def _length_checks(recipe: Recipe) -> list[Check]:
 def _train_checks(train: Train) -> list[Check]:
     rates, decays = train.rates(), train.decays()
     micro = train.micro_rows >= 1 and train.batch_rows % max(train.micro_rows, 1) == 0
-    reentrant = "reentrant checkpointing fails when layers share cos and sin; remove the key or set it to false"
     return [
         (train.steps >= 1, "train.steps", train.steps, "at least 1"),
         (train.batch_rows >= 1, "train.batch_rows", train.batch_rows, "at least 1"),
@@ -152,7 +151,6 @@ def _train_checks(train: Train) -> list[Check]:
         (train.tiled_mlp is None or train.tiled_mlp >= 1, "train.tiled_mlp", train.tiled_mlp, "at least 1, or null"),
         (0 <= train.seed < 2**32, "train.seed", train.seed, "from 0 to below 2**32"),
         (train.clip >= 0, "train.clip", train.clip, "a gradient norm, or 0 for none"),
-        (not train.use_reentrant, "train.use_reentrant", train.use_reentrant, reentrant),
         (train.checkpoint_every >= 1, "train.checkpoint_every", train.checkpoint_every, "at least 1"),
         (train.keep_checkpoints >= 2, "train.keep_checkpoints", train.keep_checkpoints, "at least 2"),
     ]

@@ -162,8 +162,6 @@ class Train:
     """The inputs of checkpointed layers wait in the CPU's memory."""
     tiled_mlp: int | None = None
     """Tokens of a row that pass an MLP at a time; null: all. Less memory a layer, for one more forward of its MLP."""
-    use_reentrant: bool = False
-    """Must stay false; named here because reentrant checkpointing fails with shared cos/sin."""
     checkpoint_every: int = 10
     """Steps between saved states; an interrupted run loses at most this many."""
     keep_checkpoints: int = 3
