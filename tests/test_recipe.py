@@ -51,6 +51,7 @@ def test_rates_by_kind():
         ("train.clip=.inf", "train.clip: must be a finite number; found inf"),
         ("train.steps=0", "train.steps: at least 1; found 0"),
         ("train.gradient_checkpointing={}", "train.gradient_checkpointing: must be true or false; found {}"),
+        ("runtime.zero=1", "runtime.zero: must be one of 0, 3; found 1 (stages 1 and 2 shard optimizer state"),
         ("train.micro_rows=3", "train.micro_rows: must divide train.batch_rows (4); found 3"),
         ("rope.factor=0.5", "rope.factor: a factor below 1 shrinks; found 0.5"),
         ("rope.native=2048", "rope.native: the native window must be between 2 and rope.window (1024)"),

@@ -6,7 +6,7 @@ number by about 1% a step).
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,15 +241,17 @@ class Export:
     """Largest difference of a float32 logit between the tuned model and the reloaded export."""
 
 
+STAGES = "stages 1 and 2 shard optimizer state and gradients, here of a few thousand numbers, so they are not offered"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
     """Processes and logs."""
 
     processes: int | None = None
     """Processes the run is meant for; another world size is refused. null: any."""
-    zero: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed's stages. 3: frozen weights in shards over the processes. 0, 1, 2: whole in each; what these shard,
-    states and gradients of the learned numbers, is next to nothing."""
+    zero: Annotated[Literal[0, 3], STAGES] = 0
+    """3: frozen weights in shards over the processes, by DeepSpeed. 0: whole in each."""
     fsdp: bool = False
     """Frozen weights in shards by torch's FSDP2, instead of `zero: 3`."""
     offload: Literal["none", "cpu"] = "none"

@@ -45,8 +45,6 @@ WHOLE = [way for way in WAYS if way not in ("guarded", "far-weighted", "distille
 """Those that rows can be split for."""
 SPREAD: dict[str, list[str]] = {
     "plain": [],
-    "zero-1": ["runtime.zero=1"],
-    "zero-2": ["runtime.zero=2"],
     "zero-3": ["runtime.zero=3"],
     "zero-3-offload": ["runtime.zero=3", "runtime.offload=cpu"],
     "fsdp": ["runtime.fsdp=true"],
