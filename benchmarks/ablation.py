@@ -15,11 +15,10 @@ from pathlib import Path
 
 from yarn_tune.compare import compare, named_rows
 from yarn_tune.cost import estimate_cost
-from yarn_tune.evolve import learn
 from yarn_tune.models import load_config
 from yarn_tune.recipe import load_recipe
 from yarn_tune.results import Comparison
-from yarn_tune.train import Run
+from yarn_tune.train import Run, train
 
 SMALL = (
     "rope.temperature=global",
@@ -57,9 +56,6 @@ LINES: dict[str, tuple[str, ...]] = {
     # Weights moved as well: what the ladder leaves.
     "frequency and t, LoRA 8, needles": (*ASKED, "rope.temperature=global", "lora.rank=8"),
     "phase, LoRA 8, needles": (*ASKED, "lora.rank=8"),
-    # Gradients from forward passes.
-    "scale and t, forward": ("rope.learn=scale", "train.gradient=forward"),
-    "frequency and t, forward": ("train.gradient=forward",),
 }  # fmt: skip
 
 
@@ -88,7 +84,7 @@ def measure(options: argparse.Namespace, name: str, settings: list[str]) -> dict
     recipe = load_recipe(options.recipe, [*settings, f"name={name}", "train.keep_checkpoints=2"])
     run = Run(recipe, options.runs / name)
     if not run.numbers_path.is_file():
-        learn(run)
+        train(run)
     tuned, _ = named_rows(run, [])
     # Search-free methods are measured once: what was measured lies in the folder of the first run.
     (options.runs / "nats").mkdir(exist_ok=True, parents=True)

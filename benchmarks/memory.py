@@ -1,7 +1,7 @@
 """Peak memory of a training step by the tokens of its row, beside what `plan` predicts (yarn_tune/cost.py).
 
     python benchmarks/memory.py
-    python benchmarks/memory.py --append --tokens 32768 --dtypes float32 --ways checkpointing tiled forward
+    python benchmarks/memory.py --append --tokens 32768 --dtypes float32 --ways checkpointing tiled
 
 The model is a random Llama of four layers (width 256, four query and two key heads of 64, MLP 768, 4096 words). Every
 cell is a process of its own: peak resident memory of a step, above that of the loaded model after a step of 256
@@ -35,7 +35,6 @@ WAYS: dict[str, list[str]] = {
     "checkpointing": [],
     "attention kept": ["train.keep_attention=true"],
     "tiled": ["train.tiled_mlp=1024"],
-    "forward": ["train.gradient=forward", "rope.temperature=global"],
     "LoRA": ["train.gradient_checkpointing=false", "lora.rank=8"],
     "LoRA, checkpointing": ["lora.rank=8"],
 }
@@ -120,15 +119,11 @@ def cell(recipe: Recipe) -> float:
     if recipe.train.tiled_mlp is not None:
         tile_mlps(model, recipe.train.tiled_mlp)
     objective = Objective(model, rotary, Lesson())
-    forward = recipe.train.gradient == "forward"
 
     def step(length: int) -> None:
         ids = torch.randint(1, 4096, (1, length + 1), generator=torch.Generator().manual_seed(0)).to(model.device)
         positions = torch.arange(length, device=model.device)[None]
-        with torch.set_grad_enabled(not forward):
-            value = objective(ids[:, :-1], positions, ids[:, 1:].contiguous())
-        if not forward:
-            value[0].backward()
+        objective(ids[:, :-1], positions, ids[:, 1:].contiguous())[0].backward()
 
     step(256)
     base = memory(reset=True)

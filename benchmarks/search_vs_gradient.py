@@ -2,10 +2,10 @@
 
     python benchmarks/search_vs_gradient.py [--rows 1 4] [--out benchmarks/results]
 
-The search is LongRoPE's at its published settings, each candidate judged on `--rows` training rows. The gradient is the
-demo's recipe; a training token counts as three forward tokens (one forward, a backward of two). Both learn one factor
-per pair; the gradient also learns the temperature, which the published search does not. Every point is measured with
-the same held-out documents.
+The search is LongRoPE's (`longrope_search.py`) at its published settings, each candidate judged on `--rows` training
+rows. The gradient is the demo's recipe; a training token counts as three forward tokens (one forward, a backward of
+two). Both learn one factor per pair; the gradient also learns the temperature, which the published search does not.
+Every point is measured with the same held-out documents.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import matplotlib as mpl
 import torch
+from longrope_search import improvements, offsets_of, searched
 from safetensors.torch import load_file
 from yarn_tune.compare import Tuned, compare
-from yarn_tune.evolve import evolve, offsets_of
 from yarn_tune.learned import Start
 from yarn_tune.recipe import load_recipe
 from yarn_tune.train import Run, train
@@ -67,20 +67,12 @@ def by_gradient(folder: Path) -> list[dict[str, float]]:
 
 def by_search(folder: Path, rows: int) -> list[dict[str, float]]:
     """Points after the generations that found something better."""
-    settings = [*CLASSIC, "rope.learn=search", f"train.search.rows={rows}"]
-    recipe = load_recipe("recipes/tiny-demo.yaml", settings)
-    run = Run(recipe, folder)
-    if not run.numbers_path.is_file():
-        evolve(run)
+    recipe = load_recipe("recipes/tiny-demo.yaml", list(CLASSIC))
     begin = Start.of_recipe(recipe)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    points, spent, best = {}, 0, None
-    for line in lines:
-        spent += line["tokens"]
-        if line["loss"] != best or line is lines[-1]:
-            best = line["loss"]
-            points[spent] = offsets_of(line["factors"], begin)
-    return measured(run, begin, points)
+    tokens = rows * recipe.row_tokens()
+    best = improvements(searched(recipe, folder, rows))
+    points = {count * tokens: offsets_of(factors, begin) for count, factors in best.items()}
+    return measured(Run(recipe, folder), begin, points)
 
 
 def measured(run: Run, begin: Start, points: dict) -> list[dict[str, float]]:

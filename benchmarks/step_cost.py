@@ -29,7 +29,7 @@ from yarn_tune.objectives import hidden_states
 from yarn_tune.sections import Rope
 from yarn_tune.tunable import attach
 
-WAYS = ("prefill", "forward", "backprop", "checkpointing", "attention kept", "forward only")
+WAYS = ("prefill", "forward", "backprop", "checkpointing", "attention kept")
 REPEATS = 3
 
 
@@ -81,11 +81,7 @@ def cell(model_name: str, dtype: str, way: str, tokens: int) -> dict[str, float]
     def step() -> None:
         objective(ids, positions, labels)[0].backward()
 
-    def forward_only() -> None:
-        forward()
-        forward()
-
-    run: Callable[[], None] = {"prefill": prefill, "forward": forward, "forward only": forward_only}.get(way, step)
+    run: Callable[[], None] = {"prefill": prefill, "forward": forward}.get(way, step)
     base = memory()
     if torch.accelerator.is_available():
         torch.accelerator.reset_peak_memory_stats()

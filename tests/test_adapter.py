@@ -20,7 +20,6 @@ from yarn_tune.adapter_files import adapter_recipe, write_adapter
 from yarn_tune.checkpoint import read_tensors
 from yarn_tune.cli import main
 from yarn_tune.errors import UserError
-from yarn_tune.evolve import learn
 from yarn_tune.export import export, learned_of
 from yarn_tune.families import rope_facts
 from yarn_tune.gains import gains_for
@@ -285,16 +284,6 @@ def test_the_adapter_is_exported_as_the_run_is(trained, tmp_path, capsys):
     capsys.readouterr()
 
 
-def test_a_searched_run_leaves_an_adapter(tmp_path):
-    base = save_tiny(tmp_path / "base")
-    small = "train.search={population: 4, generations: 1, mutations: 2, crossovers: 1, parents: 2, rows: 1}"
-    run = Run(parse_recipe(recipe_tree(base, tmp_path), ["rope.learn=search", small]), tmp_path / "run")
-    learned = learn(run)
-    layer = place_of(model := PeftModel.from_pretrained(load(base), run.folder / "adapter"))
-    table = model.get_submodule(layer).rotary("default").table()[0]
-    torch.testing.assert_close(table, learned.inv_freq(), rtol=1e-6, atol=0)
-
-
 def spoil(folder, change=None, **config):
     """The adapter with other numbers or config values."""
     numbers = load_file(folder / "adapter_model.safetensors")
@@ -321,7 +310,7 @@ def only(numbers, ending, value):
         (None, {"rope_theta": 5e5}, "learned on a base with rope_theta 500000.0, this model has 10000.0; load"),
         (None, {"base_model_type": "qwen2"}, "learned on a base with base_model_type qwen2, this model has llama"),
         (None, {"window": 32}, "rope.window: 32 is smaller than|rope.native: the native window must be between"),
-        (None, {"learn": "magic"}, "rope.learn: must be one of yarn, scale, ramp, frequency, search; found 'magic'"),
+        (None, {"learn": "magic"}, "rope.learn: must be one of yarn, scale, ramp, frequency; found 'magic'"),
     ],
 )
 def test_foreign_and_damaged_adapters_are_refused(tmp_path, capsys, change, config, message):

@@ -64,7 +64,7 @@ def test_the_largest_row_just_fits():
             assert tokens % 1024 == 0
             need = [weight_memory(own, SEVEN_B) + step_memory(own, SEVEN_B, n) for n in (tokens, tokens + 1024)]
             assert need[0] <= (1 - RESERVE) * gib * GIB < need[1]
-    ways = ((), ("train.tiled_mlp=1024",), ("train.offload_activations=true",), ("train.gradient=forward",))
+    ways = ((), ("train.tiled_mlp=1024",), ("train.offload_activations=true",))
     weights = weight_memory(recipe(), SEVEN_B)
     rows = [largest_rows(recipe(*settings), SEVEN_B, weights)[40] for settings in ways]
     assert rows == sorted(rows)
@@ -76,11 +76,10 @@ def test_a_model_that_does_not_fit_has_no_row():
 
 
 def test_documents_that_share_a_row_need_a_mask():
-    plain, masked = (
-        step_memory(recipe("train.gradient=forward", "base.dtype=float32", f"data.packing={packing}"), SEVEN_B, 8192)
-        for packing in ("long", "concat")
-    )
-    assert masked - plain == 8192**2 * 5
+    """All else grows with the row and no faster, so it is not in second differences."""
+    own, n = recipe("base.dtype=float32", "data.packing=concat"), 131072
+    one, two, three = (step_memory(own, SEVEN_B, tokens) for tokens in (n, 2 * n, 3 * n))
+    assert three - 2 * two + one == 2 * n**2 * 5
 
 
 def test_operations_of_a_step():
@@ -94,6 +93,5 @@ def test_operations_of_a_step():
         ((), 3 * dense + 4.5 * attention),
         (("train.keep_attention=true",), 3 * dense + 3.5 * attention),
         (("train.tiled_mlp=64",), 3 * dense + 4.5 * attention + mlps),
-        (("train.gradient=forward",), 3 * (dense + attention)),
     ):
         assert estimate_cost(recipe(*settings, *more), SEVEN_B).step_flops == pytest.approx(expected, rel=1e-9), more

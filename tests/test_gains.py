@@ -178,8 +178,6 @@ def test_gains_need_folding(tmp_path):
     never = parse_recipe(run.recipe.to_dict(), ["export.fold=never"])
     with pytest.raises(UserError, match=r"export.fold: never"):
         plan(never)
-    with pytest.raises(UserError, match=r"the search learns factors alone"):
-        parse_recipe(run.recipe.to_dict(), ["rope.learn=search"])
 
 
 def test_untouched_is_the_base_and_detach_restores_it():

@@ -126,8 +126,6 @@ def test_a_piece_predicts_the_first_token_of_the_next(tmp_path):
         ("train.objective=distill", "train.guard=0.5"),
         ("train.guard=1.0", "rope.temperature=phase"),
         ("train.guard=1.0", "rope.temperature=spectral", f"data.lengths=[{NATIVE},256]"),
-        ("train.gradient=forward", "rope.learn=scale"),
-        ("train.gradient=forward", "rope.temperature=layer"),
     ],
     ids=lambda s: " ".join(s),
 )
@@ -161,8 +159,6 @@ def test_every_way_of_learning_moves_every_number_and_resumes(tmp_path, settings
         ),
         (("train.guard=-1",), "train.guard: must not be negative"),
         (("train.objective=distill", "data.packing=concat"), "data.packing: the base is asked about rows of one span"),
-        (("train.gradient=forward", "rope.temperature=head"), "rope.temperature: too many numbers to estimate"),
-        (("train.probes=0",), "train.probes: at least 1"),
     ],
 )
 def test_impossible_combinations(tmp_path, settings, message):

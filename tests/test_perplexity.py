@@ -12,7 +12,6 @@ from yarn_tune.perplexity import (
     bucket_edges,
     by_position,
     full_nats,
-    mean_over_windows,
     slid_nats,
     span_nats,
 )
@@ -69,15 +68,6 @@ def test_buckets_are_by_position_and_weighted_by_tokens():
 def test_chunks_over_a_kv_cache_change_nothing(family, chunk):
     model = tiny_model(family)
     torch.testing.assert_close(full_nats(model, IDS, chunk), full_nats(model, IDS), rtol=1e-4, atol=1e-5)
-
-
-def test_unweighted_means_count_windows_and_weighted_ones_tokens():
-    """Ten tokens through windows of 4 with stride 3: they score 3, 3, 3 and 1 tokens... of nats, by hand."""
-    nats = torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 4.0, 4.0, 4.0, 8.0])
-    assert mean_over_windows([nats], window=4, stride=3) == (1 + 2 + 4 + 8) / 4
-    assert span_nats(nats, 1, 11).mean == 2.9
-    short = torch.tensor([6.0])
-    assert mean_over_windows([nats, short], window=4, stride=3) == (1 + 2 + 4 + 8 + 6) / 5
 
 
 @pytest.mark.parametrize("family", ["llama", "cohere"])

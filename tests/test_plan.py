@@ -113,10 +113,3 @@ def test_what_acts_at_all_distances_alike_needs_no_far_ones(tree, settings, warn
     (note,) = (note for note in made.notes if "of the target window's distances are never trained" in note)
     assert note.startswith(f"{'WARNING: ' if warned else ''}{made.coverage.untrained:.0%} of")
     assert made.coverage.untrained >= 0.5
-
-
-def test_a_search_is_counted_in_candidates(tree):
-    made = planned(tree, "rope.learn=search", "train.search.generations=3", "train.search.rows=2")
-    text = made.text()
-    assert f"reads     up to 160 candidates x 2 rows x 256 = {160 * 2 * 256:,} tokens" in text
-    assert f"costs     {2 * made.cost.forward(256) / 1e12:.3g} TFLOP a candidate" in text

@@ -1,7 +1,9 @@
 """Bases whose config scales RoPE already are continued: their own table is the identity, and YaRN is laid over it."""
 
 import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from yarn_tune.adapter_config import YarnTuneConfig
 from yarn_tune.compare import compare, methods
 from yarn_tune.errors import UserError
-from yarn_tune.evolve import offsets_of
 from yarn_tune.export import export, learned_of
 from yarn_tune.families import rope_facts
 from yarn_tune.heldout import heldout_excerpts
@@ -19,10 +20,12 @@ from yarn_tune.measure import Meter
 from yarn_tune.models import load_tokenizer, rotary_site
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.rope import default_inv_freq, yarn_inv_freq
-from yarn_tune.search import initial_factors
 from yarn_tune.sections import Rope
 from yarn_tune.train import Run, train
 from yarn_tune.tunable import at_start, attach, detach
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from longrope_search import initial_factors, offsets_of  # noqa: E402
 
 REACH = 4 * NATIVE
 """What the bases here read."""
@@ -183,7 +186,7 @@ def test_search_starts_from_the_bases_own_table():
     assert min(first["yarn"]) == pytest.approx(1)
     assert max(first["yarn"]) == pytest.approx(2)
     model = base_of("llama3")
-    rotary = attach(model, begin, "search")
+    rotary = attach(model, begin, "frequency")
     factors = [1.0 + i / 8 for i in range(8)]
     rotary.load_numbers(offsets_of(factors, begin))
     own, multiplier = begin.facts.table(REACH)

@@ -285,8 +285,6 @@ def test_an_earlier_run_that_does_not_fit_is_refused(make_run, tmp_path):
         train(make_run("run", f"rope.init={first.folder}", "rope.temperature=head", "lora={rank: 2}"))
     assert "lora: None there" in str(refusal.value)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(UserError, match="rope.init: the search begins with a population of its own"):
-        make_run("run", f"rope.init={first.folder}", "rope.learn=search")
 
 
 def test_numbers_are_taken_over_to_a_longer_window(make_run):

@@ -8,14 +8,13 @@ from .card import write_card
 from .checkpoint import latest_state
 from .compare import compare, named_rows
 from .errors import UserError
-from .evolve import learn
 from .export import export
 from .learned import Learned
 from .plan import Plan, plan
 from .recipe import load_recipe, parse_recipe
 from .results import Comparison
 from .serving.verify import Verification, verify
-from .train import Run
+from .train import Run, train
 
 
 class Tuning:
@@ -53,7 +52,7 @@ class Tuning:
 
     def train(self) -> Learned:
         """Learn; raises `Interrupted` at a signal, after saving."""
-        return learn(self.run)
+        return train(self.run)
 
     def compare(self, others: Sequence[str | Path] = ()) -> Comparison:
         """Every method, and other runs and checkpoints, on the same held-out tokens."""

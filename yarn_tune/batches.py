@@ -1,6 +1,6 @@
 """The rows of a step, and what one pass over them gives: the same whatever the number of processes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -48,29 +48,14 @@ class Batch:
 
 def backward(world: World, objective: Objective, batch: Batch, release: Release) -> tuple[float, float]:
     """Set gradients for a batch; what is minimised and nats, each a mean over all processes' targets."""
-
-    def learn(aim: Tensor) -> None:
-        (aim / batch.targets).backward()
-        release()
-
-    found = _read(world, objective, batch, learn)
-    world.sum_gradients(objective.rotary.trainable())
-    return found
-
-
-@torch.no_grad()
-def forward_only(world: World, objective: Objective, batch: Batch) -> tuple[float, float]:
-    """`backward` without the gradients."""
-    return _read(world, objective, batch, lambda aim: None)
-
-
-def _read(world: World, objective: Objective, batch: Batch, learn: Callable[[Tensor], None]) -> tuple[float, float]:
     total = torch.zeros(2, device=world.device)
     for inputs in batch.micro_batches(world):
         value = objective(**inputs)
-        learn(value[0])
+        (value[0] / batch.targets).backward()
+        release()
         total += value.detach()
     aim, nats = (world.total(total) / batch.targets).tolist()
+    world.sum_gradients(objective.rotary.trainable())
     return aim, nats
 
 

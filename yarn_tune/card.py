@@ -47,8 +47,7 @@ def taught(run: Run) -> str:
     if not (run.folder / "metrics.jsonl").is_file():
         return ""
     steps, tokens, _ = spent(run.folder)
-    unit = "generations" if run.recipe.rope.learn == "search" else "steps"
-    return f", in {steps} {unit} on {tokens:,} tokens"
+    return f", in {steps} steps on {tokens:,} tokens"
 
 
 def _changed(fidelity: dict[str, Any]) -> str:

@@ -1,11 +1,10 @@
 """What no run can have: values and combinations, each with its place in the recipe and the remedy."""
 
 from dataclasses import asdict
-from operator import attrgetter
 from typing import Any
 
 from .schema import show
-from .sections import YARN, Data, Recipe, Rope, Train
+from .sections import YARN, Recipe, Rope, Train
 
 Check = tuple[bool, str, Any, str]
 """(holds, place, value, remedy)"""
@@ -16,8 +15,7 @@ def impossible(recipe: Recipe) -> list[str]:
     checks = [
         *rope_checks(recipe.rope),
         *_data_checks(recipe),
-        *_gradient_checks(recipe),
-        *_search_checks(recipe),
+        *_learned_checks(recipe),
         *_train_checks(recipe.train),
         *_other_checks(recipe),
         *_runtime_checks(recipe),
@@ -35,25 +33,12 @@ def rope_checks(rope: Rope) -> list[Check]:
     """Of the rope section by itself."""
     inside = rope.native is None or 2 <= rope.native <= rope.window
     native = f"the native window must be between 2 and rope.window ({rope.window}); this tool only extends"
-    searched = "the search learns factors alone; set rope.temperature to global, or learn by gradient"
     swapped = f"must exceed rope.beta_slow ({rope.beta_slow}); are the betas swapped?"
     return [
         (rope.window >= 2, "rope.window", rope.window, "a window is at least 2 tokens"),
         (inside, "rope.native", rope.native, native),
         (rope.factor is None or rope.factor >= 1, "rope.factor", rope.factor, "a factor below 1 shrinks"),
-        (
-            rope.learn != "search" or rope.temperature == "global",
-            "rope.temperature",
-            rope.temperature,
-            searched,
-        ),
         (bool(rope.init), "rope.init", rope.init, f"{YARN}, or the folder of a finished run or an adapter"),
-        (
-            rope.learn != "search" or rope.init == YARN,
-            "rope.init",
-            rope.init,
-            f"the search begins with a population of its own; set it to {YARN}",
-        ),
         (rope.beta_slow > 0, "rope.beta_slow", rope.beta_slow, "must be positive"),
         (rope.beta_fast > rope.beta_slow, "rope.beta_fast", rope.beta_fast, swapped),
     ]
@@ -106,8 +91,6 @@ def _length_checks(recipe: Recipe) -> list[Check]:
 def _train_checks(train: Train) -> list[Check]:
     rates, decays = train.rates(), train.decays()
     micro = train.micro_rows >= 1 and train.batch_rows % max(train.micro_rows, 1) == 0
-    recomputed = train.gradient_checkpointing and train.gradient == "backprop"
-    reentrant = "reentrant checkpointing fails when layers share cos and sin; remove the key or set it to false"
     return [
         (train.steps >= 1, "train.steps", train.steps, "at least 1"),
         (train.batch_rows >= 1, "train.batch_rows", train.batch_rows, "at least 1"),
@@ -117,68 +100,34 @@ def _train_checks(train: Train) -> list[Check]:
         (0 <= train.warmup < 1, "train.warmup", train.warmup, "a share of the steps, from 0 to below 1"),
         (train.guard >= 0, "train.guard", train.guard, "must not be negative"),
         (train.answer_weight >= 0, "train.answer_weight", train.answer_weight, "must not be negative"),
-        (train.probes >= 1, "train.probes", train.probes, "at least 1"),
         (
-            not train.keep_attention or recomputed,
+            not train.keep_attention or train.gradient_checkpointing,
             "train.keep_attention",
             train.keep_attention,
-            "it is about checkpointed layers: set train.gradient_checkpointing to true and train.gradient to backprop",
+            "it is about checkpointed layers: set train.gradient_checkpointing to true",
         ),
         (
-            not train.offload_activations or recomputed,
+            not train.offload_activations or train.gradient_checkpointing,
             "train.offload_activations",
             train.offload_activations,
-            "what waits are the inputs of checkpointed layers: set train.gradient_checkpointing to true and "
-            "train.gradient to backprop",
+            "what waits are the inputs of checkpointed layers: set train.gradient_checkpointing to true",
         ),
         (train.tiled_mlp is None or train.tiled_mlp >= 1, "train.tiled_mlp", train.tiled_mlp, "at least 1, or null"),
         (0 <= train.seed < 2**32, "train.seed", train.seed, "from 0 to below 2**32"),
         (train.clip >= 0, "train.clip", train.clip, "a gradient norm, or 0 for none"),
-        (not train.use_reentrant, "train.use_reentrant", train.use_reentrant, reentrant),
-        (train.search.generations >= 1, "train.search.generations", train.search.generations, "at least 1"),
-        (train.search.parents >= 2, "train.search.parents", train.search.parents, "at least 2"),
-        (
-            train.search.population >= train.search.parents,
-            "train.search.population",
-            train.search.population,
-            f"at least train.search.parents ({train.search.parents})",
-        ),
-        (train.search.rows >= 1, "train.search.rows", train.search.rows, "at least 1"),
         (train.checkpoint_every >= 1, "train.checkpoint_every", train.checkpoint_every, "at least 1"),
         (train.keep_checkpoints >= 2, "train.keep_checkpoints", train.keep_checkpoints, "at least 2"),
     ]
 
 
-def _gradient_checks(recipe: Recipe) -> list[Check]:
-    low = recipe.rope.temperature in ("global", "layer")
-    few = "too many numbers to estimate a gradient from forward passes; set train.gradient to backprop"
-    forward = recipe.train.gradient == "forward"
+def _learned_checks(recipe: Recipe) -> list[Check]:
     lora = recipe.lora
     nothing = recipe.rope.learn == "yarn" and recipe.rope.temperature == "global" and lora is None
     return [
         (not nothing, "rope.learn", "yarn", "learns nothing by itself; set rope.temperature, or add lora"),
-        (not forward or low, "rope.temperature", recipe.rope.temperature, few),
-        (lora is None or not forward, "lora", lora, few),
         (lora is None or lora.rank >= 1, "lora.rank", lora and lora.rank, "at least 1"),
         (lora is None or bool(lora.targets), "lora.targets", lora and lora.targets, "name at least one module"),
     ]
-
-
-def _search_checks(recipe: Recipe) -> list[Check]:
-    """What the search would pass over in silence."""
-    if recipe.rope.learn != "search":
-        return []
-    plain = Recipe(name=recipe.name, base=recipe.base, rope=recipe.rope, data=Data(train=[], heldout=[]))
-    keys = (
-        "lora", "data.needles", "data.lengths", "train.objective", "train.guard", "train.gradient",
-        "runtime.zero", "runtime.fsdp", "runtime.sequence",
-    )  # fmt: skip
-    checks = []
-    for key in keys:
-        value, default = attrgetter(key)(recipe), attrgetter(key)(plain)
-        remedy = f"the search (rope.learn) judges factors by plain nats in one process; set it to {show(default)}"
-        checks.append((value == default, key, value, remedy))
-    return checks
 
 
 def _retrieval_checks(recipe: Recipe) -> list[Check]:

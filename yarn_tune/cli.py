@@ -103,7 +103,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--window", type=int, help="sliding: tokens a window (default: a quarter of --length)")
     command.add_argument("--stride", type=int, help="sliding: tokens scored a window (default: 256, or half of one)")
-    command.add_argument("--unweighted", action="store_true", help="sliding: mean over windows, as papers have it")
     command.add_argument("--chunk", type=int, help="tokens a forward pass, over a KV cache")
     command = add(
         "retrieve", measuring.retrieve_command, "hide numbers in documents and ask for them, by length and depth"

@@ -1,8 +1,8 @@
 """Every method on the same held-out tokens: was tuning worth it?
 
 Methods: `none` (the base as it is), `native-window` (the base with its native window slid over the document:
-the honest baseline), `linear`, `ntk`, `dynamic`, `yarn` (all search-free, at the recipe's factor), `tuned` (or
-`tuned-<run>` where several runs are compared) and `search`.
+the honest baseline), `linear`, `ntk`, `dynamic`, `yarn` (all search-free, at the recipe's factor), and `tuned` (or
+`tuned-<run>` where several runs are compared).
 """
 
 import sys
@@ -36,7 +36,7 @@ class Tuned:
 
     learned: Learned
     tokens: int
-    """Read to obtain them: forward and backward for a gradient, forward for a search."""
+    """Read to obtain them."""
     seconds: float
 
 
@@ -54,7 +54,7 @@ def tuned_of(run: Run) -> Tuned:
 def named_rows(run: Run, others: list[Path]) -> tuple[dict[str, Tuned], list[Path]]:
     """Rows to add to the search-free ones: (name -> learned numbers, checkpoints measured as they are).
 
-    The run itself is `tuned`, or `tuned-<name>` beside other runs; a run that searched is `search`.
+    The run itself is `tuned`, or `tuned-<name>` beside other runs.
 
     Raises:
         UserError: for what is neither a finished run nor a checkpoint, for a run on another base, and for two rows of
@@ -68,8 +68,7 @@ def named_rows(run: Run, others: list[Path]) -> tuple[dict[str, Tuned], list[Pat
             checkpoints.append(path)
         else:
             raise UserError(f"{path} is neither a run folder (with recipe.yaml) nor a checkpoint (with config.json)")
-    kinds = ["search" if one.recipe.rope.learn == "search" else "tuned" for one in runs]
-    names = [k if kinds.count(k) == 1 else f"{k}-{one.folder.name}" for k, one in zip(kinds, runs, strict=True)]
+    names = ["tuned"] if len(runs) == 1 else [f"tuned-{one.folder.name}" for one in runs]
     every = [*names, *map(_checkpoint_name, checkpoints)]
     if twice := sorted({name for name in every if every.count(name) > 1}):
         raise UserError(

@@ -3,8 +3,7 @@
 Time. A forward is 2 x parameters x tokens operations, and 4 x layers x width x tokens^2 / 2 of (causal) attention. With
 frozen weights a backward pass computes gradients of activations alone: as many again for the matrices, and 2.5 times as
 many for attention, whose kernel has five products there for two. Checkpointing computes the forward once more, without
-attention where that is kept; tiled MLPs are computed once more still. The base is asked in one forward a window,
-and a gradient from forward passes takes two a direction.
+attention where that is kept; tiled MLPs are computed once more still. The base is asked in one forward a window.
 
 Memory is what is held at the worst moment, counted as torch holds it for a pre-norm decoder with a gated MLP, whose
 frozen matrices need no input for their gradients. `benchmarks/memory.py` measures it; the prediction is within 20%.
@@ -18,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from .estimate import passes
 from .families import has_sliding_layers, head_dim_of, rope_facts
 from .lessons import Lesson
 from .lora import NO_LORA, LoraSize
@@ -111,7 +109,7 @@ def estimate_cost(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1, lo
     train, row_tokens = recipe.train, recipe.row_tokens()
     native = recipe.rope.native or rope_facts(config).native
     lengths = [recipe.data.length_at(step, train.steps) or row_tokens for step in range(train.steps)]
-    flops = sum(row_flops(recipe, length, native, forward, numbers) * (row_tokens // length) for length in lengths)
+    flops = sum(row_flops(recipe, length, native, forward) * (row_tokens // length) for length in lengths)
     return Cost(
         parameters,
         flops * train.batch_rows / train.steps,
@@ -121,7 +119,7 @@ def estimate_cost(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1, lo
     )
 
 
-def row_flops(recipe: Recipe, length: int, native: int, forward: Forward, numbers: int) -> float:
+def row_flops(recipe: Recipe, length: int, native: int, forward: Forward) -> float:
     """A row of `length` tokens: what is read for a gradient, and what the base is asked."""
     train = recipe.train
     asked = 0.0
@@ -129,8 +127,6 @@ def row_flops(recipe: Recipe, length: int, native: int, forward: Forward, number
     if lesson.taught:
         slid = lesson.objective != "next-token"
         asked = forward(min(native, length)) * (len(windows(length, native, lesson.stride)) if slid else 1)
-    if train.gradient == "forward":
-        return passes(numbers, train.probes) * (forward(length) + asked)
     again = train.gradient_checkpointing
     attention = 1 + BACK + (again and not train.keep_attention)
     dense = 2 + again + (forward.mlp / forward.dense if train.tiled_mlp is not None else 0.0)
@@ -168,8 +164,6 @@ def step_memory(recipe: Recipe, config: PreTrainedConfig, row_tokens: int, lora:
         # Attention that leaves tokens out takes a mask of the whole row, of truth values and of numbers.
         logits += rows * row_tokens**2 * (1 + e)
         reading += rows * row_tokens**2 * (1 + e)
-    if train.gradient == "forward":
-        return max(reading, tokens * 2 * shape.hidden * e + logits)
     kept, worst = _training(recipe, shape, e, tokens)
     native = recipe.rope.native or rope_facts(config).native
     lesson = Lesson.of(recipe, native)

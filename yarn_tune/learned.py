@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .errors import UserError
@@ -182,9 +181,3 @@ class Start:
         if self.facts.scaling is None:
             return plain
         return self.facts.table(self.window)[0] * (plain / default_inv_freq(self.facts.theta, self.facts.dim))
-
-    def divided(self, factors: list[float]) -> Tensor:
-        """The base's own table with each pair divided by a factor, `[d/2]`."""
-        if self.facts.scaling is None:
-            return longrope_inv_freq(self.facts.theta, self.facts.dim, factors)
-        return self.facts.table(self.window)[0] / torch.tensor(factors)

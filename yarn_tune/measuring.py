@@ -48,7 +48,7 @@ def eval_command(options: argparse.Namespace) -> Result:
     """NLL of a checkpoint by position."""
     from .heldout import heldout_excerpts
     from .models import bos_of, load_model, load_tokenizer, to_device
-    from .perplexity import Nats, bucket_edges, by_position, full_nats, mean_over_windows, slid_nats
+    from .perplexity import Nats, bucket_edges, by_position, full_nats, slid_nats
 
     window, stride = _windows(options)
     recipe = _documents(options, options.length)
@@ -64,8 +64,7 @@ def eval_command(options: argparse.Namespace) -> Result:
     for nats in documents:
         sums = [a + b for a, b in zip(sums, by_position(nats, edges), strict=True)]
     total = sum(sums, Nats(0.0, 0))
-    mean = mean_over_windows(documents, window, stride) if options.unweighted else total.mean
-    how = "mean over windows" if options.unweighted else f"over {total.count} tokens"
+    mean, how = total.mean, f"over {total.count} tokens"
     lines = [f"{a:>8} to {b - 1:<8} {n.mean:.4f}" for a, b, n in zip(edges, edges[1:], sums, strict=False)]
     text = "\n".join([*lines, f"mean {mean:.4f} nats per token, PPL {math.exp(mean):.4f} ({options.protocol}, {how})"])
     value = {"edges": edges, "nll": [n.mean for n in sums], "mean": mean, "ppl": math.exp(mean), "tokens": total.count}
@@ -82,13 +81,8 @@ def _windows(options: argparse.Namespace) -> tuple[int, int]:
         number = getattr(options, flag)
         if number is not None and number < least:
             raise UserError(f"--{flag}: at least {least}; found {number}")
-    given = {
-        "window": options.window is not None,
-        "stride": options.stride is not None,
-        "unweighted": options.unweighted,
-    }
-    if options.protocol != "sliding" and any(given.values()):
-        flags = ", ".join(f"--{flag}" for flag, named in given.items() if named)
+    flags = ", ".join(f"--{flag}" for flag in ("window", "stride") if getattr(options, flag) is not None)
+    if options.protocol != "sliding" and flags:
         raise UserError(f"{flags}: of windows, which --protocol {options.protocol} has none of; add --protocol sliding")
     window = max(2, options.length // 4) if options.window is None else options.window
     stride = min(256, window // 2) if options.stride is None else options.stride

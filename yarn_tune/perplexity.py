@@ -73,18 +73,6 @@ def slid_nats(model: PreTrainedModel, document: Tensor, native: int, stride: int
     return torch.cat(parts)
 
 
-def mean_over_windows(documents: list[Tensor], window: int, stride: int) -> float:
-    """The `sliding` protocol as papers report it: every window's mean counts alike, however few tokens it scores.
-
-    The first window of a document scores all its tokens and the last what is left; token-weighted means are fairer.
-    """
-    means: list[float] = []
-    for nats in documents:
-        parts = [nats[: window - 1], *nats[window - 1 :].split(stride)]
-        means += [part.double().mean().item() for part in parts if len(part)]
-    return sum(means) / len(means)
-
-
 def bucket_edges(length: int, buckets: int) -> list[int]:
     """`buckets` equal ranges of positions from 0 to `length`."""
     return [round(length * b / buckets) for b in range(buckets + 1)]

@@ -22,31 +22,6 @@ from .tunable import TunableRotary, at_start
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a run does, of which units."""
-
-    unit: str
-    units: int
-    reads: str
-    tokens: int
-    flops: float
-
-    @classmethod
-    def of(cls, recipe: Recipe, cost: Cost | None) -> "Work":
-        """By gradient, steps; by search, candidates, of which those judged before are not judged again."""
-        train, size = recipe.train, recipe.row_tokens()
-        if recipe.rope.learn == "search":
-            search = train.search
-            units = search.population + search.generations * (search.mutations + search.crossovers)
-            flops = 0.0 if cost is None else units * search.rows * cost.forward(size)
-            reads = f"up to {units} candidates x {search.rows} rows x {size}"
-            return cls("candidate", units, reads, units * search.rows * size, flops)
-        flops = 0.0 if cost is None else train.steps * cost.step_flops
-        reads = f"{train.steps} steps x {train.batch_rows} rows x {size}"
-        return cls("step", train.steps, reads, train.steps * train.batch_rows * size, flops)
-
-
-@dataclass(frozen=True)
 class Plan:
     """Everything `yarn-tune plan` prints; None where the base or the documents are not at hand."""
 
@@ -65,7 +40,7 @@ class Plan:
     def text(self) -> str:
         """For people."""
         recipe = self.recipe
-        work = Work.of(recipe, self.cost)
+        train, size = recipe.train, recipe.row_tokens()
         lines = [f"{recipe.name}: {recipe.base.model} to a window of {recipe.rope.window} tokens"]
         if self.start is not None:
             lines.append(
@@ -76,14 +51,18 @@ class Plan:
                 lines.append(
                     f"  continues the base's own {scaling.rope_type} scaling, which reads {self.start.native} tokens"
                 )
-        lines.append(f"  reads     {work.reads} = {work.tokens:,} tokens")
+        lines.append(
+            f"  reads     {train.steps} steps x {train.batch_rows} rows x {size} = "
+            f"{train.steps * train.batch_rows * size:,} tokens"
+        )
         if self.rows is not None:
             lines.append(f"  rows      {_rows_text(self.rows)}")
         if self.cost is not None:
             cost = self.cost
+            flops = train.steps * cost.step_flops
             lines.append(
-                f"  costs     {work.flops / work.units / 1e12:.3g} TFLOP a {work.unit}, {work.flops / 1e15:.3g} PFLOP "
-                f"in all: about {_duration(work.flops / 1e14)} at 100 TFLOP/s (a GPU), {_duration(work.flops / 1e11)} "
+                f"  costs     {cost.step_flops / 1e12:.3g} TFLOP a step, {flops / 1e15:.3g} PFLOP "
+                f"in all: about {_duration(flops / 1e14)} at 100 TFLOP/s (a GPU), {_duration(flops / 1e11)} "
                 "at 0.1 (two CPU cores)"
             )
             lines.append(

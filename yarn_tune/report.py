@@ -29,7 +29,6 @@ COLOURS = {
     "dynamic": "#CC79A7",
     "yarn": "#0072B2",
     "tuned": "#D55E00",
-    "search": "#009E73",
 }
 
 MORE_COLOURS = ("#D55E00", "#009E73", "#8B4513", "#F0E442", "#5D3FD3")

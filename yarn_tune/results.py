@@ -88,7 +88,7 @@ def key_tokens(comparison: Comparison, nats: dict[str, list[Tensor]], gain: floa
     judges are search-free YaRN and everything learned, whichever is best at the token, so that none of them chooses
     the tokens that suit it. The same tokens count for every method.
     """
-    judges = [name for name in nats if name == "yarn" or name.split("-")[0] in ("tuned", "search")]
+    judges = [name for name in nats if name == "yarn" or name.split("-")[0] == "tuned"]
     if not judges or "native-window" not in nats:
         return comparison
     best = [torch.stack(each).amin(0) for each in zip(*(nats[name] for name in judges), strict=True)]

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 
@@ -39,7 +39,7 @@ def build(cls: Any, tree: Any, place: str, problems: list[str]) -> Any:
     if not isinstance(tree, dict):
         problems.append(f"{place}: expected a mapping, found {show(tree)}")
         return None
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in tree:
         if key not in fields:
@@ -58,6 +58,11 @@ def build(cls: Any, tree: Any, place: str, problems: list[str]) -> Any:
 def _convert(hint: Any, value: Any, place: str, problems: list[str]) -> Any:
     """`value` as the type `hint` asks for; appends a problem if it is not."""
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:  # with the reason why other values are not accepted
+        before = len(problems)
+        value = _convert(arguments[0], value, place, problems)
+        problems[before:] = [f"{problem} ({arguments[1]})" for problem in problems[before:]]
+        return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None

@@ -6,7 +6,7 @@ number by about 1% a step).
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,9 @@ class Rope:
     """Window the base was trained with; null: its config's `max_position_embeddings`."""
     factor: float | None = None
     """YaRN's scale at the start; null: window / native."""
-    learn: Literal["yarn", "scale", "ramp", "frequency", "search"] = "frequency"
+    learn: Literal["yarn", "scale", "ramp", "frequency"] = "frequency"
     """yarn: nothing, the table and t stay search-free YaRN's (for `temperature` or `lora` alone, which short rows can
-    teach). scale: s and t. ramp: also beta_fast and beta_slow. frequency: one factor per rotary pair, and t. search:
-    the factors by evolutionary search instead of a gradient (LongRoPE), t as YaRN has it."""
+    teach). scale: s and t. ramp: also beta_fast and beta_slow. frequency: one factor per rotary pair, and t."""
     temperature: Literal["global", "layer", "head", "spectral", "phase"] = "global"
     """global: one attention temperature for the whole model. On top of it, folded into the queries: layer, head: one
     gain each; spectral: one a head and rotary pair; phase: that, and one angle each."""
@@ -123,19 +122,6 @@ class Decays:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
-    """Of `rope.learn: search`; the defaults are LongRoPE's published settings."""
-
-    population: int = 64
-    generations: int = 40
-    mutations: int = 16
-    crossovers: int = 16
-    parents: int = 32
-    rows: int = 4
-    """Training rows each candidate is judged on."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Train:
     """The loop."""
 
@@ -158,12 +144,7 @@ class Train:
     """Weight of KL(base || tuned) inside the native window: keeps short texts as they were."""
     answer_weight: float = 50.0
     """Of each token of the answer to a planted question (`data.needles`); other tokens count 1."""
-    gradient: Literal["backprop", "forward"] = "backprop"
-    """forward: estimated from forward passes alone (memory of inference): `rope.temperature` global or layer."""
-    probes: int = 4
-    """Random directions a step, two forwards each, for `gradient: forward`; up to four numbers are taken one by one."""
     seed: int = 0
-    search: Search = field(default_factory=Search)
     gradient_checkpointing: bool = True
     keep_attention: bool = False
     """What attention gave is kept beside the inputs of checkpointed layers, and not computed again."""
@@ -171,8 +152,6 @@ class Train:
     """The inputs of checkpointed layers wait in the CPU's memory."""
     tiled_mlp: int | None = None
     """Tokens of a row that pass an MLP at a time; null: all. Less memory a layer, for one more forward of its MLP."""
-    use_reentrant: bool = False
-    """Must stay false; named here because reentrant checkpointing fails with shared cos/sin."""
     checkpoint_every: int = 10
     """Steps between saved states; an interrupted run loses at most this many."""
     keep_checkpoints: int = 3
@@ -252,15 +231,17 @@ class Export:
     """Largest difference of a float32 logit between the tuned model and the reloaded export."""
 
 
+STAGES = "stages 1 and 2 shard optimizer state and gradients, here of a few thousand numbers, so they are not offered"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
     """Processes and logs."""
 
     processes: int | None = None
     """Processes the run is meant for; another world size is refused. null: any."""
-    zero: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed's stages. 3: frozen weights in shards over the processes. 0, 1, 2: whole in each; what these shard,
-    states and gradients of the learned numbers, is next to nothing."""
+    zero: Annotated[Literal[0, 3], STAGES] = 0
+    """3: frozen weights in shards over the processes, by DeepSpeed. 0: whole in each."""
     fsdp: bool = False
     """Frozen weights in shards by torch's FSDP2, instead of `zero: 3`."""
     offload: Literal["none", "cpu"] = "none"

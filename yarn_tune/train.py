@@ -14,7 +14,6 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ from transformers import PreTrainedModel
 
 from .adapter import place_of
 from .adapter_files import write_adapter
-from .batches import Batch, backward, forward_only
+from .batches import Batch, backward
 from .checkpoint import (
     LEARNED,
     State,
@@ -40,7 +39,6 @@ from .checkpoint import (
 from .data import RowSet, build_rows
 from .earlier import earlier_of
 from .errors import CheckFailed, Interrupted, UserError
-from .estimate import estimate_gradient, passes
 from .heldout import check_heldout
 from .interrupts import Request, requested
 from .learned import Learned
@@ -147,7 +145,6 @@ def fit(run: Run, world: World, model: PreTrainedModel, rotary: TunableRotary, r
     objective = Objective(model, rotary, Lesson.of(recipe, rotary.start.native, rows.bos))
     parameters = rotary.trainable()
     numbers = sum(parameter.numel() for parameter in parameters)
-    read_times = passes(numbers, settings.probes) if settings.gradient == "forward" else 1
     done = resume(run, world, rotary, optimizer)
     if world.processes > 1:
         world.check_agreement(beginning(recipe, rotary, rows, done))
@@ -161,14 +158,7 @@ def fit(run: Run, world: World, model: PreTrainedModel, rotary: TunableRotary, r
             begun = time.monotonic()
             set_rates(optimizer, recipe, step)
 
-            # A gradient, from a backward pass or from forward passes alone.
-            batch = Batch.of(recipe, rows, step)
-            if settings.gradient == "backprop":
-                aim, loss = backward(world, objective, batch, release)
-            else:
-                read = partial(forward_only, world, objective, batch)
-                estimate_gradient(parameters, read, settings.probes, settings.seed, step)
-                aim, loss = read()
+            aim, loss = backward(world, objective, Batch.of(recipe, rows, step), release)
 
             # One update, unless it would spoil what was learned.
             norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip or math.inf).item()
@@ -184,7 +174,7 @@ def fit(run: Run, world: World, model: PreTrainedModel, rotary: TunableRotary, r
 
             # Tell, and save.
             seconds, learned = time.monotonic() - begun, rotary.sketch()
-            tokens = settings.batch_rows * recipe.row_tokens() * read_times
+            tokens = settings.batch_rows * recipe.row_tokens()
             log.write(step + 1, loss, norm, tokens, seconds, learned)
             bar.set_postfix_str(progress_text(loss, learned, tokens / seconds))
             bar.update()

@@ -8,7 +8,6 @@ YaRN to the last bit and weight decay pulls towards it:
     scale       log s, log t                                             2
     ramp        log s, log beta_fast, log beta_slow, log t               4
     frequency   log of one factor per rotary pair, log t                 d/2 + 1
-    search      the same factors, found without a gradient (`evolve.py`)  d/2
 
 Tensors have shape (1,) or (d/2,), never (): DeepSpeed and FSDP refuse scalars. They stay float32 whatever
 happens to the model: a bfloat16 step near log 4 is 0.8% of the factor.
@@ -52,7 +51,6 @@ class TunableRotary(StandIn):
             "scale": {"log_scale": 1},
             "ramp": {"log_scale": 1, "log_beta_fast": 1, "log_beta_slow": 1},
             "frequency": {"log_factor": start.facts.dim // 2},
-            "search": {"log_factor": start.facts.dim // 2},
         }[learn]
         self.offsets = nn.ParameterDict({name: nn.Parameter(torch.zeros(n)) for name, n in sizes.items()})
         self.log_temperature = nn.Parameter(torch.zeros(1))
@@ -122,8 +120,7 @@ class TunableRotary(StandIn):
     def count(self) -> dict[str, int]:
         """How many numbers of each kind are learned."""
         groups = self.parameter_groups()
-        found = {kind: sum(p.numel() for p in members) for kind, members in groups.items()}
-        return found if self.learn != "search" else {"frequency": found["frequency"]}
+        return {kind: sum(p.numel() for p in members) for kind, members in groups.items()}
 
     def numbers(self) -> dict[str, Tensor]:
         """Copies of the offsets by name, on the CPU, for saving; `load_numbers` takes them back."""

@@ -34,7 +34,6 @@ WAYS: dict[str, list[str]] = {
     "spectral": ["rope.learn=yarn", "rope.temperature=spectral", "train.micro_rows=2"],
     "phase": ["rope.learn=frequency", "rope.temperature=phase", "train.clip=0"],
     "lora": ["lora.rank=2"],
-    "forward": ["rope.learn=scale", "train.gradient=forward"],
     "lengths": ["rope.temperature=layer", "data.lengths=[256, 64]"],
     "guarded": ["rope.temperature=phase", "train.guard=0.5", "data.lengths=[256, 64]"],
     "distilled": ["rope.temperature=phase", "train.objective=distill", "train.gradient_checkpointing=false"],
@@ -44,8 +43,6 @@ WHOLE = [way for way in WAYS if way not in ("guarded", "distilled")]
 """Those that rows can be split for."""
 SPREAD: dict[str, list[str]] = {
     "plain": [],
-    "zero-1": ["runtime.zero=1"],
-    "zero-2": ["runtime.zero=2"],
     "zero-3": ["runtime.zero=3"],
     "zero-3-offload": ["runtime.zero=3", "runtime.offload=cpu"],
     "fsdp": ["runtime.fsdp=true"],
@@ -59,7 +56,7 @@ SPREAD: dict[str, list[str]] = {
 def two() -> list[tuple[str, str]]:
     """All ways by those that differ in how they work, some by the rest."""
     pairs = [(spread, way) for spread in ("plain", "zero-3") for way in WAYS]
-    pairs += [("fsdp", way) for way in ("ramp", "phase", "lora", "forward", "guarded")]
+    pairs += [("fsdp", way) for way in ("ramp", "phase", "lora", "guarded")]
     pairs += [("sequence", way) for way in WHOLE]
     pairs += [(spread, way) for spread in SPREAD for way in ("ramp", "phase") if (spread, way) not in pairs]
     return pairs

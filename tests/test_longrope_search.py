@@ -1,29 +1,37 @@
-"""LongRoPE's search: its arithmetic, its constraints, and that a resumed one ends as an uninterrupted one."""
+"""The benchmark's search (LongRoPE's): its arithmetic, its constraints, and that a resumed one ends the same."""
 
-import importlib.util
-import json
 import math
 import random
-import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import recipe_tree, save_tiny
-from filelock import FileLock
-from yarn_tune.card import write_card
-from yarn_tune.compare import compare, named_rows
-from yarn_tune.errors import UserError
-from yarn_tune.evolve import evolve
-from yarn_tune.export import export
+from torch.nn.functional import cross_entropy
+from yarn_tune.batches import collate
+from yarn_tune.data import build_rows
 from yarn_tune.families import RopeFacts
 from yarn_tune.learned import Start
+from yarn_tune.models import load_model, load_tokenizer
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.rope import default_inv_freq, longrope_inv_freq, ntk_inv_freq
-from yarn_tune.search import SearchState, Settings, initial_factors, search
-from yarn_tune.train import Run
+from yarn_tune.tunable import TunableRotary, attach
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import longrope_search  # noqa: E402
+import search_vs_gradient  # noqa: E402
+from longrope_search import (  # noqa: E402
+    SearchState,
+    Settings,
+    improvements,
+    initial_factors,
+    offsets_of,
+    search,
+    searched,
+)
+
 DIM, FACTOR = 32, 8.0
 FACTS = RopeFacts(model_type="llama", theta=1e4, dim=DIM, head_dim=DIM, native=128, partial_rotary_factor=1.0)
 START = Start(facts=FACTS, native=128, original=128, window=1024, factor=FACTOR, beta_fast=32.0, beta_slow=1.0)
@@ -104,100 +112,78 @@ def test_no_room_for_more_candidates_is_no_endless_loop():
     assert state.evaluations <= 3
 
 
+def test_improvements_are_the_best_after_each_generation():
+    """The state also after a generation is the proof; only those that found something better count, and the last."""
+    states: list[SearchState] = []
+    whole = search(Bowl(), SEEDS, 10.0, QUICK, on_generation=states.append)
+    found = improvements(SearchState.from_json(whole.to_json()))
+    better = [now for before, now in zip([None, *states], states, strict=False)
+              if before is None or now.best_fitness < before.best_fitness or now is states[-1]]  # fmt: skip
+    assert found == {state.evaluations: state.best for state in better}
+
+
+SMALL = Settings(population=8, generations=3, mutations=2, crossovers=2, parents=4)
+
+
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory):
+def recipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("search")
-    tree = recipe_tree(save_tiny(folder / "base"), folder)
-    small = ["rope.learn=search", "train.search.population=8", "train.search.parents=4", "train.search.generations=3",
-             "train.search.mutations=2", "train.search.crossovers=2", "train.search.rows=2"]  # fmt: skip
-    run = Run(parse_recipe(tree, small), folder / "run")
-    return run, evolve(run)
+    return parse_recipe(recipe_tree(save_tiny(folder / "base"), folder), [])
 
 
-def test_a_search_run_is_a_run_like_any_other(searched):
-    run, learned = searched
-    state = SearchState.from_json((run.folder / "checkpoints" / "search.json").read_text())
-    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [0, 1, 2, 3]
-    assert sum(line["tokens"] for line in lines) == state.evaluations * 2 * 256
-    assert lines[-1]["loss"] == state.best_fitness <= lines[0]["loss"]
-    torch.testing.assert_close(torch.tensor(learned.factors), torch.tensor(state.best), rtol=1e-6, atol=0)
-    rows, _ = named_rows(run, [])
-    assert list(rows) == ["search"]
-    found = compare(run, rows, only=["yarn", "search"])
-    assert found.row("search").tokens_spent == state.evaluations * 2 * 256
-    target = export(run)
-    assert f", in 4 generations on {state.evaluations * 2 * 256:,} tokens" in write_card(run, target).read_text()
+def test_candidates_are_judged_by_their_nats_on_the_first_rows(recipe, tmp_path):
+    """The best's fitness is that of the tunable model with its factors; those are what is compared on."""
+    state = searched(recipe, tmp_path, 2, SMALL)
+    assert SearchState.from_json((tmp_path / "search.json").read_text()) == state
+    assert state.evaluations == 8 + 3 * 4
+    begin = Start.of_recipe(recipe)
+    numbers = offsets_of(state.best, begin)
+    rotary = TunableRotary(torch.nn.Identity(), begin, "frequency")
+    rotary.load_numbers(numbers)
+    torch.testing.assert_close(torch.tensor(rotary.learned().factors), torch.tensor(state.best), rtol=1e-6, atol=0)
+    assert rotary.learned().attention_factor == pytest.approx(begin.attention_factor)
+    model = load_model(recipe.base.model, dtype="float32")
+    attach(model, begin, "frequency").load_numbers(numbers)
+    rows = build_rows(recipe, load_tokenizer(recipe.base.model)).rows[:2]
+    batch = collate(rows, torch.device("cpu"))
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        mean = cross_entropy(model(**batch).logits.flatten(0, 1).double(), labels.flatten())
+    assert state.best_fitness == pytest.approx(mean.item(), rel=1e-5)
 
 
-def test_a_killed_search_goes_on(searched, monkeypatch):
-    run, learned = searched
-    before = run.numbers_path.read_bytes()
-    saved = run.folder / "checkpoints" / "search.json"
-    after = saved.read_text()
-    again = Run(run.recipe, run.folder.with_name("again"))
+def test_a_killed_search_goes_on(recipe, tmp_path, monkeypatch):
+    whole = searched(recipe, tmp_path / "whole", 2, SMALL)
 
     class Killed(Exception):
         pass
 
     calls = []
+    judge = longrope_search.Judge.__call__
 
     def stop(*arguments):
         calls.append(1)
         if len(calls) > 10:
             raise Killed
-        return 0.0 + run_judge(*arguments)
+        return judge(*arguments)
 
-    from yarn_tune.evolve import Judge
-
-    run_judge = Judge.__call__
-    monkeypatch.setattr(Judge, "__call__", stop)
+    monkeypatch.setattr(longrope_search.Judge, "__call__", stop)
     with pytest.raises(Killed):
-        evolve(again)
+        searched(recipe, tmp_path / "again", 2, SMALL)
     monkeypatch.undo()
-    evolve(again)
-    assert again.numbers_path.read_bytes() == before
-    assert (again.folder / "checkpoints" / "search.json").read_text() == after
-
-
-def test_a_search_is_alone_in_its_folder(searched):
-    run, _ = searched
-    with FileLock(run.folder / ".lock"), pytest.raises(UserError, match="another process is learning there"):
-        evolve(run)
-
-
-@pytest.mark.parametrize(
-    "setting",
-    ["lora.rank=2", "data.needles=0.5", "data.lengths=[64,256]", "train.objective=distill", "train.guard=1.0",
-     "train.gradient=forward", "runtime.zero=3", "runtime.fsdp=true", "runtime.sequence=2"],
-)  # fmt: skip
-def test_search_refuses_what_it_would_pass_over(tmp_path, setting):
-    tree = recipe_tree(save_tiny(tmp_path / "base"), tmp_path)
-    key = setting.split("=")[0].removesuffix(".rank")
-    with pytest.raises(UserError, match=rf"{re.escape(key)}: the search \(rope.learn\) judges factors by plain nats"):
-        parse_recipe(tree, ["rope.learn=search", setting])
+    assert searched(recipe, tmp_path / "again", 2, SMALL) == whole
 
 
 def test_the_benchmark_searches_what_the_demos_recipe_allows(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("bench", ROOT / "benchmarks" / "search_vs_gradient.py")
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
     monkeypatch.chdir(ROOT)
     ran = []
 
-    def evolve_none(run):
-        ran.append(run.recipe)
-        run.folder.mkdir()
-        (run.folder / "metrics.jsonl").write_text("")
+    def none(recipe, folder, rows):
+        ran.append((recipe.rope.learn, recipe.rope.temperature, rows))
+        start = Start.of_recipe(recipe)
+        return search(lambda factors: factors[0], initial_factors(start), 8.0, Settings(population=3, generations=0))
 
-    monkeypatch.setattr(bench, "evolve", evolve_none)
-    monkeypatch.setattr(bench, "measured", lambda run, begin, points: points)
-    assert bench.by_search(tmp_path / "run", 2) == {}
-    (recipe,) = ran
-    assert (recipe.rope.learn, recipe.rope.temperature, recipe.train.search.rows) == ("search", "global", 2)
-
-
-def test_search_wants_possible_settings(tmp_path):
-    tree = recipe_tree(save_tiny(tmp_path / "base"), tmp_path)
-    with pytest.raises(UserError, match=r"train.search.population: at least train.search.parents \(32\); found 8"):
-        parse_recipe(tree, ["train.search.population=8"])
+    monkeypatch.setattr(search_vs_gradient, "searched", none)
+    monkeypatch.setattr(search_vs_gradient, "measured", lambda run, begin, points: points)
+    assert list(search_vs_gradient.by_search(tmp_path / "run", 2)) == [3 * 2 * 2048]
+    assert ran == [("frequency", "global", 2)]

@@ -8,21 +8,36 @@ Departures: a mutated factor is drawn between its neighbours, so that every muta
 one does). The published search also chooses how many first tokens keep their positions; no stock checkpoint carries
 that, so that is none. What was judged once is not judged again (the fitness is a function of the factors alone).
 
+`searched` runs it on a recipe's base: each candidate's fitness is its mean nats on the first training rows, in forward
+passes only; the attention factor stays search-free YaRN's, as published. `search_vs_gradient.py` compares it with the
+gradient.
+
 Shapes: factors are `[d/2]` divisors of the unscaled inverse frequencies. Fitness is in nats per token; lower is better.
 """
 
 import json
 import math
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
-
-from .learned import Start
-from .rope import ntk_inv_freq
+from tqdm import tqdm
+from transformers import PreTrainedModel
+from yarn_tune.batches import collate
+from yarn_tune.checkpoint import write_atomically
+from yarn_tune.data import build_rows
+from yarn_tune.learned import Start
+from yarn_tune.models import load_model, load_tokenizer, to_device
+from yarn_tune.objectives import NextToken
+from yarn_tune.rope import longrope_inv_freq, ntk_inv_freq
+from yarn_tune.sections import Recipe
+from yarn_tune.tunable import attach_fixed
 
 Factors = list[float]
 Fitness = Callable[[Factors], float]
@@ -30,6 +45,8 @@ Birth = Callable[[random.Random], Factors]
 
 ATTEMPTS = 100
 """Tries for one new candidate before fewer are taken, as published."""
+HEADROOM = 1.25
+"""Candidates may stretch a pair by up to this times window / native, as published."""
 
 
 @dataclass(frozen=True)
@@ -203,3 +220,72 @@ def _crossed(parents: list[Factors], rng: random.Random) -> Factors:
     """Each factor from one of two parents."""
     one, other = rng.sample(parents, 2)
     return [rng.choice(pair) for pair in zip(one, other, strict=True)]
+
+
+def searched(recipe: Recipe, folder: Path, rows: int, settings: Settings | None = None) -> SearchState:
+    """Search factors for a recipe's base on its first training rows, from the start or from the last generation saved.
+
+    Args:
+        recipe: names the base, the window and the documents.
+        folder: for the state after each generation, `search.json`.
+        rows: training rows that each candidate is judged on.
+        settings: of the algorithm; None: as published.
+    """
+    begin = Start.of_recipe(recipe)
+    read = build_rows(recipe, load_tokenizer(recipe.base.model, recipe.base.revision)).rows[:rows]
+    model = to_device(load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype))
+    judge = Judge(model, begin, [collate([row], model.device) for row in read])
+    settings = settings or Settings()
+    path = folder / "search.json"
+    state = SearchState.from_json(path.read_text()) if path.is_file() else None
+    folder.mkdir(parents=True, exist_ok=True)
+    done = 0 if state is None else state.generation + 1
+    bar = tqdm(total=settings.generations + 1, initial=done, unit="generation", file=sys.stderr)
+
+    def save(now: SearchState) -> None:
+        write_atomically(path, now.to_json().encode())
+        bar.update()
+        bar.set_postfix_str(f"best {now.best_fitness:.4f} nats")
+
+    return search(judge, initial_factors(begin), HEADROOM * begin.stretch, settings, state, save)
+
+
+class Judge:
+    """Mean nats of candidates on a few rows."""
+
+    def __init__(self, model: PreTrainedModel, begin: Start, batches: list[dict[str, Tensor]]) -> None:
+        self.begin, self.batches = begin, batches
+        self._table: tuple[Tensor, float] = (begin.inv_freq(), begin.attention_factor)
+        attach_fixed(model, lambda length: self._table)
+        self._objective = NextToken(model)
+
+    @torch.no_grad()
+    def __call__(self, factors: Factors) -> float:
+        """Nats per token under these factors."""
+        self._table = (divided(self.begin, factors), self._table[1])
+        total = sum(self._objective(**batch).item() for batch in self.batches)
+        targets = sum(int((batch["labels"] >= 0).sum()) for batch in self.batches)
+        return total / targets if math.isfinite(total) else math.inf
+
+
+def improvements(state: SearchState) -> dict[int, Factors]:
+    """Candidates judged -> the best factors, after each generation that found better ones, and after the last."""
+    judged, found, best = list(state.judged.items()), {}, None
+    for count, fitness in state.history:
+        if fitness != best or count == state.evaluations:
+            best = fitness
+            found[count] = json.loads(min(judged[:count], key=lambda one: one[1])[0])
+    return found
+
+
+def divided(begin: Start, factors: Factors) -> Tensor:
+    """The base's own table with each pair divided by a factor, `[d/2]`."""
+    if begin.facts.scaling is None:
+        return longrope_inv_freq(begin.facts.theta, begin.facts.dim, factors)
+    return begin.facts.table(begin.window)[0] / torch.tensor(factors)
+
+
+def offsets_of(factors: Factors, begin: Start) -> dict[str, Tensor]:
+    """A candidate as the offsets from search-free YaRN that a gradient run would have learned."""
+    offsets = torch.log(begin.inv_freq().double() / divided(begin, factors).double())
+    return {"offsets.log_factor": offsets.float(), "log_temperature": torch.zeros(1)}
