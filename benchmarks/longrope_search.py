@@ -30,8 +30,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 from yarn_tune.batches import collate
-from yarn_tune.checkpoint import write_atomically
 from yarn_tune.data import build_rows
+from yarn_tune.files import write_atomically
 from yarn_tune.learned import Start
 from yarn_tune.models import load_model, load_tokenizer, to_device
 from yarn_tune.objectives import NextToken

@@ -16,10 +16,12 @@ import matplotlib as mpl
 import torch
 from longrope_search import improvements, offsets_of, searched
 from safetensors.torch import load_file
-from yarn_tune.compare import Tuned, compare
+from yarn_tune.compare import compare
 from yarn_tune.learned import Start
 from yarn_tune.recipe import load_recipe
-from yarn_tune.train import Run, train
+from yarn_tune.run_folder import Run
+from yarn_tune.run_learned import Tuned
+from yarn_tune.train import train
 from yarn_tune.tunable import TunableRotary
 
 mpl.use("Agg")

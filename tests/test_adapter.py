@@ -17,17 +17,19 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from yarn_tune.adapter import YarnTuneConfig, YarnTuneLayer, place_of
 from yarn_tune.adapter_config import extended
 from yarn_tune.adapter_files import adapter_recipe, write_adapter
-from yarn_tune.checkpoint import read_tensors
 from yarn_tune.cli import main
 from yarn_tune.errors import UserError
-from yarn_tune.export import export, learned_of
+from yarn_tune.export import export
 from yarn_tune.families import rope_facts
+from yarn_tune.files import read_tensors
 from yarn_tune.gains import gains_for
 from yarn_tune.learned import Start
 from yarn_tune.push import prepare_upload
 from yarn_tune.recipe import parse_recipe
+from yarn_tune.run_folder import Run
+from yarn_tune.run_learned import learned_of
 from yarn_tune.sections import Rope
-from yarn_tune.train import Run, train
+from yarn_tune.train import train
 from yarn_tune.tunable import TunableRotary, at_start, attach
 
 IDS = torch.randint(1, VOCABULARY, (2, 150), generator=torch.Generator().manual_seed(0))

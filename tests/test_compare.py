@@ -13,15 +13,17 @@ import yaml
 from conftest import NATIVE, recipe_tree, save_tiny, tiny_config
 from transformers import AutoModelForCausalLM
 from yarn_tune import heldout, models, recall
-from yarn_tune.compare import compare, named_rows, tuned_of
+from yarn_tune.compare import compare, named_rows
 from yarn_tune.errors import UserError
 from yarn_tune.heldout import heldout_excerpts
 from yarn_tune.models import load_tokenizer
 from yarn_tune.perplexity import full_nats
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.results import SEARCH_FREE, Comparison, Row, key_tokens, table
+from yarn_tune.run_folder import Run
+from yarn_tune.run_learned import tuned_of
 from yarn_tune.sections import Recipe, Retrieve
-from yarn_tune.train import Run, train
+from yarn_tune.train import train
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,14 @@ import torch
 from conftest import FAMILY_SIZES, NATIVE, YARN_ALONE, finished_run, recipe_tree, save_tiny, tiny_model, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from yarn_tune.errors import CheckFailed, UserError
-from yarn_tune.export import export, learned_of, write_checkpoint
+from yarn_tune.export import export, write_checkpoint
 from yarn_tune.families import LATENT as LATENT_FAMILIES
 from yarn_tune.metrics import spent
 from yarn_tune.recipe import parse_recipe
+from yarn_tune.run_folder import Run
+from yarn_tune.run_learned import learned_of
 from yarn_tune.serving import profiles
-from yarn_tune.train import Run, train
+from yarn_tune.train import train
 
 
 @pytest.mark.parametrize("learn", ["scale", "ramp", "frequency"])

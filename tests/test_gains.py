@@ -28,8 +28,9 @@ from yarn_tune.plan import plan
 from yarn_tune.queries import Site, scaled, site_of
 from yarn_tune.recipe import RecipeError, parse_recipe
 from yarn_tune.rope import yarn_attention_factor, yarn_inv_freq
+from yarn_tune.run_folder import Run
 from yarn_tune.sections import Rope
-from yarn_tune.train import Run, train
+from yarn_tune.train import train
 from yarn_tune.tunable import attach, attach_fixed, detach, untouched
 
 SHARED = ("exaone4", "gemma3_text", "persimmon", "qwen3", "qwen3_moe", "qwen3_next")  # one norm of the queries

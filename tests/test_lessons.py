@@ -12,9 +12,10 @@ from yarn_tune.families import rope_facts
 from yarn_tune.gains import gains_for
 from yarn_tune.learned import Start
 from yarn_tune.lessons import Lesson, Objective
+from yarn_tune.objectives import IGNORED
 from yarn_tune.packing import Row
 from yarn_tune.perplexity import slid_nats
-from yarn_tune.positions import IGNORED, Placed, place_contiguous
+from yarn_tune.positions import Placed, place_contiguous
 from yarn_tune.sections import Rope
 from yarn_tune.teacher import divergence, teacher_states, windows
 from yarn_tune.tunable import attach, detach, untouched

@@ -8,16 +8,18 @@ from conftest import NATIVE, VOCABULARY, recipe_tree, save_tiny, tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from yarn_tune.card import write_card
-from yarn_tune.compare import Tuned, compare, tuned_of
+from yarn_tune.compare import compare
 from yarn_tune.errors import UserError
-from yarn_tune.export import export, learned_of
+from yarn_tune.export import export
 from yarn_tune.families import rope_facts
 from yarn_tune.gains import gains_for
 from yarn_tune.learned import Start
 from yarn_tune.lora import factors_of, lora_size, with_lora
 from yarn_tune.recipe import RecipeError, parse_recipe
+from yarn_tune.run_folder import Run
+from yarn_tune.run_learned import Tuned, learned_of, tuned_of
 from yarn_tune.sections import Lora, Rope
-from yarn_tune.train import Run, train
+from yarn_tune.train import train
 from yarn_tune.tunable import attach, detach, untouched
 
 IDS = torch.randint(1, VOCABULARY, (2, 150), generator=torch.Generator().manual_seed(0))

@@ -11,9 +11,10 @@ from yarn_tune.batches import Batch, collate
 from yarn_tune.data import build_rows
 from yarn_tune.errors import UserError
 from yarn_tune.needles import plant
-from yarn_tune.positions import IGNORED
+from yarn_tune.objectives import IGNORED
 from yarn_tune.recipe import RecipeError, parse_recipe
-from yarn_tune.train import Run, train
+from yarn_tune.run_folder import Run
+from yarn_tune.train import train
 
 DEMO = "data/tiny-base"
 

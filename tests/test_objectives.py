@@ -8,9 +8,9 @@ from yarn_tune import objectives
 from yarn_tune.batches import collate
 from yarn_tune.families import logit_transform, rope_facts
 from yarn_tune.learned import Start
-from yarn_tune.objectives import NextToken, exact_nats, fused_nats
+from yarn_tune.objectives import IGNORED, NextToken, exact_nats, fused_nats
 from yarn_tune.packing import Row
-from yarn_tune.positions import IGNORED, place_contiguous
+from yarn_tune.positions import place_contiguous
 from yarn_tune.sections import Rope
 from yarn_tune.tunable import attach
 

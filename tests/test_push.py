@@ -20,7 +20,8 @@ from yarn_tune.errors import CheckFailed, UserError
 from yarn_tune.export import export
 from yarn_tune.push import prepare_upload
 from yarn_tune.recipe import parse_recipe
-from yarn_tune.train import Run, train
+from yarn_tune.run_folder import Run
+from yarn_tune.train import train
 
 TOKEN = "hf_standin"
 

@@ -21,22 +21,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from yarn_tune.errors import UserError
 from yarn_tune.models import load_model, load_tokenizer
-from yarn_tune.retrieval import (
-    DEMO,
-    PLAIN,
-    Prompt,
-    Retrieval,
-    Wording,
-    answer_tokens,
-    build_prompt,
-    grid,
-    heat_map,
-    retrieve,
-    score_server,
-    score_transformers,
-    table,
-    wilson,
-)
+from yarn_tune.prompts import DEMO, PLAIN, Prompt, Wording, answer_tokens, build_prompt
+from yarn_tune.retrieval import Retrieval, grid, heat_map, retrieve, score_server, score_transformers, table, wilson
 
 ROOT = Path(__file__).parents[1]
 CHAT = (

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from yarn_tune.adapter_config import YarnTuneConfig
 from yarn_tune.compare import compare, methods
 from yarn_tune.errors import UserError
-from yarn_tune.export import export, learned_of
+from yarn_tune.export import export
 from yarn_tune.families import rope_facts
 from yarn_tune.heldout import heldout_excerpts
 from yarn_tune.learned import Start
@@ -20,8 +20,10 @@ from yarn_tune.measure import Meter
 from yarn_tune.models import load_tokenizer, rotary_site
 from yarn_tune.recipe import parse_recipe
 from yarn_tune.rope import default_inv_freq, yarn_inv_freq
+from yarn_tune.run_folder import Run
+from yarn_tune.run_learned import learned_of
 from yarn_tune.sections import Rope
-from yarn_tune.train import Run, train
+from yarn_tune.train import train
 from yarn_tune.tunable import at_start, attach, detach
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))

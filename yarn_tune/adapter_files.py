@@ -14,8 +14,8 @@ from safetensors.torch import save
 
 from .adapter import NUMBERS, last_names
 from .adapter_config import YARN_TUNE, YarnTuneConfig, layout_keys
-from .checkpoint import Tensors, read_tensors, write_atomically, write_json
 from .errors import UserError
+from .files import Tensors, read_tensors, write_atomically, write_json
 from .lora import PREFIX, lora_config
 from .recipe import parse_recipe
 from .sections import Recipe

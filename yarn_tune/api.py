@@ -13,8 +13,9 @@ from .learned import Learned
 from .plan import Plan, plan
 from .recipe import load_recipe, parse_recipe
 from .results import Comparison
+from .run_folder import Run
 from .serving.verify import Verification, verify
-from .train import Run, train
+from .train import train
 
 
 class Tuning:

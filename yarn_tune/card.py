@@ -7,10 +7,10 @@ from typing import Any
 import yaml
 
 from .export import base_folder
-from .metrics import spent
+from .metrics import taught
 from .results import of_json, table
+from .run_folder import Run
 from .sections import Recipe
-from .train import Run
 
 
 def write_card(run: Run, export: Path) -> Path:
@@ -40,14 +40,6 @@ def write_card(run: Run, export: Path) -> Path:
     path = export / "README.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
-
-
-def taught(run: Run) -> str:
-    """By how much reading something was learned, or nothing where that is not known, as of an adapter."""
-    if not (run.folder / "metrics.jsonl").is_file():
-        return ""
-    steps, tokens, _ = spent(run.folder)
-    return f", in {steps} steps on {tokens:,} tokens"
 
 
 def _changed(fidelity: dict[str, Any]) -> str:

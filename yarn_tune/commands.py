@@ -28,7 +28,7 @@ def _open(options: argparse.Namespace) -> "Tuning":
 
 def init_command(options: argparse.Namespace) -> Result:
     """Write a first recipe."""
-    from .checkpoint import write_atomically
+    from .files import write_atomically
     from .init import propose
 
     made = propose(
@@ -96,8 +96,8 @@ def export_command(options: argparse.Namespace) -> Result:
     from .adapter_files import adapter_recipe, is_adapter
     from .card import write_card
     from .export import export
+    from .run_folder import Run
     from .serving.page import difference_text
-    from .train import Run
 
     if options.stacks:
         options.overrides.append(f"export.stacks=[{options.stacks}]")

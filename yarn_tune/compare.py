@@ -7,48 +7,26 @@ the honest baseline), `linear`, `ntk`, `dynamic`, `yarn` (all search-free, at th
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 from tqdm import tqdm
 
-from .checkpoint import write_json
 from .errors import UserError
-from .export import learned_of
+from .files import write_json
 from .heldout import doubled, heldout_excerpts
-from .learned import Learned, Start
+from .learned import Start
 from .measure import Meter, Method, TableOf
-from .metrics import spent
 from .models import base_identity, bos_of, load_tokenizer
 from .perplexity import Nats, bucket_edges, by_position, span_nats
 from .recall import recall
 from .recipe import load_recipe
 from .results import Comparison, Row, as_json, key_tokens
 from .rope import dynamic_ntk_inv_freq, linear_inv_freq, ntk_inv_freq
+from .run_folder import Run
+from .run_learned import Tuned, tuned_of
 from .sections import Recipe
-from .train import Run
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """Learned numbers, and what they cost."""
-
-    learned: Learned
-    tokens: int
-    """Read to obtain them."""
-    seconds: float
-
-
-def tuned_of(run: Run) -> Tuned:
-    """A finished run's settled numbers and what they cost.
-
-    Raises:
-        UserError: if the run is not finished.
-    """
-    learned = learned_of(run)
-    _, tokens, seconds = spent(run.folder)
-    return Tuned(learned, tokens, seconds)
 
 
 def named_rows(run: Run, others: list[Path]) -> tuple[dict[str, Tuned], list[Path]]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .adapter_files import adapter_numbers, adapter_recipe, is_adapter
-from .checkpoint import LEARNED, Tensors, read_state, read_tensors, write_json
+from .checkpoint import LEARNED, read_state
 from .errors import UserError
+from .files import Tensors, read_tensors, write_json
 from .metrics import EARLIER, spent
 from .models import base_identity
 from .recipe import load_recipe

@@ -13,20 +13,19 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from .adapter_files import adapter_numbers, adapter_recipe, is_adapter
-from .checkpoint import put_in_place, read_tensors, write_json
 from .errors import UserError
 from .fidelity import compare_with_memory
+from .files import put_in_place, write_json
 from .learned import Learned
 from .lora import merge_checkpoint
 from .models import is_hub_id
+from .run_folder import Run
+from .run_learned import learned_of
 from .sections import Recipe
 from .serving.carriers import Served
 from .serving.folding import Folded, fold_checkpoint
 from .serving.page import serving_page
-from .serving.profiles import Target, serve, settle_trained
-from .train import Run, changes
-from .tunable import at_start
+from .serving.profiles import Target, serve
 
 COPIED = (
     "*.safetensors",
@@ -46,35 +45,7 @@ COPIED = (
 )
 CARD = "README.md"
 """The base's, for its licence."""
-MEANING = ("rope", "lora")
-"""Sections that say what the learned numbers are offsets from."""
 OVERRIDABLE = ("vllm", "vllm-0.29")
-
-
-def learned_of(run: Run) -> Learned:
-    """What a finished run (or an adapter in its place) learned, settled into numbers a config can carry.
-
-    Raises:
-        UserError: if the run is not finished, or the numbers are damaged, another base's or another recipe's.
-    """
-    recipe = run.recipe
-    rotary = at_start(recipe)
-    own = adapter_recipe(run.folder, []) if is_adapter(run.folder) else None
-    changed = changes(run, MEANING, begins=False)
-    if own is not None and own.rope != replace(recipe.rope, init=own.rope.init):
-        changed = ["rope"]
-    if changed:
-        raise UserError(
-            f"{run.folder}: its numbers were learned under other settings, and mean something else under these; leave "
-            "them as they were, or learn anew under another name=:\n  " + "\n  ".join(changed)
-        )
-    if run.numbers_path.is_file():
-        rotary.load_numbers(read_tensors(run.numbers_path))
-    elif own is not None:
-        rotary.load_numbers(adapter_numbers(run.folder, rotary))
-    else:
-        raise UserError(f"{run.folder}: nothing learned here yet; run `yarn-tune train` to the end first")
-    return settle_trained(rotary, Target.of_recipe(recipe))
 
 
 def export(run: Run, overrides_only: bool = False) -> Path:

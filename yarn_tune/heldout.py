@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from .documents import HUB, tokenized
 from .errors import UserError
 from .models import bos_of
-from .retrieval import WORDINGS, build_prompt
+from .prompts import WORDINGS, build_prompt
 from .sections import Recipe, Retrieve
 
 ROOM = 16

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .objectives import HAS_FUSED, Reader, hidden_states
-from .positions import IGNORED
+from .objectives import HAS_FUSED, IGNORED, Reader, hidden_states
 from .sections import Recipe
 from .teacher import divergence, teacher_states
 from .tunable import TunableRotary

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .checkpoint import write_atomically
+from .files import write_atomically
 from .learned import Learned
 from .lora import Factors, with_lora
 from .models import load_model, to_device

@@ -99,7 +99,8 @@ def retrieve_command(options: argparse.Namespace) -> Result:
 
     from .heldout import heldout_tokens
     from .models import load_model, load_tokenizer, to_device
-    from .retrieval import WORDINGS, heat_map, retrieve, score_server, score_transformers, table
+    from .prompts import WORDINGS
+    from .retrieval import heat_map, retrieve, score_server, score_transformers, table
 
     lengths = numbers_of("--lengths", options.lengths, int)
     depths = numbers_of("--depths", options.depths, float)

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import unwritable, write_atomically, write_json
 from .errors import UserError
+from .files import unwritable, write_atomically, write_json
 from .learned import Learned
+from .run_folder import Run
 from .runtime import World, environment
 from .sections import Recipe
 
@@ -124,3 +125,11 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str | int | float
         else:
             flat[f"{prefix}{key}"] = value if isinstance(value, (str, int, float, bool)) else str(value)
     return flat
+
+
+def taught(run: Run) -> str:
+    """By how much reading something was learned, or nothing where that is not known, as of an adapter."""
+    if not (run.folder / "metrics.jsonl").is_file():
+        return ""
+    steps, tokens, _ = spent(run.folder)
+    return f", in {steps} steps on {tokens:,} tokens"

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from .data import RowSet
 from .errors import UserError
-from .positions import IGNORED, Placed
-from .retrieval import WORDINGS, answer_tokens, build_prompt
+from .objectives import IGNORED
+from .positions import Placed
+from .prompts import WORDINGS, answer_tokens, build_prompt
 from .sections import Recipe
 
 FIRST_SEED = 1_000_000

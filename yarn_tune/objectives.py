@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Cache, PreTrainedModel
 
 from .families import logit_transform
-from .positions import IGNORED
 
 CHUNK = 512
 """Tokens whose logits exist at one time."""
@@ -105,3 +104,7 @@ class NextToken(Reader):
         hidden = hidden_states(self.model, input_ids, position_ids)
         counted = labels != IGNORED
         return self.nats(hidden[counted], labels[counted]).sum()
+
+
+IGNORED = -100
+"""Label of a token whose successor is not its continuation; PyTorch's `ignore_index`."""

@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from .objectives import IGNORED
 from .packing import Row
-
-IGNORED = -100
-"""Label of a token whose successor is not its continuation; PyTorch's `ignore_index`."""
 
 
 @dataclass(frozen=True)

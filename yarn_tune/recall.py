@@ -6,13 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .checkpoint import write_json
+from .files import write_json
 from .heldout import grid_lengths, heldout_tokens
 from .measure import Meter, Method
 from .models import load_tokenizer
-from .retrieval import WORDINGS, Prompt, Retrieval, retrieve, score_transformers
+from .prompts import WORDINGS, Prompt
+from .retrieval import Retrieval, retrieve, score_transformers
+from .run_folder import Run
 from .sections import Retrieve
-from .train import Run
 
 
 def recall(run: Run, meter: Meter, methods: dict[str, Method], native: int) -> dict[str, Retrieval]:

@@ -6,17 +6,17 @@ from typing import Any
 
 import matplotlib as mpl
 
-from .card import taught
-from .compare import Tuned
 from .data import build_rows
 from .learned import Learned, Start
+from .metrics import taught
 from .models import load_tokenizer
 from .positions import Coverage
 from .recall import of_json as cells_of
 from .results import Comparison, table
 from .retrieval import heat_map
 from .rope import ntk_inv_freq
-from .train import Run
+from .run_folder import Run
+from .run_learned import Tuned
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first)

@@ -25,7 +25,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .errors import CheckFailed, UserError
 from .families import has_sliding_layers
-from .lessons import Objective
 from .models import decoder_layers, slow_dtype
 from .runtime import World
 from .sections import Recipe
@@ -74,7 +73,9 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
 
 
 @contextmanager
-def spread(objective: Objective, recipe: Recipe, world: World) -> Iterator[Release]:
+def spread(
+    objective: nn.Module, model: PreTrainedModel, parameters: list[nn.Parameter], recipe: Recipe, world: World
+) -> Iterator[Release]:
     """For as long as it lasts, the objective runs over all processes of the world.
 
     Raises:
@@ -82,12 +83,12 @@ def spread(objective: Objective, recipe: Recipe, world: World) -> Iterator[Relea
         CheckFailed: if learned numbers did not stay as they were.
     """
     release: Release = lambda: None  # noqa: E731
-    with _rows_split(objective.model, recipe, world):
+    with _rows_split(model, recipe, world):
         if recipe.runtime.zero == 3:
             release = _zero(objective, recipe, world)
         elif recipe.runtime.fsdp:
-            _fsdp(objective, recipe, world)
-        check_numbers(objective.rotary.trainable())
+            _fsdp(objective, model, recipe, world)
+        check_numbers(parameters)
         yield release
 
 
@@ -103,7 +104,7 @@ def check_numbers(parameters: list[nn.Parameter]) -> None:
             raise CheckFailed(f"start: learned numbers must be float32 and whole in every process, found {kind}")
 
 
-def _zero(objective: Objective, recipe: Recipe, world: World) -> Release:
+def _zero(objective: nn.Module, recipe: Recipe, world: World) -> Release:
     deepspeed = _with_deepspeed(world)
     for module in objective.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -116,12 +117,12 @@ def _zero(objective: Objective, recipe: Recipe, world: World) -> Release:
     return release
 
 
-def _fsdp(objective: Objective, recipe: Recipe, world: World) -> None:
+def _fsdp(objective: nn.Module, model: PreTrainedModel, recipe: Recipe, world: World) -> None:
     _connect(world)
     policy = CPUOffloadPolicy() if recipe.runtime.offload == "cpu" else OffloadPolicy()
     mesh = init_device_mesh(world.device.type, (world.processes,))
     learned = {parameter for parameter in objective.parameters() if parameter.requires_grad}
-    for module in (*decoder_layers(objective.model), objective):
+    for module in (*decoder_layers(model), objective):
         fully_shard(module, mesh=mesh, offload_policy=policy, ignored_params=learned)
 
 

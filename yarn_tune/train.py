@@ -11,34 +11,18 @@ import signal
 import sys
 import time
 from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-import yaml
-from filelock import FileLock, Timeout
 from safetensors.torch import save
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from .adapter import place_of
-from .adapter_files import write_adapter
 from .batches import Batch, backward
-from .checkpoint import (
-    LEARNED,
-    State,
-    latest_state,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    save_state,
-    write_atomically,
-    write_json,
-)
+from .checkpoint import State, latest_state, load_optimizer_tensors, optimizer_tensors, save_state
 from .data import RowSet, build_rows
 from .earlier import earlier_of
-from .errors import CheckFailed, Interrupted, UserError
+from .errors import CheckFailed, Interrupted
 from .heldout import check_heldout
 from .interrupts import Request, requested
 from .learned import Learned
@@ -47,38 +31,14 @@ from .longrows import checkpoint_layers, offload_inputs, tile_mlps
 from .metrics import EARLIER, MetricsLog, end_training, progress_text
 from .models import load_model, load_tokenizer, switch_off_dropout
 from .needles import plant
-from .recipe import load_recipe
+from .optimizer import make_optimizer, set_rates
+from .run_folder import Run, claimed
+from .run_learned import write_learned
 from .runtime import World, company, start
 from .sections import Recipe
 from .serving.profiles import Target, settle
 from .sharding import check_weights, loading, spread, world_text
 from .tunable import TunableRotary, at_start, attach
-
-RERUN_FREELY = ("eval", "export", "runtime")
-"""Recipe sections that may change between the parts of an interrupted run."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder and its recipe."""
-
-    recipe: Recipe
-    folder: Path
-
-    @property
-    def recipe_path(self) -> Path:
-        """The recipe as run."""
-        return self.folder / "recipe.yaml"
-
-    @property
-    def numbers_path(self) -> Path:
-        """Where the learned offsets are, once training is done."""
-        return self.folder / LEARNED
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the saved states."""
-        return self.folder / "checkpoints"
 
 
 def train(run: Run) -> Learned:
@@ -110,13 +70,6 @@ def train(run: Run) -> Learned:
             write_learned(run, rotary, learned, place_of(model))
         end_training(world)
     return learned
-
-
-def write_learned(run: Run, rotary: TunableRotary, learned: Learned, place: str) -> None:
-    """What a run leaves when it is done: its numbers, the adapter for the rotary module at `place`, and a summary."""
-    write_atomically(run.numbers_path, save(rotary.numbers()))
-    write_adapter(run.folder / "adapter", run.recipe, rotary, place)
-    write_json(run.folder / "learned.json", {"learn": learned.learn, "numbers": rotary.count(), **learned.summary()})
 
 
 def prepare(recipe: Recipe, world: World, begin: TunableRotary) -> tuple[PreTrainedModel, TunableRotary]:
@@ -151,7 +104,7 @@ def fit(run: Run, world: World, model: PreTrainedModel, rotary: TunableRotary, r
     log = MetricsLog(run.folder, recipe, world, done)
     bar = tqdm(total=settings.steps, initial=done, unit="step", disable=not world.main, file=sys.stderr)
 
-    with spread(objective, recipe, world) as release:
+    with spread(objective, model, parameters, recipe, world) as release:
         if world.main:
             bar.write(world_text(recipe, world, model, numbers), file=sys.stderr)
         for step in range(done, settings.steps):
@@ -202,97 +155,6 @@ def beginning(recipe: Recipe, rotary: TunableRotary, rows: RowSet, done: int) ->
         "checkpoint": done,
         "rows": tokens.hexdigest(),
     }
-
-
-def make_optimizer(rotary: TunableRotary, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW over the learned offsets; weight decay pulls them to zero, which is search-free YaRN."""
-    decays = recipe.train.decays()
-    groups = [
-        {"params": members, "name": kind, "weight_decay": getattr(decays, kind)}
-        for kind, members in rotary.parameter_groups().items()
-    ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95))
-
-
-def rate_share(step: int, steps: int, warmup: float) -> float:
-    """Share of the peak rate at a step: linear warm-up, then a cosine down to a tenth."""
-    rising = warmup * steps
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    progress = (step - rising) / max(1.0, steps - rising)
-    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int) -> None:
-    """Give each kind of number its rate for this step."""
-    share = rate_share(step, recipe.train.steps, recipe.train.warmup)
-    rates = recipe.train.rates(recipe.rope.temperature)
-    for group in optimizer.param_groups:
-        group["lr"] = share * getattr(rates, group["name"])
-
-
-@contextmanager
-def claimed(run: Run, world: World) -> Iterator[None]:
-    """The run folder, with the recipe in it, while this start of the command is at work there.
-
-    No other start may write into it meanwhile; a killed one leaves it free.
-
-    Raises:
-        UserError: if another is at work there, or the folder holds a run with other values.
-    """
-    if not world.main:
-        check_folder(run)
-        yield
-        return
-    run.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run.folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(
-            f"{run.folder}: another process is learning there; wait for it, or give this run a name="
-        ) from error
-    try:
-        claim_folder(run)
-        yield
-    finally:
-        lock.release()
-
-
-def claim_folder(run: Run) -> None:
-    """Write the recipe into the run folder; raises as `check_folder` does."""
-    check_folder(run)
-    write_atomically(run.recipe_path, yaml.safe_dump(run.recipe.to_dict(), sort_keys=False).encode())
-
-
-def check_folder(run: Run) -> None:
-    """See that the folder is this very run's, if anything was learned in it.
-
-    Raises:
-        UserError: if it holds a run with other values.
-    """
-    if not (run.numbers_path.is_file() or any(run.checkpoints.glob("*"))):
-        return
-    changed = changes(run, [section for section in run.recipe.to_dict() if section not in RERUN_FREELY])
-    if changed:
-        raise UserError(
-            f"{run.folder} holds a run with other values; give this one another name (name=...) or delete "
-            "the folder:\n  " + "\n  ".join(changed)
-        )
-
-
-def changes(run: Run, sections: Sequence[str], begins: bool = True) -> list[str]:
-    """In which of these sections the recipe is another than the one in the folder; "section: before -> now".
-
-    Where the run has ended, it may no longer matter from what it `begins` (`rope.init`).
-    """
-    if not run.recipe_path.is_file():
-        return []
-    # Read as a recipe, so that settings which are newer than the run have their defaults.
-    before, now = load_recipe(run.recipe_path).to_dict(), run.recipe.to_dict()
-    if not begins:
-        now["rope"]["init"] = before["rope"]["init"]
-    return [f"{each}: {before[each]} -> {now[each]}" for each in sections if before[each] != now[each]]
 
 
 def resume(run: Run, world: World, rotary: TunableRotary, optimizer: torch.optim.Optimizer) -> int:

@@ -25,8 +25,9 @@ from accelerate import Accelerator  # noqa: F401
 from yarn_tune.checkpoint import latest_state
 from yarn_tune.export import export
 from yarn_tune.recipe import load_recipe
+from yarn_tune.run_folder import Run
 from yarn_tune.sections import Recipe
-from yarn_tune.train import Run, train
+from yarn_tune.train import train
 
 
 def forked(work, rank: int, processes: int, port: int, log: Path) -> int:

@@ -12,7 +12,8 @@ from pathlib import Path
 import accelerate
 from deepspeed.runtime.sequence_parallel import parallel_state_sp
 from yarn_tune.recipe import parse_recipe
-from yarn_tune.train import Run, train
+from yarn_tune.run_folder import Run
+from yarn_tune.train import train
 
 if __name__ == "__main__":
     # The end of a training takes the processes apart, and the next one needs them.
