@@ -14,8 +14,8 @@ from .recipe import load_recipe
 
 def home() -> Path:
     """The folder that holds `recipes/` and `data/`."""
-    inside = Path(__file__).parent / "shipped"
-    return inside if inside.is_dir() else Path(__file__).parents[1]
+    inside = Path(__file__).parents[1] / "shipped"
+    return inside if inside.is_dir() else Path(__file__).parents[2]
 
 
 def shipped_recipes() -> dict[str, str]:

@@ -57,7 +57,7 @@ class Agreement:
 
 
 def vllm_logprobs(jobs: list[Job], python: str, extra_path: str | None = None) -> list[dict[str, Any]]:
-    """What vLLM says, job by job; see `vllm_child.py` for the form.
+    """What vLLM says, job by job; see `vllm_worker.py` for the form.
 
     Args:
         jobs: what to run, in one process.
@@ -67,7 +67,7 @@ def vllm_logprobs(jobs: list[Job], python: str, extra_path: str | None = None) -
     Raises:
         UserError: if that interpreter has no vLLM.
     """
-    child = Path(__file__).with_name("vllm_child.py")
+    child = Path(__file__).with_name("vllm_worker.py")
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "results.json"
         order = {"jobs": [vars(job) for job in jobs], "output": str(output)}
