@@ -26,8 +26,7 @@ from yarn_tune.lessons import Lesson, Objective
 from yarn_tune.longrows import checkpoint_layers, tile_mlps
 from yarn_tune.lora import lora_size
 from yarn_tune.models import to_device
-from yarn_tune.recipe import parse_recipe
-from yarn_tune.sections import Recipe, Rope
+from yarn_tune.recipe import Recipe, Rope, parse_recipe
 from yarn_tune.tunable import attach
 
 WAYS: dict[str, list[str]] = {

@@ -26,7 +26,7 @@ from yarn_tune.lessons import Lesson, Objective
 from yarn_tune.longrows import checkpoint_layers
 from yarn_tune.models import load_model, to_device
 from yarn_tune.objectives import hidden_states
-from yarn_tune.sections import Rope
+from yarn_tune.recipe import Rope
 from yarn_tune.tunable import attach
 
 WAYS = ("prefill", "forward", "backprop", "checkpointing", "attention kept")

@@ -25,10 +25,10 @@ from yarn_tune.files import read_tensors
 from yarn_tune.gains import gains_for
 from yarn_tune.learned import Start
 from yarn_tune.push import prepare_upload
-from yarn_tune.recipe import parse_recipe
+from yarn_tune.recipe.loading import parse_recipe
+from yarn_tune.recipe.schema import Rope
 from yarn_tune.run_folder import Run
 from yarn_tune.run_learned import learned_of
-from yarn_tune.sections import Rope
 from yarn_tune.train import train
 from yarn_tune.tunable import TunableRotary, at_start, attach
 

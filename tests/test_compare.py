@@ -18,11 +18,11 @@ from yarn_tune.errors import UserError
 from yarn_tune.heldout import heldout_excerpts
 from yarn_tune.models import load_tokenizer
 from yarn_tune.perplexity import full_nats
-from yarn_tune.recipe import parse_recipe
+from yarn_tune.recipe.loading import parse_recipe
+from yarn_tune.recipe.schema import Recipe, Retrieve
 from yarn_tune.results import SEARCH_FREE, Comparison, Row, key_tokens, table
 from yarn_tune.run_folder import Run
 from yarn_tune.run_learned import tuned_of
-from yarn_tune.sections import Recipe, Retrieve
 from yarn_tune.train import train
 
 

@@ -16,7 +16,7 @@ from yarn_tune.data import build_rows
 from yarn_tune.documents import missing_files
 from yarn_tune.errors import UserError
 from yarn_tune.heldout import heldout_excerpts
-from yarn_tune.recipe import parse_recipe
+from yarn_tune.recipe.loading import parse_recipe
 
 
 def recipe_with(tmp_path, files, *overrides, **keys):

@@ -14,7 +14,7 @@ from yarn_tune.families import FAMILIES
 from yarn_tune.gains import gains_for
 from yarn_tune.models import config_json
 from yarn_tune.queries import site_of
-from yarn_tune.recipe import parse_recipe
+from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.serving.gguf import ARCHITECTURES, BY_FLAGS
 from yarn_tune.serving.profiles import Target, settle
 from yarn_tune.serving.stacks import DEFAULT

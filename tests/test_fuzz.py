@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from yarn_tune.cli import main
 from yarn_tune.errors import UserError
-from yarn_tune.recipe import RecipeError, parse_recipe
+from yarn_tune.recipe.loading import RecipeError, parse_recipe
+from yarn_tune.recipe.schema import Recipe
 from yarn_tune.run_learned import learned_of
-from yarn_tune.sections import Recipe
 
 RECIPES = int(os.environ.get("FUZZ", "300"))
 VALUES = st.one_of(

@@ -26,10 +26,10 @@ from yarn_tune.gains import gains_for
 from yarn_tune.learned import Start
 from yarn_tune.plan import plan
 from yarn_tune.queries import Site, scaled, site_of
-from yarn_tune.recipe import RecipeError, parse_recipe
+from yarn_tune.recipe.loading import RecipeError, parse_recipe
+from yarn_tune.recipe.schema import Rope
 from yarn_tune.rope import yarn_attention_factor, yarn_inv_freq
 from yarn_tune.run_folder import Run
-from yarn_tune.sections import Rope
 from yarn_tune.train import train
 from yarn_tune.tunable import attach, attach_fixed, detach, untouched
 

@@ -4,7 +4,7 @@ import pytest
 from conftest import recipe_tree, tiny_tokenizer, words
 from yarn_tune.errors import UserError
 from yarn_tune.heldout import check_heldout, heldout_excerpts, heldout_tokens
-from yarn_tune.recipe import parse_recipe
+from yarn_tune.recipe.loading import parse_recipe
 
 
 def test_heldout_excerpts_take_documents_in_turn(tmp_path):

@@ -8,7 +8,7 @@ from published import published
 from yarn_tune.cli import main
 from yarn_tune.errors import UserError
 from yarn_tune.init import propose
-from yarn_tune.recipe import load_recipe
+from yarn_tune.recipe.loading import load_recipe
 
 NORMED = ("exaone4", "gemma3_text", "olmo2", "olmo3", "persimmon", "qwen3", "qwen3_moe", "qwen3_next")
 WANTED = dict.fromkeys(YARN_ALONE, ("scale", "phase")) | dict.fromkeys(NORMED, ("frequency", "spectral"))

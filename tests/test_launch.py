@@ -14,7 +14,7 @@ from conftest import recipe_tree, save_tiny
 from safetensors.torch import load_file
 from yarn_tune.checkpoint import latest_state
 from yarn_tune.interrupts import TWICE, Request, requested
-from yarn_tune.recipe import load_recipe
+from yarn_tune.recipe.loading import load_recipe
 from yarn_tune.runtime import environment, start
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ from yarn_tune.objectives import IGNORED
 from yarn_tune.packing import Row
 from yarn_tune.perplexity import slid_nats
 from yarn_tune.positions import Placed, place_contiguous
-from yarn_tune.sections import Rope
+from yarn_tune.recipe.schema import Rope
 from yarn_tune.teacher import divergence, teacher_states, windows
 from yarn_tune.tunable import attach, detach, untouched
 

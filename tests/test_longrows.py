@@ -11,7 +11,7 @@ from yarn_tune.learned import Start
 from yarn_tune.lessons import Lesson, Objective
 from yarn_tune.longrows import checkpoint_layers, offload_inputs, tile_mlps
 from yarn_tune.models import switch_off_dropout
-from yarn_tune.sections import Rope
+from yarn_tune.recipe.schema import Rope
 from yarn_tune.tunable import attach
 
 EXPERTS = (

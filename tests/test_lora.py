@@ -15,10 +15,10 @@ from yarn_tune.families import rope_facts
 from yarn_tune.gains import gains_for
 from yarn_tune.learned import Start
 from yarn_tune.lora import factors_of, lora_size, with_lora
-from yarn_tune.recipe import RecipeError, parse_recipe
+from yarn_tune.recipe.loading import RecipeError, parse_recipe
+from yarn_tune.recipe.schema import Lora, Rope
 from yarn_tune.run_folder import Run
 from yarn_tune.run_learned import Tuned, learned_of, tuned_of
-from yarn_tune.sections import Lora, Rope
 from yarn_tune.train import train
 from yarn_tune.tunable import attach, detach, untouched
 

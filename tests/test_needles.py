@@ -12,7 +12,7 @@ from yarn_tune.data import build_rows
 from yarn_tune.errors import UserError
 from yarn_tune.needles import plant
 from yarn_tune.objectives import IGNORED
-from yarn_tune.recipe import RecipeError, parse_recipe
+from yarn_tune.recipe.loading import RecipeError, parse_recipe
 from yarn_tune.run_folder import Run
 from yarn_tune.train import train
 

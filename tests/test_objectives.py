@@ -11,7 +11,7 @@ from yarn_tune.learned import Start
 from yarn_tune.objectives import IGNORED, NextToken, exact_nats, fused_nats
 from yarn_tune.packing import Row
 from yarn_tune.positions import place_contiguous
-from yarn_tune.sections import Rope
+from yarn_tune.recipe.schema import Rope
 from yarn_tune.tunable import attach
 
 CPU = torch.device("cpu")

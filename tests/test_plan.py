@@ -8,7 +8,7 @@ from yarn_tune.compare import eval_lengths
 from yarn_tune.errors import UserError
 from yarn_tune.learned import Start
 from yarn_tune.plan import plan
-from yarn_tune.recipe import parse_recipe
+from yarn_tune.recipe.loading import parse_recipe
 
 
 @pytest.fixture(scope="module")

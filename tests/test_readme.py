@@ -10,7 +10,7 @@ import yaml
 from conftest import recipe_tree, save_tiny
 from yarn_tune.cli import _parser
 from yarn_tune.families import FAMILIES
-from yarn_tune.recipe import parse_recipe
+from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.results import of_json, table
 
 ROOT = Path(__file__).parents[1]

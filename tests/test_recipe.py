@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import yaml
-from yarn_tune.recipe import RecipeError, load_recipe, parse_recipe
-from yarn_tune.sections import Rates
+from yarn_tune.recipe.loading import RecipeError, load_recipe, parse_recipe
+from yarn_tune.recipe.schema import Rates
 
 GOOD = {
     "name": "good",

@@ -10,8 +10,8 @@ from conftest import NATIVE, save_tiny, write_documents
 from published import PUBLISHED, published
 from yarn_tune.cli import main
 from yarn_tune.cost import RESERVE, estimate_cost
-from yarn_tune.recipe import load_recipe
-from yarn_tune.sections import YARN
+from yarn_tune.recipe.loading import load_recipe
+from yarn_tune.recipe.schema import YARN
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -18,11 +18,11 @@ from yarn_tune.heldout import heldout_excerpts
 from yarn_tune.learned import Start
 from yarn_tune.measure import Meter
 from yarn_tune.models import load_tokenizer, rotary_site
-from yarn_tune.recipe import parse_recipe
+from yarn_tune.recipe.loading import parse_recipe
+from yarn_tune.recipe.schema import Rope
 from yarn_tune.rope import default_inv_freq, yarn_inv_freq
 from yarn_tune.run_folder import Run
 from yarn_tune.run_learned import learned_of
-from yarn_tune.sections import Rope
 from yarn_tune.train import train
 from yarn_tune.tunable import at_start, attach, detach
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from yarn_tune.cli import main
 from yarn_tune.errors import UserError
-from yarn_tune.shipped import copy_recipe, home, shipped_recipes
+from yarn_tune.recipe.bundled import copy_recipe, home, shipped_recipes
 
 ROOT = Path(__file__).parents[1]
 

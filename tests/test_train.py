@@ -23,7 +23,7 @@ from yarn_tune.metrics import EARLIER, spent
 from yarn_tune.optimizer import rate_share
 from yarn_tune.packing import Packed, Row
 from yarn_tune.positions import place_contiguous
-from yarn_tune.recipe import parse_recipe
+from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.run_folder import Run
 from yarn_tune.train import beginning, train
 from yarn_tune.tunable import at_start

@@ -12,8 +12,8 @@ from yarn_tune.learned import Start
 from yarn_tune.longrows import checkpoint_layers
 from yarn_tune.models import GIB, rotary_site, switch_off_dropout, to_device
 from yarn_tune.objectives import NextToken
+from yarn_tune.recipe.schema import Rope
 from yarn_tune.rope import yarn_attention_factor
-from yarn_tune.sections import Rope
 from yarn_tune.tunable import attach, attach_fixed, detach
 
 WINDOW = 4 * NATIVE

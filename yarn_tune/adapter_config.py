@@ -13,8 +13,7 @@ from peft import PeftConfig, PeftType, TaskType
 from .errors import UserError
 from .families import RopeFacts
 from .learned import Start
-from .recipe import parse_rope
-from .sections import Rope
+from .recipe import Rope, parse_rope
 
 EnumT = TypeVar("EnumT", bound=Enum)
 

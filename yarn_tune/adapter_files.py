@@ -17,8 +17,7 @@ from .adapter_config import YARN_TUNE, YarnTuneConfig, layout_keys
 from .errors import UserError
 from .files import Tensors, read_tensors, write_atomically, write_json
 from .lora import PREFIX, lora_config
-from .recipe import parse_recipe
-from .sections import Recipe
+from .recipe import Recipe, parse_recipe
 from .tunable import TunableRotary
 
 CONFIG, WEIGHTS, BESIDE = "adapter_config.json", "adapter_model.safetensors", "lora"

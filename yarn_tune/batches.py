@@ -9,8 +9,8 @@ from torch import Tensor
 from .data import RowSet
 from .lessons import Objective
 from .positions import Placed
+from .recipe import Recipe
 from .runtime import World
-from .sections import Recipe
 from .sharding import Release
 
 

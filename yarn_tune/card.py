@@ -8,9 +8,9 @@ import yaml
 
 from .export import base_folder
 from .metrics import taught
+from .recipe import Recipe
 from .results import of_json, table
 from .run_folder import Run
-from .sections import Recipe
 
 
 def write_card(run: Run, export: Path) -> Path:

@@ -200,7 +200,7 @@ def run_command(options: argparse.Namespace) -> Result:
 
 def recipes_command(options: argparse.Namespace) -> Result:
     """List the recipes that come with the package, or copy one here with its files."""
-    from .shipped import copy_recipe, shipped_recipes
+    from .recipe import copy_recipe, shipped_recipes
 
     if options.copy is None:
         found = shipped_recipes()

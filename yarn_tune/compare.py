@@ -21,12 +21,11 @@ from .measure import Meter, Method, TableOf
 from .models import base_identity, bos_of, load_tokenizer
 from .perplexity import Nats, bucket_edges, by_position, span_nats
 from .recall import recall
-from .recipe import load_recipe
+from .recipe import Recipe, load_recipe
 from .results import Comparison, Row, as_json, key_tokens
 from .rope import dynamic_ntk_inv_freq, linear_inv_freq, ntk_inv_freq
 from .run_folder import Run
 from .run_learned import Tuned, tuned_of
-from .sections import Recipe
 
 
 def named_rows(run: Run, others: list[Path]) -> tuple[dict[str, Tuned], list[Path]]:

@@ -22,7 +22,7 @@ from .lessons import Lesson
 from .lora import NO_LORA, LoraSize
 from .models import GIB
 from .objectives import CHUNK
-from .sections import Recipe
+from .recipe import Recipe
 from .teacher import windows
 
 BACK = 2.5

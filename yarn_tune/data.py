@@ -11,7 +11,7 @@ from .errors import UserError
 from .models import bos_of
 from .packing import Packed, pack_concat, pack_long
 from .positions import Coverage, Placed, coverage, place_contiguous
-from .sections import Recipe
+from .recipe import Recipe
 
 
 @dataclass(frozen=True)

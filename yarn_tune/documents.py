@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .errors import UserError
 from .packing import Tokens
-from .sections import Recipe
+from .recipe import Recipe
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 HUB = "hub:"

@@ -13,8 +13,7 @@ from .errors import UserError
 from .files import Tensors, read_tensors, write_json
 from .metrics import EARLIER, spent
 from .models import base_identity
-from .recipe import load_recipe
-from .sections import YARN, Recipe
+from .recipe import YARN, Recipe, load_recipe
 from .tunable import at_start
 
 

@@ -19,9 +19,9 @@ from .files import put_in_place, write_json
 from .learned import Learned
 from .lora import merge_checkpoint
 from .models import is_hub_id
+from .recipe import Recipe
 from .run_folder import Run
 from .run_learned import learned_of
-from .sections import Recipe
 from .serving.carriers import Served
 from .serving.folding import Folded, fold_checkpoint
 from .serving.page import serving_page

@@ -20,7 +20,7 @@ from .learned import Learned
 from .lora import with_lora
 from .models import load_model, load_tokenizer, to_device
 from .objectives import CHUNK, hidden_states
-from .sections import Recipe
+from .recipe import Recipe
 from .serving.carriers import EXTRA_KEYS, Served
 from .serving.folding import fold_parameters
 from .tunable import attach_fixed, detach

@@ -8,7 +8,7 @@ from .documents import HUB, tokenized
 from .errors import UserError
 from .models import bos_of
 from .prompts import WORDINGS, build_prompt
-from .sections import Recipe, Retrieve
+from .recipe import Recipe, Retrieve
 
 ROOM = 16
 """Tokens left of a window for the answer to a planted question."""

@@ -11,8 +11,7 @@ from .cost import Cost, estimate_cost
 from .errors import UserError
 from .families import rope_facts
 from .models import load_config
-from .recipe import parse_recipe
-from .sections import Recipe
+from .recipe import Recipe, parse_recipe
 from .serving.profiles import Target, settle
 from .tunable import at_start
 

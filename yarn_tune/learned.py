@@ -10,8 +10,8 @@ from .errors import UserError
 from .families import RopeFacts, rope_facts
 from .lora import Factors
 from .models import load_config
+from .recipe import Recipe, Rope
 from .rope import Scalar, default_inv_freq, longrope_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
-from .sections import Recipe, Rope
 
 
 @dataclass(frozen=True, kw_only=True)

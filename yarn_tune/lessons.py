@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .objectives import HAS_FUSED, IGNORED, Reader, hidden_states
-from .sections import Recipe
+from .recipe import Recipe
 from .teacher import divergence, teacher_states
 from .tunable import TunableRotary
 

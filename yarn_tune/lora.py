@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .errors import UserError
 from .models import save_weights
-from .sections import Lora
+from .recipe import Lora
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Name of a weight -> (B, A), float32."""

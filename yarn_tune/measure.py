@@ -21,7 +21,7 @@ from .learned import Learned
 from .lora import Factors, with_lora
 from .models import load_model, to_device
 from .perplexity import full_nats, slid_nats
-from .sections import Base
+from .recipe import Base
 from .tunable import attach_fixed, detach
 
 TableOf = Callable[[int], tuple[Tensor, float]]

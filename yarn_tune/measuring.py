@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import UserError
 
 if TYPE_CHECKING:
-    from .sections import Recipe
+    from .recipe import Recipe
 
 Result = tuple[str, dict[str, Any]]
 """What a command prints: text for people, and the object for `--json`. A false `passed` in it is exit code 3."""

@@ -24,7 +24,7 @@ from transformers import (
 
 from .errors import UserError
 from .families import FULL
-from .sections import Base
+from .recipe import Base
 
 GIB = 2**30
 

@@ -15,7 +15,7 @@ from .errors import UserError
 from .objectives import IGNORED
 from .positions import Placed
 from .prompts import WORDINGS, answer_tokens, build_prompt
-from .sections import Recipe
+from .recipe import Recipe
 
 FIRST_SEED = 1_000_000
 """Measurements count their prompts from zero."""

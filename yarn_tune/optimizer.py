@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from .sections import Recipe
+from .recipe import Recipe
 from .tunable import TunableRotary
 
 

@@ -16,7 +16,7 @@ from .lora import lora_size
 from .models import GIB, is_hub_id, load_config, load_tokenizer
 from .packing import pack_long
 from .positions import Coverage, place_contiguous
-from .sections import YARN, Recipe
+from .recipe import YARN, Recipe
 from .serving.profiles import Target, settle
 from .tunable import TunableRotary, at_start
 

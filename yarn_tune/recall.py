@@ -11,9 +11,9 @@ from .heldout import grid_lengths, heldout_tokens
 from .measure import Meter, Method
 from .models import load_tokenizer
 from .prompts import WORDINGS, Prompt
+from .recipe import Retrieve
 from .retrieval import Retrieval, retrieve, score_transformers
 from .run_folder import Run
-from .sections import Retrieve
 
 
 def recall(run: Run, meter: Meter, methods: dict[str, Method], native: int) -> dict[str, Retrieval]:

@@ -11,9 +11,8 @@ from filelock import FileLock, Timeout
 from .checkpoint import LEARNED
 from .errors import UserError
 from .files import write_atomically
-from .recipe import load_recipe
+from .recipe import Recipe, load_recipe
 from .runtime import World
-from .sections import Recipe
 
 RERUN_FREELY = ("eval", "export", "runtime")
 """Recipe sections that may change between the parts of an interrupted run."""

@@ -26,7 +26,7 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object, set_seed
 from torch import Tensor, nn
 
 from .errors import CheckFailed, Interrupted, UserError
-from .sections import Recipe
+from .recipe import Recipe
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "safetensors", "yarn_tune")
 

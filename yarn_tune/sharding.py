@@ -26,8 +26,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .errors import CheckFailed, UserError
 from .families import has_sliding_layers
 from .models import decoder_layers, slow_dtype
+from .recipe import Recipe
 from .runtime import World
-from .sections import Recipe
 
 Release = Callable[[], None]
 """To be called after each backward pass: gives gathered weights back."""

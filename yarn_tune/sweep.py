@@ -16,8 +16,8 @@ from .learned import Start
 from .measure import Meter
 from .models import bos_of, load_tokenizer
 from .perplexity import Nats, span_nats
+from .recipe import Recipe
 from .run_folder import Run
-from .sections import Recipe
 
 SWEPT = ("linear", "ntk", "dynamic", "yarn")
 

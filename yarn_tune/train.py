@@ -32,10 +32,10 @@ from .metrics import EARLIER, MetricsLog, end_training, progress_text
 from .models import load_model, load_tokenizer, switch_off_dropout
 from .needles import plant
 from .optimizer import make_optimizer, set_rates
+from .recipe import Recipe
 from .run_folder import Run, claimed
 from .run_learned import write_learned
 from .runtime import World, company, start
-from .sections import Recipe
 from .serving.profiles import Target, settle
 from .sharding import check_weights, loading, spread, world_text
 from .tunable import TunableRotary, at_start, attach

@@ -24,9 +24,9 @@ import deepspeed  # noqa: F401  (what a training imports must be here before the
 from accelerate import Accelerator  # noqa: F401
 from yarn_tune.checkpoint import latest_state
 from yarn_tune.export import export
-from yarn_tune.recipe import load_recipe
+from yarn_tune.recipe.loading import load_recipe
+from yarn_tune.recipe.schema import Recipe
 from yarn_tune.run_folder import Run
-from yarn_tune.sections import Recipe
 from yarn_tune.train import train
 
 

@@ -21,9 +21,9 @@ from yarn_tune.errors import CheckFailed, UserError
 from yarn_tune.families import rope_facts
 from yarn_tune.learned import Start
 from yarn_tune.lora import PREFIX, factors_of
-from yarn_tune.recipe import parse_recipe
+from yarn_tune.recipe.loading import parse_recipe
+from yarn_tune.recipe.schema import Rope
 from yarn_tune.run_folder import Run
-from yarn_tune.sections import Rope
 from yarn_tune.sharding import check_numbers, check_weights
 from yarn_tune.train import train
 from yarn_tune.tunable import attach

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import accelerate
 from deepspeed.runtime.sequence_parallel import parallel_state_sp
-from yarn_tune.recipe import parse_recipe
+from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.run_folder import Run
 from yarn_tune.train import train
 

@@ -16,8 +16,8 @@ from ..families import FULL, LATENT, layout_of
 from ..learned import Learned
 from ..models import config_json
 from ..queries import site_of
+from ..recipe import Recipe
 from ..rope import default_inv_freq
-from ..sections import Recipe
 from ..tunable import TunableRotary
 from .carriers import Served, default_section, forms, longrope_carriers, yarn_carriers
 from .readers import Reading, Table

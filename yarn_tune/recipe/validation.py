@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
-from .schema import show
-from .sections import YARN, Recipe, Rope, Train
+from .parsing import show
+from .schema import YARN, Recipe, Rope, Train
 
 Check = tuple[bool, str, Any, str]
 """(holds, place, value, remedy)"""

@@ -8,8 +8,8 @@ import re
 import shutil
 from pathlib import Path
 
-from .errors import UserError
-from .recipe import load_recipe
+from ..errors import UserError
+from .loading import load_recipe
 
 
 def home() -> Path:

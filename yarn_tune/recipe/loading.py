@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from .checks import impossible, rope_checks, unmet
-from .errors import UserError
-from .schema import apply_override, build, show
-from .sections import Recipe, Rope
+from ..errors import UserError
+from .parsing import apply_override, build, show
+from .schema import Recipe, Rope
+from .validation import impossible, rope_checks, unmet
 
 
 class RecipeError(UserError):
