@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-from yarn_tune.families import INTERLEAVED, RELEASE, SINCE
+from yarn_tune.models.families import INTERLEAVED, RELEASE, SINCE
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.run_folder import Run, claim_folder
 from yarn_tune.serving.profiles import Target, settle

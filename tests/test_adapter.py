@@ -20,10 +20,10 @@ from yarn_tune.adapter_files import adapter_recipe, write_adapter
 from yarn_tune.cli import main
 from yarn_tune.errors import UserError
 from yarn_tune.export import export
-from yarn_tune.families import rope_facts
 from yarn_tune.files import read_tensors
 from yarn_tune.gains import gains_for
 from yarn_tune.learned import Start
+from yarn_tune.models.families import rope_facts
 from yarn_tune.push import prepare_upload
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Rope

@@ -12,11 +12,12 @@ import torch
 import yaml
 from conftest import NATIVE, recipe_tree, save_tiny, tiny_config
 from transformers import AutoModelForCausalLM
-from yarn_tune import heldout, models, recall
+from yarn_tune import heldout, recall
 from yarn_tune.compare import compare, named_rows
 from yarn_tune.errors import UserError
 from yarn_tune.heldout import heldout_excerpts
-from yarn_tune.models import load_tokenizer
+from yarn_tune.models import loading as models
+from yarn_tune.models.loading import load_tokenizer
 from yarn_tune.perplexity import full_nats
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Recipe, Retrieve

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import FAMILY_SIZES, NATIVE, recipe_tree, save_tiny
 from yarn_tune.errors import UserError
-from yarn_tune.families import FAMILIES
 from yarn_tune.gains import gains_for
-from yarn_tune.models import config_json
-from yarn_tune.queries import site_of
+from yarn_tune.models.families import FAMILIES
+from yarn_tune.models.loading import config_json
+from yarn_tune.models.query_layout import site_of
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.serving.gguf import ARCHITECTURES, BY_FLAGS
 from yarn_tune.serving.profiles import Target, settle

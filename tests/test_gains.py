@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from yarn_tune.errors import UserError
 from yarn_tune.export import export
-from yarn_tune.families import rope_facts
 from yarn_tune.gains import gains_for
 from yarn_tune.learned import Start
+from yarn_tune.models.families import rope_facts
+from yarn_tune.models.query_layout import Site, scaled, site_of
 from yarn_tune.plan import plan
-from yarn_tune.queries import Site, scaled, site_of
 from yarn_tune.recipe.loading import RecipeError, parse_recipe
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.rope import yarn_attention_factor, yarn_inv_freq

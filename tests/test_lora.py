@@ -11,10 +11,10 @@ from yarn_tune.card import write_card
 from yarn_tune.compare import compare
 from yarn_tune.errors import UserError
 from yarn_tune.export import export
-from yarn_tune.families import rope_facts
 from yarn_tune.gains import gains_for
 from yarn_tune.learned import Start
 from yarn_tune.lora import factors_of, lora_size, with_lora
+from yarn_tune.models.families import rope_facts
 from yarn_tune.recipe.loading import RecipeError, parse_recipe
 from yarn_tune.recipe.schema import Lora, Rope
 from yarn_tune.run_folder import Run

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from yarn_tune.objectives import IGNORED
+from yarn_tune.models.token_loss import IGNORED
 from yarn_tune.packing import pack_concat, pack_long
 from yarn_tune.positions import place_contiguous
 

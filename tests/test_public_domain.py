@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from yarn_tune.models import load_tokenizer
+from yarn_tune.models.loading import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "data/public-domain"

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import recipe_tree, save_tiny
 from yarn_tune.cli import _parser
-from yarn_tune.families import FAMILIES
+from yarn_tune.models.families import FAMILIES
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.results import of_json, table
 

@@ -13,11 +13,11 @@ from yarn_tune.adapter_config import YarnTuneConfig
 from yarn_tune.compare import compare, methods
 from yarn_tune.errors import UserError
 from yarn_tune.export import export
-from yarn_tune.families import rope_facts
 from yarn_tune.heldout import heldout_excerpts
 from yarn_tune.learned import Start
 from yarn_tune.measure import Meter
-from yarn_tune.models import load_tokenizer, rotary_site
+from yarn_tune.models.families import rope_facts
+from yarn_tune.models.loading import load_tokenizer, rotary_site
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.rope import default_inv_freq, yarn_inv_freq

@@ -7,11 +7,11 @@ import torch
 from conftest import FAMILY_SIZES, NATIVE, VOCABULARY, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM
 from yarn_tune.errors import UserError
-from yarn_tune.families import FAMILIES, rope_facts
 from yarn_tune.learned import Start
 from yarn_tune.longrows import checkpoint_layers
-from yarn_tune.models import GIB, rotary_site, switch_off_dropout, to_device
-from yarn_tune.objectives import NextToken
+from yarn_tune.models.families import FAMILIES, rope_facts
+from yarn_tune.models.loading import GIB, rotary_site, switch_off_dropout, to_device
+from yarn_tune.models.token_loss import NextToken
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.rope import yarn_attention_factor
 from yarn_tune.tunable import attach, attach_fixed, detach
@@ -287,7 +287,7 @@ def test_a_model_that_its_device_has_no_room_for_stays_on_the_cpu(monkeypatch, c
 
 
 def test_a_family_that_this_transformers_reads_wrongly_is_refused(monkeypatch):
-    monkeypatch.setattr("yarn_tune.families.RELEASE", (5, 3))
+    monkeypatch.setattr("yarn_tune.models.families.RELEASE", (5, 3))
     with pytest.raises(UserError, match=r"base.model: qwen3_moe needs transformers 5.4 or newer"):
         rope_facts(tiny_config("qwen3_moe"))
     assert rope_facts(tiny_config("llama")).native == NATIVE

@@ -24,10 +24,9 @@ from transformers import PreTrainedModel
 
 from .adapter_config import YarnTuneConfig
 from .errors import UserError
-from .families import rope_facts
 from .gains import FollowedQueries, gains_for
 from .learned import Learned, Start
-from .models import rotary_site
+from .models import rope_facts, rotary_site
 from .serving.carriers import Served
 from .serving.folding import fold_parameters
 from .serving.profiles import Target, serve, settle_trained

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from peft import PeftConfig, PeftType, TaskType
 
 from .errors import UserError
-from .families import RopeFacts
 from .learned import Start
+from .models import RopeFacts
 from .recipe import Rope, parse_rope
 
 EnumT = TypeVar("EnumT", bound=Enum)

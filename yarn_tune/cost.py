@@ -17,11 +17,9 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from .families import has_sliding_layers, head_dim_of, rope_facts
 from .lessons import Lesson
 from .lora import NO_LORA, LoraSize
-from .models import GIB
-from .objectives import CHUNK
+from .models import CHUNK, GIB, has_sliding_layers, head_dim_of, rope_facts
 from .recipe import Recipe
 from .teacher import windows
 

@@ -15,11 +15,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .errors import CheckFailed
-from .families import logit_transform
 from .learned import Learned
 from .lora import with_lora
-from .models import load_model, load_tokenizer, to_device
-from .objectives import CHUNK, hidden_states
+from .models import CHUNK, hidden_states, load_model, load_tokenizer, logit_transform, to_device
 from .recipe import Recipe
 from .serving.carriers import EXTRA_KEYS, Served
 from .serving.folding import fold_parameters

@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from .errors import UserError
-from .queries import Site, scaled, site_of
+from .models import Site, scaled, site_of
 
 
 class Gains(nn.Module):

@@ -9,8 +9,7 @@ import yaml
 
 from .cost import Cost, estimate_cost
 from .errors import UserError
-from .families import rope_facts
-from .models import load_config
+from .models import load_config, rope_facts
 from .recipe import Recipe, parse_recipe
 from .serving.profiles import Target, settle
 from .tunable import at_start

@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from .errors import UserError
-from .families import RopeFacts, rope_facts
 from .lora import Factors
-from .models import load_config
+from .models import RopeFacts, load_config, rope_facts
 from .recipe import Recipe, Rope
 from .rope import Scalar, default_inv_freq, longrope_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
 

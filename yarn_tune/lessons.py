@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .objectives import HAS_FUSED, IGNORED, Reader, hidden_states
+from .models import HAS_FUSED, IGNORED, Reader, hidden_states
 from .recipe import Recipe
 from .teacher import divergence, teacher_states
 from .tunable import TunableRotary

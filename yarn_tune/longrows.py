@@ -19,8 +19,7 @@ from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
 from .errors import UserError
-from .models import decoder_layers
-from .objectives import by_chunks
+from .models import by_chunks, decoder_layers
 
 KERNELS = (
     "_scaled_dot_product_flash_attention",

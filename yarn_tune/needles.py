@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .data import RowSet
 from .errors import UserError
-from .objectives import IGNORED
+from .models import IGNORED
 from .positions import Placed
 from .prompts import WORDINGS, answer_tokens, build_prompt
 from .recipe import Recipe

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from .families import logit_transform
-from .objectives import exact_nats, hidden_states
+from .models import exact_nats, hidden_states, logit_transform
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from .errors import UserError
-from .families import logit_transform
-from .objectives import hidden_states
+from .models import hidden_states, logit_transform
 from .prompts import PLAIN, Prompt, Wording, build_prompt
 
 

@@ -24,8 +24,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .errors import CheckFailed, UserError
-from .families import has_sliding_layers
-from .models import decoder_layers, slow_dtype
+from .models import decoder_layers, has_sliding_layers, slow_dtype
 from .recipe import Recipe
 from .runtime import World
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from .objectives import Transform, by_chunks, hidden_states
+from .models import Transform, by_chunks, hidden_states
 from .tunable import TunableRotary, untouched
 
 

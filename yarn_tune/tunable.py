@@ -30,8 +30,7 @@ from .errors import UserError
 from .gains import Gains, gains_for, scale_queries
 from .learned import Learned, Start
 from .lora import PREFIX, add_lora, factors_of, remove_lora, switch_lora
-from .models import config_json
-from .queries import site_of
+from .models import config_json, site_of
 from .recipe import Lora, Recipe
 from .rope import default_inv_freq
 from .standin import Attached, FixedRotary, StandIn, move_only, swap

@@ -18,9 +18,9 @@ import torch
 from conftest import recipe_tree, save_tiny, tiny_model
 from safetensors.torch import load_file
 from yarn_tune.errors import CheckFailed, UserError
-from yarn_tune.families import rope_facts
 from yarn_tune.learned import Start
 from yarn_tune.lora import PREFIX, factors_of
+from yarn_tune.models.families import rope_facts
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.run_folder import Run

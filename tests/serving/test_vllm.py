@@ -19,7 +19,7 @@ from conftest import YARN_ALONE, finished_run, save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from yarn_tune.cli import main
 from yarn_tune.export import export
-from yarn_tune.models import config_json
+from yarn_tune.models.loading import config_json
 from yarn_tune.serving.engines import (
     QUIET,
     Job,

@@ -37,8 +37,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UserError
-from ..families import FULL, LATENT, layout_of
 from ..learned import Learned
+from ..models import FULL, LATENT, layout_of
 from ..rope import (
     correction_range,
     default_inv_freq,

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckFailed, UserError
-from ..families import logit_transform
-from ..models import config_json, load_model, to_device
-from ..objectives import exact_nats, hidden_states
+from ..models import config_json, exact_nats, hidden_states, load_model, logit_transform, to_device
 
 TOLERANCE = 1e-3
 """Largest difference of a float32 log-probability between two engines that compute the same model. On random tokens

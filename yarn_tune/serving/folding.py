@@ -21,8 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..models import save_weights
-from ..queries import Site, scaled, site_of
+from ..models import Site, save_weights, scaled, site_of
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckFailed, UserError
-from ..families import layout_of
-from ..models import config_json
+from ..models import config_json, layout_of
 from ..rope import default_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
 from .profiles import FREQUENCY_TOLERANCE, MULTIPLIER_TOLERANCE, frequency_error
 from .rules import v5_sections

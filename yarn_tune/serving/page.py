@@ -4,8 +4,8 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from ..families import FULL, layout_of
 from ..learned import Learned
+from ..models import FULL, layout_of
 from .carriers import Served
 from .folding import Folded
 from .profiles import Target, unserved

@@ -12,10 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckFailed, UserError
-from ..families import FULL, LATENT, layout_of
 from ..learned import Learned
-from ..models import config_json
-from ..queries import site_of
+from ..models import FULL, LATENT, config_json, layout_of, site_of
 from ..recipe import Recipe
 from ..rope import default_inv_freq
 from ..tunable import TunableRotary

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..errors import UserError
-from ..families import INTERLEAVED, LATENT, Layout, layout_of, softmax_gain
+from ..models import INTERLEAVED, LATENT, Layout, layout_of, softmax_gain
 from ..rope import (
     BETA_FAST,
     BETA_SLOW,

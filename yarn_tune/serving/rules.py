@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from ..families import FULL, Layout
+from ..models import FULL, Layout
 from ..rope import yarn_attention_factor
 from ..rope import yarn_gain as gain
 from .readers import ORIGINAL, Refused, Section, View

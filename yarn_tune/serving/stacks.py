@@ -5,7 +5,7 @@ listed as `unscaled` are run by that stack without any RoPE scaling, whatever th
 """
 
 from ..errors import UserError
-from ..families import LATENT
+from ..models import LATENT
 from .readers import Longrope, Reading, Section, Stack, Yarn, read
 from .rules import (
     attention_factor_only,

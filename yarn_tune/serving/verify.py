@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from ..families import FULL, layout_of
-from ..models import config_json
+from ..models import FULL, config_json, layout_of
 from ..rope import yarn_attention_factor
 from .profiles import Target, Wanted, faults, frequency_error
 from .readers import ORIGINAL, Reading, Section

@@ -22,9 +22,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .errors import UserError
+from ..errors import UserError
+from ..recipe import Base
 from .families import FULL
-from .recipe import Base
 
 GIB = 2**30
 

@@ -15,9 +15,9 @@ import transformers
 from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from ..errors import UserError
+from ..rope import default_inv_freq, yarn_gain
 from .base_scaling import Ramp, Scaling, scaling_of
-from .errors import UserError
-from .rope import default_inv_freq, yarn_gain
 
 FAMILIES: dict[str, str] = {
     "arcee": "",

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from .errors import UserError
-from .rope import BETA_FAST, BETA_SLOW
+from ..errors import UserError
+from ..rope import BETA_FAST, BETA_SLOW
 
 CONTINUED = ("llama3", "yarn", "longrope", "linear")
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from .errors import UserError
+from ..errors import UserError
 from .families import FULL, INTERLEAVED, head_dim_of, layout_of
 
 
