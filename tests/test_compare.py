@@ -12,10 +12,11 @@ import torch
 import yaml
 from conftest import NATIVE, recipe_tree, save_tiny, tiny_config
 from transformers import AutoModelForCausalLM
-from yarn_tune import heldout, recall
+from yarn_tune import recall
 from yarn_tune.compare import compare, named_rows
+from yarn_tune.data import heldout
+from yarn_tune.data.heldout import heldout_excerpts
 from yarn_tune.errors import UserError
-from yarn_tune.heldout import heldout_excerpts
 from yarn_tune.models import loading as models
 from yarn_tune.models.loading import load_tokenizer
 from yarn_tune.perplexity import full_nats

@@ -11,11 +11,11 @@ from conftest import recipe_tree, tiny_tokenizer, words, write_documents
 from safetensors import SafetensorError
 from safetensors.torch import save
 from tokenizers.processors import TemplateProcessing
-from yarn_tune import documents
-from yarn_tune.data import build_rows
-from yarn_tune.documents import missing_files
+from yarn_tune.data import documents
+from yarn_tune.data.documents import missing_files
+from yarn_tune.data.heldout import heldout_excerpts
+from yarn_tune.data.rows import build_rows
 from yarn_tune.errors import UserError
-from yarn_tune.heldout import heldout_excerpts
 from yarn_tune.recipe.loading import parse_recipe
 
 
@@ -53,7 +53,7 @@ def test_the_second_reading_comes_from_the_cache(tmp_path, monkeypatch):
     recipe = recipe_with(tmp_path, [write_documents(tmp_path / "a.jsonl", [700])])
     tokenizer = tiny_tokenizer()
     before = build_rows(recipe, tokenizer).rows
-    monkeypatch.setattr("yarn_tune.documents._encode", None)
+    monkeypatch.setattr("yarn_tune.data.documents._encode", None)
     assert build_rows(recipe, tokenizer).rows == before
     write_documents(tmp_path / "a.jsonl", [700], seed=9)
     with pytest.raises(TypeError):

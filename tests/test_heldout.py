@@ -2,8 +2,8 @@
 
 import pytest
 from conftest import recipe_tree, tiny_tokenizer, words
+from yarn_tune.data.heldout import check_heldout, heldout_excerpts, heldout_tokens
 from yarn_tune.errors import UserError
-from yarn_tune.heldout import check_heldout, heldout_excerpts, heldout_tokens
 from yarn_tune.recipe.loading import parse_recipe
 
 

@@ -10,7 +10,7 @@ import torch
 from conftest import recipe_tree, save_tiny
 from torch.nn.functional import cross_entropy
 from yarn_tune.batches import collate
-from yarn_tune.data import build_rows
+from yarn_tune.data.rows import build_rows
 from yarn_tune.learned import Start
 from yarn_tune.models.families import RopeFacts
 from yarn_tune.models.loading import load_model, load_tokenizer

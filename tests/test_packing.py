@@ -3,9 +3,9 @@
 import random
 
 import pytest
+from yarn_tune.data.packing import pack_concat, pack_long
+from yarn_tune.data.positions import place_contiguous
 from yarn_tune.models.token_loss import IGNORED
-from yarn_tune.packing import pack_concat, pack_long
-from yarn_tune.positions import place_contiguous
 
 
 def documents(seed: int, count: int, longest: int) -> list[list[int]]:

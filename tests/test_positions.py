@@ -3,8 +3,8 @@
 import time
 
 import numpy as np
-from yarn_tune.packing import Row, pack_concat
-from yarn_tune.positions import Placed, coverage, place_contiguous
+from yarn_tune.data.packing import Row, pack_concat
+from yarn_tune.data.positions import Placed, coverage, place_contiguous
 
 
 def brute_force(rows: list[Placed], window: int) -> list[int]:

@@ -19,9 +19,9 @@ from matplotlib.image import imread
 from tokenizers import Tokenizer, models, normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from yarn_tune.data.prompts import DEMO, PLAIN, Prompt, Wording, answer_tokens, build_prompt
 from yarn_tune.errors import UserError
 from yarn_tune.models.loading import load_model, load_tokenizer
-from yarn_tune.prompts import DEMO, PLAIN, Prompt, Wording, answer_tokens, build_prompt
 from yarn_tune.retrieval import Retrieval, grid, heat_map, retrieve, score_server, score_transformers, table, wilson
 
 ROOT = Path(__file__).parents[1]

@@ -11,9 +11,9 @@ from conftest import NATIVE, VOCABULARY, recipe_tree, save_tiny, tiny_config, ti
 from transformers import AutoConfig, AutoModelForCausalLM
 from yarn_tune.adapter_config import YarnTuneConfig
 from yarn_tune.compare import compare, methods
+from yarn_tune.data.heldout import heldout_excerpts
 from yarn_tune.errors import UserError
 from yarn_tune.export import export
-from yarn_tune.heldout import heldout_excerpts
 from yarn_tune.learned import Start
 from yarn_tune.measure import Meter
 from yarn_tune.models.families import rope_facts

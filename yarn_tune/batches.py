@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .data import RowSet
+from .data import Placed, RowSet
 from .lessons import Objective
-from .positions import Placed
 from .recipe import Recipe
 from .runtime import World
 from .sharding import Release

@@ -13,9 +13,9 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
+from .data import doubled, heldout_excerpts
 from .errors import UserError
 from .files import write_json
-from .heldout import doubled, heldout_excerpts
 from .learned import Start
 from .measure import Meter, Method, TableOf
 from .models import base_identity, bos_of, load_tokenizer

@@ -46,7 +46,7 @@ def _documents(options: argparse.Namespace, length: int) -> "Recipe":
 
 def eval_command(options: argparse.Namespace) -> Result:
     """NLL of a checkpoint by position."""
-    from .heldout import heldout_excerpts
+    from .data import heldout_excerpts
     from .models import bos_of, load_model, load_tokenizer, to_device
     from .perplexity import Nats, bucket_edges, by_position, full_nats, slid_nats
 
@@ -97,9 +97,8 @@ def retrieve_command(options: argparse.Namespace) -> Result:
     """Ask for numbers hidden in documents."""
     from functools import partial
 
-    from .heldout import heldout_tokens
+    from .data import WORDINGS, heldout_tokens
     from .models import load_model, load_tokenizer, to_device
-    from .prompts import WORDINGS
     from .retrieval import heat_map, retrieve, score_server, score_transformers, table
 
     lengths = numbers_of("--lengths", options.lengths, int)

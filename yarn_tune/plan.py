@@ -6,16 +6,12 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from .cost import Cost, estimate_cost, largest_rows
-from .data import RowSet, build_rows
-from .documents import HUB, missing_files
+from .data import HUB, Coverage, RowSet, build_rows, check_heldout, missing_files, pack_long, place_contiguous
 from .earlier import earlier_of
 from .errors import UserError
-from .heldout import check_heldout
 from .learned import Start
 from .lora import lora_size
 from .models import GIB, is_hub_id, load_config, load_tokenizer
-from .packing import pack_long
-from .positions import Coverage, place_contiguous
 from .recipe import YARN, Recipe
 from .serving.profiles import Target, settle
 from .tunable import TunableRotary, at_start

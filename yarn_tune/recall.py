@@ -6,11 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from .data import WORDINGS, Prompt, grid_lengths, heldout_tokens
 from .files import write_json
-from .heldout import grid_lengths, heldout_tokens
 from .measure import Meter, Method
 from .models import load_tokenizer
-from .prompts import WORDINGS, Prompt
 from .recipe import Retrieve
 from .retrieval import Retrieval, retrieve, score_transformers
 from .run_folder import Run

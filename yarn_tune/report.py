@@ -6,11 +6,10 @@ from typing import Any
 
 import matplotlib as mpl
 
-from .data import build_rows
+from .data import Coverage, build_rows
 from .learned import Learned, Start
 from .metrics import taught
 from .models import load_tokenizer
-from .positions import Coverage
 from .recall import of_json as cells_of
 from .results import Comparison, table
 from .retrieval import heat_map

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from .compare import methods
+from .data import heldout_excerpts
 from .errors import UserError
-from .heldout import heldout_excerpts
 from .learned import Start
 from .measure import Meter
 from .models import bos_of, load_tokenizer

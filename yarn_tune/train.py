@@ -20,17 +20,15 @@ from transformers import PreTrainedModel
 from .adapter import place_of
 from .batches import Batch, backward
 from .checkpoint import State, latest_state, load_optimizer_tensors, optimizer_tensors, save_state
-from .data import RowSet, build_rows
+from .data import RowSet, build_rows, check_heldout, plant
 from .earlier import earlier_of
 from .errors import CheckFailed, Interrupted
-from .heldout import check_heldout
 from .interrupts import Request, requested
 from .learned import Learned
 from .lessons import Lesson, Objective
 from .longrows import checkpoint_layers, offload_inputs, tile_mlps
 from .metrics import EARLIER, MetricsLog, end_training, progress_text
 from .models import load_model, load_tokenizer, switch_off_dropout
-from .needles import plant
 from .optimizer import make_optimizer, set_rates
 from .recipe import Recipe
 from .run_folder import Run, claimed

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from .errors import UserError
-from .models import bos_of
+from ..errors import UserError
+from ..models import bos_of
 
 
 @dataclass(frozen=True, kw_only=True)

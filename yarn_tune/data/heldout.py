@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import UserError
+from ..models import bos_of
+from ..recipe import Recipe, Retrieve
 from .documents import HUB, tokenized
-from .errors import UserError
-from .models import bos_of
 from .prompts import WORDINGS, build_prompt
-from .recipe import Recipe, Retrieve
 
 ROOM = 16
 """Tokens left of a window for the answer to a planted question."""

@@ -26,9 +26,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from .errors import UserError
+from ..errors import UserError
+from ..recipe import Recipe
 from .packing import Tokens
-from .recipe import Recipe
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 HUB = "hub:"

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import UserError
+from ..models import bos_of
+from ..recipe import Recipe
 from .documents import matches, tokenized
-from .errors import UserError
-from .models import bos_of
 from .packing import Packed, pack_concat, pack_long
 from .positions import Coverage, Placed, coverage, place_contiguous
-from .recipe import Recipe
 
 
 @dataclass(frozen=True)

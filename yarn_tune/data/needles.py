@@ -10,12 +10,12 @@ from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
-from .data import RowSet
-from .errors import UserError
-from .models import IGNORED
+from ..errors import UserError
+from ..models import IGNORED
+from ..recipe import Recipe
 from .positions import Placed
 from .prompts import WORDINGS, answer_tokens, build_prompt
-from .recipe import Recipe
+from .rows import RowSet
 
 FIRST_SEED = 1_000_000
 """Measurements count their prompts from zero."""

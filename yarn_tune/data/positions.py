@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .models import IGNORED
+from ..models import IGNORED
 from .packing import Row
 
 
