@@ -17,12 +17,11 @@ import torch
 from longrope_search import improvements, offsets_of, searched
 from safetensors.torch import load_file
 from yarn_tune.compare import compare
-from yarn_tune.learned import Start
 from yarn_tune.recipe import load_recipe
 from yarn_tune.run_folder import Run
 from yarn_tune.run_learned import Tuned
 from yarn_tune.train import train
-from yarn_tune.tunable import TunableRotary
+from yarn_tune.tunable import Start, TunableRotary
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

@@ -16,7 +16,7 @@ from yarn_tune.models.families import INTERLEAVED, RELEASE, SINCE
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.run_folder import Run, claim_folder
 from yarn_tune.serving.profiles import Target, settle
-from yarn_tune.tunable import at_start
+from yarn_tune.tunable.rotary import at_start
 
 if find_spec("deepspeed"):
     import deepspeed  # noqa: F401  (it logs to the stdout there is when it is imported, which must not be a test's)

@@ -21,8 +21,6 @@ from yarn_tune.cli import main
 from yarn_tune.errors import UserError
 from yarn_tune.export import export
 from yarn_tune.files import read_tensors
-from yarn_tune.gains import gains_for
-from yarn_tune.learned import Start
 from yarn_tune.models.families import rope_facts
 from yarn_tune.push import prepare_upload
 from yarn_tune.recipe.loading import parse_recipe
@@ -30,7 +28,9 @@ from yarn_tune.recipe.schema import Rope
 from yarn_tune.run_folder import Run
 from yarn_tune.run_learned import learned_of
 from yarn_tune.train import train
-from yarn_tune.tunable import TunableRotary, at_start, attach
+from yarn_tune.tunable.parameters import Start
+from yarn_tune.tunable.query_gains import gains_for
+from yarn_tune.tunable.rotary import TunableRotary, at_start, attach
 
 IDS = torch.randint(1, VOCABULARY, (2, 150), generator=torch.Generator().manual_seed(0))
 KINDS = [("yarn", "phase"), ("scale", "global"), ("ramp", "layer"), ("frequency", "global"), ("frequency", "spectral")]

@@ -21,8 +21,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from yarn_tune.errors import UserError
 from yarn_tune.export import export
-from yarn_tune.gains import gains_for
-from yarn_tune.learned import Start
 from yarn_tune.models.families import rope_facts
 from yarn_tune.models.query_layout import Site, scaled, site_of
 from yarn_tune.plan import plan
@@ -31,7 +29,9 @@ from yarn_tune.recipe.schema import Rope
 from yarn_tune.rope import yarn_attention_factor, yarn_inv_freq
 from yarn_tune.run_folder import Run
 from yarn_tune.train import train
-from yarn_tune.tunable import attach, attach_fixed, detach, untouched
+from yarn_tune.tunable.parameters import Start
+from yarn_tune.tunable.query_gains import gains_for
+from yarn_tune.tunable.rotary import attach, attach_fixed, detach, untouched
 
 SHARED = ("exaone4", "gemma3_text", "persimmon", "qwen3", "qwen3_moe", "qwen3_next")  # one norm of the queries
 NORMED = (*SHARED, "olmo2", "olmo3")

@@ -6,13 +6,13 @@ from conftest import FAMILY_SIZES, NATIVE, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from yarn_tune import longrows
 from yarn_tune.errors import UserError
-from yarn_tune.learned import Start
 from yarn_tune.lessons import Lesson, Objective
 from yarn_tune.longrows import checkpoint_layers, offload_inputs, tile_mlps
 from yarn_tune.models.families import rope_facts
 from yarn_tune.models.loading import switch_off_dropout
 from yarn_tune.recipe.schema import Rope
-from yarn_tune.tunable import attach
+from yarn_tune.tunable.parameters import Start
+from yarn_tune.tunable.rotary import attach
 
 EXPERTS = (
     "deepseek_v2", "deepseek_v3", "gpt_oss", "granitemoe", "mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next"

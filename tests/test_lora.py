@@ -11,16 +11,16 @@ from yarn_tune.card import write_card
 from yarn_tune.compare import compare
 from yarn_tune.errors import UserError
 from yarn_tune.export import export
-from yarn_tune.gains import gains_for
-from yarn_tune.learned import Start
-from yarn_tune.lora import factors_of, lora_size, with_lora
 from yarn_tune.models.families import rope_facts
 from yarn_tune.recipe.loading import RecipeError, parse_recipe
 from yarn_tune.recipe.schema import Lora, Rope
 from yarn_tune.run_folder import Run
 from yarn_tune.run_learned import Tuned, learned_of, tuned_of
 from yarn_tune.train import train
-from yarn_tune.tunable import attach, detach, untouched
+from yarn_tune.tunable.lora import factors_of, lora_size, with_lora
+from yarn_tune.tunable.parameters import Start
+from yarn_tune.tunable.query_gains import gains_for
+from yarn_tune.tunable.rotary import attach, detach, untouched
 
 IDS = torch.randint(1, VOCABULARY, (2, 150), generator=torch.Generator().manual_seed(0))
 LORA = ("lora.rank=4", "rope.temperature=phase", "train.learning_rate={lora: 0.02}")

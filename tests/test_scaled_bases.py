@@ -14,7 +14,6 @@ from yarn_tune.compare import compare, methods
 from yarn_tune.data.heldout import heldout_excerpts
 from yarn_tune.errors import UserError
 from yarn_tune.export import export
-from yarn_tune.learned import Start
 from yarn_tune.measure import Meter
 from yarn_tune.models.families import rope_facts
 from yarn_tune.models.loading import load_tokenizer, rotary_site
@@ -24,7 +23,8 @@ from yarn_tune.rope import default_inv_freq, yarn_inv_freq
 from yarn_tune.run_folder import Run
 from yarn_tune.run_learned import learned_of
 from yarn_tune.train import train
-from yarn_tune.tunable import at_start, attach, detach
+from yarn_tune.tunable.parameters import Start
+from yarn_tune.tunable.rotary import at_start, attach, detach
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from longrope_search import initial_factors, offsets_of  # noqa: E402

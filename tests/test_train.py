@@ -26,7 +26,7 @@ from yarn_tune.optimizer import rate_share
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.run_folder import Run
 from yarn_tune.train import beginning, train
-from yarn_tune.tunable import at_start
+from yarn_tune.tunable.rotary import at_start
 
 
 @pytest.fixture(scope="module")

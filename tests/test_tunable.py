@@ -7,14 +7,14 @@ import torch
 from conftest import FAMILY_SIZES, NATIVE, VOCABULARY, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM
 from yarn_tune.errors import UserError
-from yarn_tune.learned import Start
 from yarn_tune.longrows import checkpoint_layers
 from yarn_tune.models.families import FAMILIES, rope_facts
 from yarn_tune.models.loading import GIB, rotary_site, switch_off_dropout, to_device
 from yarn_tune.models.token_loss import NextToken
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.rope import yarn_attention_factor
-from yarn_tune.tunable import attach, attach_fixed, detach
+from yarn_tune.tunable.parameters import Start
+from yarn_tune.tunable.rotary import attach, attach_fixed, detach
 
 WINDOW = 4 * NATIVE
 IDS = torch.randint(VOCABULARY, (2, 200), generator=torch.Generator().manual_seed(1))

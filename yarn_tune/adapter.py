@@ -24,14 +24,10 @@ from transformers import PreTrainedModel
 
 from .adapter_config import YarnTuneConfig
 from .errors import UserError
-from .gains import FollowedQueries, gains_for
-from .learned import Learned, Start
 from .models import rope_facts, rotary_site
 from .serving.carriers import Served
-from .serving.folding import fold_parameters
 from .serving.profiles import Target, serve, settle_trained
-from .standin import Attached, move_only
-from .tunable import TunableRotary
+from .tunable import Attached, FollowedQueries, Learned, Start, TunableRotary, fold_parameters, gains_for, move_only
 
 __all__ = ["YarnTuneConfig", "YarnTuneLayer", "YarnTuneModel"]
 

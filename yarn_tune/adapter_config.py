@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from peft import PeftConfig, PeftType, TaskType
 
 from .errors import UserError
-from .learned import Start
 from .models import RopeFacts
 from .recipe import Rope, parse_rope
+from .tunable import Start
 
 EnumT = TypeVar("EnumT", bound=Enum)
 

@@ -16,9 +16,8 @@ from .adapter import NUMBERS, last_names
 from .adapter_config import YARN_TUNE, YarnTuneConfig, layout_keys
 from .errors import UserError
 from .files import Tensors, read_tensors, write_atomically, write_json
-from .lora import PREFIX, lora_config
 from .recipe import Recipe, parse_recipe
-from .tunable import TunableRotary
+from .tunable import PREFIX, TunableRotary, lora_config
 
 CONFIG, WEIGHTS, BESIDE = "adapter_config.json", "adapter_model.safetensors", "lora"
 """Names of the files, PEFT's, and of the folder with LoRA."""

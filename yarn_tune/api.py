@@ -9,13 +9,13 @@ from .checkpoint import latest_state
 from .compare import compare, named_rows
 from .errors import UserError
 from .export import export
-from .learned import Learned
 from .plan import Plan, plan
 from .recipe import load_recipe, parse_recipe
 from .results import Comparison
 from .run_folder import Run
 from .serving.verify import Verification, verify
 from .train import train
+from .tunable import Learned
 
 
 class Tuning:

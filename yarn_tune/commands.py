@@ -167,9 +167,9 @@ def _serve_line(path: Path) -> str:
 def run_command(options: argparse.Namespace) -> Result:
     """Train, compare, export, verify and report."""
     from .compare import compare, named_rows
-    from .learned import Start
     from .report import write_report
     from .results import as_json, table
+    from .tunable import Start
 
     tuning = _open(options)
     run = tuning.run

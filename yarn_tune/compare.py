@@ -16,7 +16,6 @@ from tqdm import tqdm
 from .data import doubled, heldout_excerpts
 from .errors import UserError
 from .files import write_json
-from .learned import Start
 from .measure import Meter, Method, TableOf
 from .models import base_identity, bos_of, load_tokenizer
 from .perplexity import Nats, bucket_edges, by_position, span_nats
@@ -26,6 +25,7 @@ from .results import Comparison, Row, as_json, key_tokens
 from .rope import dynamic_ntk_inv_freq, linear_inv_freq, ntk_inv_freq
 from .run_folder import Run
 from .run_learned import Tuned, tuned_of
+from .tunable import Start
 
 
 def named_rows(run: Run, others: list[Path]) -> tuple[dict[str, Tuned], list[Path]]:

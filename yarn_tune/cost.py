@@ -18,10 +18,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from .lessons import Lesson
-from .lora import NO_LORA, LoraSize
 from .models import CHUNK, GIB, has_sliding_layers, head_dim_of, rope_facts
 from .recipe import Recipe
 from .teacher import windows
+from .tunable import NO_LORA, LoraSize
 
 BACK = 2.5
 """Operations of attention's backward pass, in those of its forward."""

@@ -16,16 +16,14 @@ from huggingface_hub import snapshot_download
 from .errors import UserError
 from .fidelity import compare_with_memory
 from .files import put_in_place, write_json
-from .learned import Learned
-from .lora import merge_checkpoint
 from .models import is_hub_id
 from .recipe import Recipe
 from .run_folder import Run
 from .run_learned import learned_of
 from .serving.carriers import Served
-from .serving.folding import Folded, fold_checkpoint
 from .serving.page import serving_page
 from .serving.profiles import Target, serve
+from .tunable import Folded, Learned, fold_checkpoint, merge_checkpoint
 
 COPIED = (
     "*.safetensors",

@@ -15,13 +15,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .errors import CheckFailed
-from .learned import Learned
-from .lora import with_lora
 from .models import CHUNK, hidden_states, load_model, load_tokenizer, logit_transform, to_device
 from .recipe import Recipe
 from .serving.carriers import EXTRA_KEYS, Served
-from .serving.folding import fold_parameters
-from .tunable import attach_fixed, detach
+from .tunable import Learned, attach_fixed, detach, fold_parameters, with_lora
 
 SHORT = 1024
 """Tokens that the fold is compared on in float64, whose attention takes memory for every pair of them."""

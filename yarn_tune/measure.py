@@ -17,12 +17,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .files import write_atomically
-from .learned import Learned
-from .lora import Factors, with_lora
 from .models import load_model, to_device
 from .perplexity import full_nats, slid_nats
 from .recipe import Base
-from .tunable import attach_fixed, detach
+from .tunable import Factors, Learned, attach_fixed, detach, with_lora
 
 TableOf = Callable[[int], tuple[Tensor, float]]
 """Length read -> (inverse frequencies `[d/2]`, attention factor)."""

@@ -14,10 +14,10 @@ from typing import Any
 
 from .errors import UserError
 from .files import unwritable, write_atomically, write_json
-from .learned import Learned
 from .recipe import Recipe
 from .run_folder import Run
 from .runtime import World, environment
+from .tunable import Learned
 
 EARLIER = "earlier.json"
 """What was spent before, on the run that this one learns on from (`rope.init`)."""

@@ -9,12 +9,10 @@ from .cost import Cost, estimate_cost, largest_rows
 from .data import HUB, Coverage, RowSet, build_rows, check_heldout, missing_files, pack_long, place_contiguous
 from .earlier import earlier_of
 from .errors import UserError
-from .learned import Start
-from .lora import lora_size
 from .models import GIB, is_hub_id, load_config, load_tokenizer
 from .recipe import YARN, Recipe
 from .serving.profiles import Target, settle
-from .tunable import TunableRotary, at_start
+from .tunable import Start, TunableRotary, at_start, lora_size
 
 
 @dataclass(frozen=True)

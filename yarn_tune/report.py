@@ -7,7 +7,6 @@ from typing import Any
 import matplotlib as mpl
 
 from .data import Coverage, build_rows
-from .learned import Learned, Start
 from .metrics import taught
 from .models import load_tokenizer
 from .recall import of_json as cells_of
@@ -16,6 +15,7 @@ from .retrieval import heat_map
 from .rope import ntk_inv_freq
 from .run_folder import Run
 from .run_learned import Tuned
+from .tunable import Learned, Start
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first)

@@ -7,11 +7,10 @@ from safetensors.torch import save
 from .adapter_files import adapter_numbers, adapter_recipe, is_adapter, write_adapter
 from .errors import UserError
 from .files import read_tensors, write_atomically, write_json
-from .learned import Learned
 from .metrics import spent
 from .run_folder import Run, changes
 from .serving.profiles import Target, settle_trained
-from .tunable import TunableRotary, at_start
+from .tunable import Learned, TunableRotary, at_start
 
 MEANING = ("rope", "lora")
 """Sections that say what the learned numbers are offsets from."""

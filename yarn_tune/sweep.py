@@ -12,12 +12,12 @@ from torch import Tensor
 from .compare import methods
 from .data import heldout_excerpts
 from .errors import UserError
-from .learned import Start
 from .measure import Meter
 from .models import bos_of, load_tokenizer
 from .perplexity import Nats, span_nats
 from .recipe import Recipe
 from .run_folder import Run
+from .tunable import Start
 
 SWEPT = ("linear", "ntk", "dynamic", "yarn")
 

@@ -24,7 +24,6 @@ from .data import RowSet, build_rows, check_heldout, plant
 from .earlier import earlier_of
 from .errors import CheckFailed, Interrupted
 from .interrupts import Request, requested
-from .learned import Learned
 from .lessons import Lesson, Objective
 from .longrows import checkpoint_layers, offload_inputs, tile_mlps
 from .metrics import EARLIER, MetricsLog, end_training, progress_text
@@ -36,7 +35,7 @@ from .run_learned import write_learned
 from .runtime import World, company, start
 from .serving.profiles import Target, settle
 from .sharding import check_weights, loading, spread, world_text
-from .tunable import TunableRotary, at_start, attach
+from .tunable import Learned, TunableRotary, at_start, attach
 
 
 def train(run: Run) -> Learned:

@@ -9,10 +9,10 @@ from conftest import FAMILY_SIZES, LATENT, VOCABULARY, tiny_config
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from yarn_tune.errors import UserError
-from yarn_tune.lora import merge_checkpoint
 from yarn_tune.models.families import FULL
 from yarn_tune.models.query_layout import PLACES, QUERY_NORMS, site_of
-from yarn_tune.serving.folding import fold, fold_checkpoint, fold_named
+from yarn_tune.tunable.folding import fold, fold_checkpoint, fold_named
+from yarn_tune.tunable.lora import merge_checkpoint
 
 A = 1.27
 IDS = torch.randint(1, VOCABULARY, (2, 96), generator=torch.Generator().manual_seed(0))

@@ -11,13 +11,13 @@ from conftest import tiny_config
 from transformers import AutoConfig, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from yarn_tune.errors import UserError
-from yarn_tune.learned import Learned
 from yarn_tune.models.families import RopeFacts, rope_facts
 from yarn_tune.recipe.schema import StackName
 from yarn_tune.rope import longrope_attention_factor, snapped_betas
 from yarn_tune.serving.carriers import lengths_for, longest
 from yarn_tune.serving.profiles import Target, serve, settle, unserved
 from yarn_tune.serving.stacks import DEFAULT, STACKS, reading
+from yarn_tune.tunable.parameters import Learned
 
 HEADS = (32, 64, 128, 256)
 

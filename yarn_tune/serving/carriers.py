@@ -37,7 +37,6 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UserError
-from ..learned import Learned
 from ..models import FULL, LATENT, layout_of
 from ..rope import (
     correction_range,
@@ -47,6 +46,7 @@ from ..rope import (
     yarn_attention_factor,
     yarn_inv_freq,
 )
+from ..tunable import Learned
 
 EXTRA_KEYS = {"attn_factor", "short_mscale", "long_mscale"}
 """Keys transformers does not know and says so: they are for other stacks."""

@@ -4,10 +4,9 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from ..learned import Learned
 from ..models import FULL, layout_of
+from ..tunable import Folded, Learned
 from .carriers import Served
-from .folding import Folded
 from .profiles import Target, unserved
 from .stacks import STACKS
 

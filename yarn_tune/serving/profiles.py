@@ -12,11 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckFailed, UserError
-from ..learned import Learned
 from ..models import FULL, LATENT, config_json, layout_of, site_of
 from ..recipe import Recipe
 from ..rope import default_inv_freq
-from ..tunable import TunableRotary
+from ..tunable import Learned, TunableRotary
 from .carriers import Served, default_section, forms, longrope_carriers, yarn_carriers
 from .readers import Reading, Table
 from .stacks import DEFAULT, STACKS, reading

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import UserError
+from ..errors import UserError
+from ..models import RopeFacts, load_config, rope_facts
+from ..recipe import Recipe, Rope
+from ..rope import Scalar, default_inv_freq, longrope_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
 from .lora import Factors
-from .models import RopeFacts, load_config, rope_facts
-from .recipe import Recipe, Rope
-from .rope import Scalar, default_inv_freq, longrope_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
 
 
 @dataclass(frozen=True, kw_only=True)

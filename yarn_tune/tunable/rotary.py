@@ -26,14 +26,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .errors import UserError
-from .gains import Gains, gains_for, scale_queries
-from .learned import Learned, Start
+from ..errors import UserError
+from ..models import config_json, site_of
+from ..recipe import Lora, Recipe
+from ..rope import default_inv_freq
 from .lora import PREFIX, add_lora, factors_of, remove_lora, switch_lora
-from .models import config_json, site_of
-from .recipe import Lora, Recipe
-from .rope import default_inv_freq
-from .standin import Attached, FixedRotary, StandIn, move_only, swap
+from .parameters import Learned, Start
+from .query_gains import Gains, gains_for, scale_queries
+from .replacement import Attached, FixedRotary, StandIn, move_only, swap
 
 
 class TunableRotary(StandIn):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from .models import FULL, rotary_site
+from ..models import FULL, rotary_site
 
 
 class StandIn(nn.Module):

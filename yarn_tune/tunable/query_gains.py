@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from .errors import UserError
-from .models import Site, scaled, site_of
+from ..errors import UserError
+from ..models import Site, scaled, site_of
 
 
 class Gains(nn.Module):

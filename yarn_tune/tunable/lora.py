@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from .errors import UserError
-from .models import save_weights
-from .recipe import Lora
+from ..errors import UserError
+from ..models import save_weights
+from ..recipe import Lora
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Name of a weight -> (B, A), float32."""

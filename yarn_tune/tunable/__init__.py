@@ -1,0 +1,34 @@
+"""The trainable parameters: the rotary module, query gains and phases, LoRA, and folding into weights."""
+
+from .folding import Folded, fold_checkpoint, fold_parameters
+from .lora import NO_LORA, PREFIX, Factors, LoraSize, lora_config, lora_size, merge_checkpoint, with_lora
+from .parameters import Learned, Start
+from .query_gains import FollowedQueries, gains_for
+from .replacement import Attached, move_only
+from .rotary import TunableRotary, at_start, attach, attach_fixed, detach, untouched
+
+__all__ = [
+    "NO_LORA",
+    "PREFIX",
+    "Attached",
+    "Factors",
+    "Folded",
+    "FollowedQueries",
+    "Learned",
+    "LoraSize",
+    "Start",
+    "TunableRotary",
+    "at_start",
+    "attach",
+    "attach_fixed",
+    "detach",
+    "fold_checkpoint",
+    "fold_parameters",
+    "gains_for",
+    "lora_config",
+    "lora_size",
+    "merge_checkpoint",
+    "move_only",
+    "untouched",
+    "with_lora",
+]
