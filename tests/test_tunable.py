@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import FAMILY_SIZES, NATIVE, VOCABULARY, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM
+from yarn_tune.distributed.activation_memory import checkpoint_layers
 from yarn_tune.errors import UserError
-from yarn_tune.longrows import checkpoint_layers
 from yarn_tune.models.families import FAMILIES, rope_facts
 from yarn_tune.models.loading import GIB, rotary_site, switch_off_dropout, to_device
 from yarn_tune.models.token_loss import NextToken

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from .data import Placed, RowSet
+from .distributed import Release, World
 from .lessons import Objective
 from .recipe import Recipe
-from .runtime import World
-from .sharding import Release
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .distributed import World, environment
 from .errors import UserError
 from .files import unwritable, write_atomically, write_json
 from .recipe import Recipe
 from .run_folder import Run
-from .runtime import World, environment
 from .tunable import Learned
 
 EARLIER = "earlier.json"

@@ -9,10 +9,10 @@ import yaml
 from filelock import FileLock, Timeout
 
 from .checkpoint import LEARNED
+from .distributed import World
 from .errors import UserError
 from .files import write_atomically
 from .recipe import Recipe, load_recipe
-from .runtime import World
 
 RERUN_FREELY = ("eval", "export", "runtime")
 """Recipe sections that may change between the parts of an interrupted run."""

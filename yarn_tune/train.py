@@ -21,20 +21,30 @@ from .adapter import place_of
 from .batches import Batch, backward
 from .checkpoint import State, latest_state, load_optimizer_tensors, optimizer_tensors, save_state
 from .data import RowSet, build_rows, check_heldout, plant
+from .distributed import (
+    Request,
+    World,
+    check_weights,
+    checkpoint_layers,
+    company,
+    loading,
+    offload_inputs,
+    requested,
+    spread,
+    start,
+    tile_mlps,
+    world_text,
+)
 from .earlier import earlier_of
 from .errors import CheckFailed, Interrupted
-from .interrupts import Request, requested
 from .lessons import Lesson, Objective
-from .longrows import checkpoint_layers, offload_inputs, tile_mlps
 from .metrics import EARLIER, MetricsLog, end_training, progress_text
 from .models import load_model, load_tokenizer, switch_off_dropout
 from .optimizer import make_optimizer, set_rates
 from .recipe import Recipe
 from .run_folder import Run, claimed
 from .run_learned import write_learned
-from .runtime import World, company, start
 from .serving.profiles import Target, settle
-from .sharding import check_weights, loading, spread, world_text
 from .tunable import Learned, TunableRotary, at_start, attach
 
 

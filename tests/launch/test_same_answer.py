@@ -17,12 +17,12 @@ import pytest
 import torch
 from conftest import recipe_tree, save_tiny, tiny_model
 from safetensors.torch import load_file
+from yarn_tune.distributed.sharding import check_numbers, check_weights
 from yarn_tune.errors import CheckFailed, UserError
 from yarn_tune.models.families import rope_facts
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.run_folder import Run
-from yarn_tune.sharding import check_numbers, check_weights
 from yarn_tune.train import train
 from yarn_tune.tunable.lora import PREFIX, factors_of
 from yarn_tune.tunable.parameters import Start

@@ -18,8 +18,8 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
-from .errors import UserError
-from .models import by_chunks, decoder_layers
+from ..errors import UserError
+from ..models import by_chunks, decoder_layers
 
 KERNELS = (
     "_scaled_dot_product_flash_attention",

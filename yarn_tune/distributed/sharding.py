@@ -23,10 +23,10 @@ from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .errors import CheckFailed, UserError
-from .models import decoder_layers, has_sliding_layers, slow_dtype
-from .recipe import Recipe
-from .runtime import World
+from ..errors import CheckFailed, UserError
+from ..models import decoder_layers, has_sliding_layers, slow_dtype
+from ..recipe import Recipe
+from .processes import World
 
 Release = Callable[[], None]
 """To be called after each backward pass: gives gathered weights back."""

@@ -25,8 +25,8 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object, set_seed
 from torch import Tensor, nn
 
-from .errors import CheckFailed, Interrupted, UserError
-from .recipe import Recipe
+from ..errors import CheckFailed, Interrupted, UserError
+from ..recipe import Recipe
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "safetensors", "yarn_tune")
 

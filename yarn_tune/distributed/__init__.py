@@ -1,0 +1,23 @@
+"""Processes, sharded weights, activation memory and signals."""
+
+from .activation_memory import checkpoint_layers, offload_inputs, tile_mlps
+from .processes import World, company, environment, start
+from .sharding import Release, check_weights, loading, spread, world_text
+from .signals import Request, requested
+
+__all__ = [
+    "Release",
+    "Request",
+    "World",
+    "check_weights",
+    "checkpoint_layers",
+    "company",
+    "environment",
+    "loading",
+    "offload_inputs",
+    "requested",
+    "spread",
+    "start",
+    "tile_mlps",
+    "world_text",
+]
