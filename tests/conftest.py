@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from yarn_tune.models.families import INTERLEAVED, RELEASE, SINCE
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.run_folder import Run, claim_folder
-from yarn_tune.serving.profiles import Target, settle
+from yarn_tune.serving.selection import Target, settle
 from yarn_tune.tunable.rotary import at_start
 
 if find_spec("deepspeed"):

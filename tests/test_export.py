@@ -16,7 +16,7 @@ from yarn_tune.models.families import LATENT as LATENT_FAMILIES
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.run_folder import Run
 from yarn_tune.run_learned import learned_of
-from yarn_tune.serving import profiles
+from yarn_tune.serving import selection as profiles
 from yarn_tune.train import train
 
 

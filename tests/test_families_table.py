@@ -15,7 +15,7 @@ from yarn_tune.models.loading import config_json
 from yarn_tune.models.query_layout import site_of
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.serving.gguf import ARCHITECTURES, BY_FLAGS
-from yarn_tune.serving.profiles import Target, settle
+from yarn_tune.serving.selection import Target, settle
 from yarn_tune.serving.stacks import DEFAULT
 from yarn_tune.tunable.query_gains import gains_for
 from yarn_tune.tunable.rotary import at_start

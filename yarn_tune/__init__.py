@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .api import Tuning
     from .errors import CheckFailed, Interrupted, UserError
     from .init import propose
-    from .serving.verify import verify
+    from .serving import verify
 
 _PLACES = {
     "CheckFailed": "errors",

@@ -25,8 +25,7 @@ from transformers import PreTrainedModel
 from .adapter_config import YarnTuneConfig
 from .errors import UserError
 from .models import rope_facts, rotary_site
-from .serving.carriers import Served
-from .serving.profiles import Target, serve, settle_trained
+from .serving import Served, Target, serve, settle_trained
 from .tunable import Attached, FollowedQueries, Learned, Start, TunableRotary, fold_parameters, gains_for, move_only
 
 __all__ = ["YarnTuneConfig", "YarnTuneLayer", "YarnTuneModel"]

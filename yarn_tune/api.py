@@ -13,7 +13,7 @@ from .plan import Plan, plan
 from .recipe import load_recipe, parse_recipe
 from .results import Comparison
 from .run_folder import Run
-from .serving.verify import Verification, verify
+from .serving import Verification, verify
 from .train import train
 from .tunable import Learned
 

@@ -141,8 +141,7 @@ def _write_gguf(export: Path, fidelity: dict[str, Any], options: argparse.Namesp
 
 def verify_command(options: argparse.Namespace) -> Result:
     """What each stack will serve; exit code 3 on a mismatch."""
-    from .serving.engines import TOLERANCE, ask_vllm
-    from .serving.verify import verify
+    from .serving import TOLERANCE, ask_vllm, verify
 
     made = verify(options.checkpoint, options.stacks.split(",") if options.stacks else None)
     text, passed, value = made.text(), made.passed, asdict(made) | {"passed": made.passed}

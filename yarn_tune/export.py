@@ -20,9 +20,8 @@ from .models import is_hub_id
 from .recipe import Recipe
 from .run_folder import Run
 from .run_learned import learned_of
-from .serving.carriers import Served
+from .serving import Served, Target, serve
 from .serving.page import serving_page
-from .serving.profiles import Target, serve
 from .tunable import Folded, Learned, fold_checkpoint, merge_checkpoint
 
 COPIED = (

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from .errors import CheckFailed
 from .models import CHUNK, hidden_states, load_model, load_tokenizer, logit_transform, to_device
 from .recipe import Recipe
-from .serving.carriers import EXTRA_KEYS, Served
+from .serving import EXTRA_KEYS, Served
 from .tunable import Learned, attach_fixed, detach, fold_parameters, with_lora
 
 SHORT = 1024

@@ -11,7 +11,7 @@ from .cost import Cost, estimate_cost
 from .errors import UserError
 from .models import load_config, rope_facts
 from .recipe import Recipe, parse_recipe
-from .serving.profiles import Target, settle
+from .serving import Target, settle
 from .tunable import at_start
 
 LEARN = ("frequency", "scale")

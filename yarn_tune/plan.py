@@ -11,7 +11,7 @@ from .earlier import earlier_of
 from .errors import UserError
 from .models import GIB, is_hub_id, load_config, load_tokenizer
 from .recipe import YARN, Recipe
-from .serving.profiles import Target, settle
+from .serving import Target, settle
 from .tunable import Start, TunableRotary, at_start, lora_size
 
 

@@ -19,7 +19,7 @@ from .card import licence_from
 from .errors import CheckFailed, UserError
 from .export import CARD
 from .models import is_hub_id
-from .serving.verify import verify
+from .serving import verify
 
 TEXTS = (".md", ".json", ".yaml")
 

@@ -9,7 +9,7 @@ from .errors import UserError
 from .files import read_tensors, write_atomically, write_json
 from .metrics import spent
 from .run_folder import Run, changes
-from .serving.profiles import Target, settle_trained
+from .serving import Target, settle_trained
 from .tunable import Learned, TunableRotary, at_start
 
 MEANING = ("rope", "lora")

@@ -44,7 +44,7 @@ from .optimizer import make_optimizer, set_rates
 from .recipe import Recipe
 from .run_folder import Run, claimed
 from .run_learned import write_learned
-from .serving.profiles import Target, settle
+from .serving import Target, settle
 from .tunable import Learned, TunableRotary, at_start, attach
 
 

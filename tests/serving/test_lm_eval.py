@@ -9,7 +9,7 @@ import pytest
 from conftest import finished_run
 from yarn_tune.cli import main
 from yarn_tune.export import export
-from yarn_tune.serving.engines import QUIET
+from yarn_tune.serving.vllm import QUIET
 
 DEMO = Path(__file__).parents[2] / "data" / "tiny-base"
 

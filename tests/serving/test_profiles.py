@@ -14,8 +14,8 @@ from yarn_tune.errors import UserError
 from yarn_tune.models.families import RopeFacts, rope_facts
 from yarn_tune.recipe.schema import StackName
 from yarn_tune.rope import longrope_attention_factor, snapped_betas
-from yarn_tune.serving.carriers import lengths_for, longest
-from yarn_tune.serving.profiles import Target, serve, settle, unserved
+from yarn_tune.serving.encodings import lengths_for, longest
+from yarn_tune.serving.selection import Target, serve, settle, unserved
 from yarn_tune.serving.stacks import DEFAULT, STACKS, reading
 from yarn_tune.tunable.parameters import Learned
 

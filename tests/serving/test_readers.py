@@ -26,9 +26,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from yarn_tune.models.families import ROPE_KEYS
 from yarn_tune.models.loading import rotary_site
 from yarn_tune.rope import default_inv_freq, llama3_inv_freq, yarn_inv_freq
-from yarn_tune.serving.engines import QUIET
 from yarn_tune.serving.readers import ORIGINAL, Reading
 from yarn_tune.serving.stacks import reading
+from yarn_tune.serving.vllm import QUIET
 
 pytestmark = pytest.mark.rope_warnings
 

@@ -20,15 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from yarn_tune.cli import main
 from yarn_tune.export import export
 from yarn_tune.models.loading import config_json
-from yarn_tune.serving.engines import (
-    QUIET,
-    Job,
-    agreement,
-    ask_vllm,
-    random_prompts,
-    transformers_logprobs,
-    vllm_logprobs,
-)
+from yarn_tune.serving.vllm import QUIET, Job, agreement, ask_vllm, random_prompts, transformers_logprobs, vllm_logprobs
 
 DATA = Path(__file__).parents[2] / "data"
 DEMO, HELDOUT = DATA / "tiny-base", DATA / "sample" / "heldout.jsonl.gz"

@@ -6,8 +6,8 @@ from typing import Any
 
 from ..models import FULL, layout_of
 from ..tunable import Folded, Learned
-from .carriers import Served
-from .profiles import Target, unserved
+from .encodings import Served
+from .selection import Target, unserved
 from .stacks import STACKS
 
 COMMANDS = {

@@ -16,9 +16,9 @@ import torch
 from ..errors import UserError
 from ..models import FULL, config_json, layout_of
 from ..rope import yarn_attention_factor
-from .profiles import Target, Wanted, faults, frequency_error
 from .readers import ORIGINAL, Reading, Section
 from .rules import v5_sections
+from .selection import Target, Wanted, faults, frequency_error
 from .stacks import STACKS, reading
 
 

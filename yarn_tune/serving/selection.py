@@ -16,7 +16,7 @@ from ..models import FULL, LATENT, config_json, layout_of, site_of
 from ..recipe import Recipe
 from ..rope import default_inv_freq
 from ..tunable import Learned, TunableRotary
-from .carriers import Served, default_section, forms, longrope_carriers, yarn_carriers
+from .encodings import Served, default_section, forms, longrope_carriers, yarn_carriers
 from .readers import Reading, Table
 from .stacks import DEFAULT, STACKS, reading
 
