@@ -14,9 +14,9 @@ from conftest import NATIVE, VOCABULARY, finished_run, recipe_tree, save_tiny, t
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
 from safetensors.torch import load_file, save, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
-from yarn_tune.adapter import YarnTuneConfig, YarnTuneLayer, place_of
-from yarn_tune.adapter_config import extended
-from yarn_tune.adapter_files import adapter_recipe, write_adapter
+from yarn_tune.adapter.config import extended
+from yarn_tune.adapter.files import adapter_recipe, write_adapter
+from yarn_tune.adapter.model import YarnTuneConfig, YarnTuneLayer, place_of
 from yarn_tune.cli import main
 from yarn_tune.errors import UserError
 from yarn_tune.export import export

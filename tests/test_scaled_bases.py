@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import NATIVE, VOCABULARY, recipe_tree, save_tiny, tiny_config, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
-from yarn_tune.adapter_config import YarnTuneConfig
+from yarn_tune.adapter.config import YarnTuneConfig
 from yarn_tune.compare import compare, methods
 from yarn_tune.data.heldout import heldout_excerpts
 from yarn_tune.errors import UserError

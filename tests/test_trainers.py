@@ -10,7 +10,7 @@ from conftest import NATIVE, VOCABULARY, save_tiny, write_documents
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from yarn_tune.adapter import YarnTuneConfig
+from yarn_tune.adapter.model import YarnTuneConfig
 from yarn_tune.cli import main
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))

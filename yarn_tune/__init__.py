@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adapter_config import YarnTuneConfig
+    from .adapter import YarnTuneConfig
     from .api import Tuning
     from .errors import CheckFailed, Interrupted, UserError
     from .init import propose

@@ -93,7 +93,7 @@ def compare_command(options: argparse.Namespace) -> Result:
 
 def export_command(options: argparse.Namespace) -> Result:
     """Write the checkpoint to serve."""
-    from .adapter_files import adapter_recipe, is_adapter
+    from .adapter import adapter_recipe, is_adapter
     from .card import write_card
     from .export import export
     from .run_folder import Run

@@ -7,7 +7,7 @@ over the YaRN of the new one. The earlier folder is needed only to begin.
 from dataclasses import dataclass
 from pathlib import Path
 
-from .adapter_files import adapter_numbers, adapter_recipe, is_adapter
+from .adapter import adapter_numbers, adapter_recipe, is_adapter
 from .checkpoint import LEARNED, read_state
 from .errors import UserError
 from .files import Tensors, read_tensors, write_json

@@ -14,7 +14,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
-from .adapter_files import BESIDE, CONFIG, WEIGHTS, is_adapter
+from .adapter import BESIDE, CONFIG, WEIGHTS, is_adapter
 from .card import licence_from
 from .errors import CheckFailed, UserError
 from .export import CARD

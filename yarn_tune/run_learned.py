@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from safetensors.torch import save
 
-from .adapter_files import adapter_numbers, adapter_recipe, is_adapter, write_adapter
+from .adapter import adapter_numbers, adapter_recipe, is_adapter, write_adapter
 from .errors import UserError
 from .files import read_tensors, write_atomically, write_json
 from .metrics import spent

@@ -12,12 +12,12 @@ from typing import Any
 from peft import LoraConfig, PeftConfig, TaskType
 from safetensors.torch import save
 
-from .adapter import NUMBERS, last_names
-from .adapter_config import YARN_TUNE, YarnTuneConfig, layout_keys
-from .errors import UserError
-from .files import Tensors, read_tensors, write_atomically, write_json
-from .recipe import Recipe, parse_recipe
-from .tunable import PREFIX, TunableRotary, lora_config
+from ..errors import UserError
+from ..files import Tensors, read_tensors, write_atomically, write_json
+from ..recipe import Recipe, parse_recipe
+from ..tunable import PREFIX, TunableRotary, lora_config
+from .config import YARN_TUNE, YarnTuneConfig, layout_keys
+from .model import NUMBERS, last_names
 
 CONFIG, WEIGHTS, BESIDE = "adapter_config.json", "adapter_model.safetensors", "lora"
 """Names of the files, PEFT's, and of the folder with LoRA."""

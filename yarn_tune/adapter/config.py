@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 from peft import PeftConfig, PeftType, TaskType
 
-from .errors import UserError
-from .models import RopeFacts
-from .recipe import Rope, parse_rope
-from .tunable import Start
+from ..errors import UserError
+from ..models import RopeFacts
+from ..recipe import Rope, parse_rope
+from ..tunable import Start
 
 EnumT = TypeVar("EnumT", bound=Enum)
 

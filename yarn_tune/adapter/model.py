@@ -22,11 +22,11 @@ from peft.utils import register_peft_method
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .adapter_config import YarnTuneConfig
-from .errors import UserError
-from .models import rope_facts, rotary_site
-from .serving import Served, Target, serve, settle_trained
-from .tunable import Attached, FollowedQueries, Learned, Start, TunableRotary, fold_parameters, gains_for, move_only
+from ..errors import UserError
+from ..models import rope_facts, rotary_site
+from ..serving import Served, Target, serve, settle_trained
+from ..tunable import Attached, FollowedQueries, Learned, Start, TunableRotary, fold_parameters, gains_for, move_only
+from .config import YarnTuneConfig
 
 __all__ = ["YarnTuneConfig", "YarnTuneLayer", "YarnTuneModel"]
 
