@@ -18,7 +18,7 @@ from yarn_tune.cost import estimate_cost
 from yarn_tune.models import load_config
 from yarn_tune.recipe import load_recipe
 from yarn_tune.results import Comparison
-from yarn_tune.run_folder import Run
+from yarn_tune.runs import Run
 from yarn_tune.train import train
 
 SMALL = (

@@ -18,8 +18,7 @@ from longrope_search import improvements, offsets_of, searched
 from safetensors.torch import load_file
 from yarn_tune.compare import compare
 from yarn_tune.recipe import load_recipe
-from yarn_tune.run_folder import Run
-from yarn_tune.run_learned import Tuned
+from yarn_tune.runs import Run, Tuned
 from yarn_tune.train import train
 from yarn_tune.tunable import Start, TunableRotary
 

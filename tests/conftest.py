@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from yarn_tune.models.families import INTERLEAVED, RELEASE, SINCE
 from yarn_tune.recipe.loading import parse_recipe
-from yarn_tune.run_folder import Run, claim_folder
+from yarn_tune.runs.folder import Run, claim_folder
 from yarn_tune.serving.selection import Target, settle
 from yarn_tune.tunable.rotary import at_start
 

@@ -25,8 +25,8 @@ from yarn_tune.models.families import rope_facts
 from yarn_tune.push import prepare_upload
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Rope
-from yarn_tune.run_folder import Run
-from yarn_tune.run_learned import learned_of
+from yarn_tune.runs.folder import Run
+from yarn_tune.runs.learned import learned_of
 from yarn_tune.train import train
 from yarn_tune.tunable.parameters import Start
 from yarn_tune.tunable.query_gains import gains_for

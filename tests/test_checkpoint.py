@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from yarn_tune.checkpoint import State, latest_state, load_optimizer_tensors, optimizer_tensors, save_state
+from yarn_tune.runs.checkpoint import State, latest_state, load_optimizer_tensors, optimizer_tensors, save_state
 
 
 def state(step: int) -> State:

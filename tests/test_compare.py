@@ -23,8 +23,8 @@ from yarn_tune.perplexity import full_nats
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Recipe, Retrieve
 from yarn_tune.results import SEARCH_FREE, Comparison, Row, key_tokens, table
-from yarn_tune.run_folder import Run
-from yarn_tune.run_learned import tuned_of
+from yarn_tune.runs.folder import Run
+from yarn_tune.runs.learned import tuned_of
 from yarn_tune.train import train
 
 

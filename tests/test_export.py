@@ -11,11 +11,11 @@ from conftest import FAMILY_SIZES, NATIVE, YARN_ALONE, finished_run, recipe_tree
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from yarn_tune.errors import CheckFailed, UserError
 from yarn_tune.export import export, write_checkpoint
-from yarn_tune.metrics import spent
 from yarn_tune.models.families import LATENT as LATENT_FAMILIES
 from yarn_tune.recipe.loading import parse_recipe
-from yarn_tune.run_folder import Run
-from yarn_tune.run_learned import learned_of
+from yarn_tune.runs.folder import Run
+from yarn_tune.runs.learned import learned_of
+from yarn_tune.runs.metrics import spent
 from yarn_tune.serving import selection as profiles
 from yarn_tune.train import train
 

@@ -21,7 +21,7 @@ from yarn_tune.cli import main
 from yarn_tune.errors import UserError
 from yarn_tune.recipe.loading import RecipeError, parse_recipe
 from yarn_tune.recipe.schema import Recipe
-from yarn_tune.run_learned import learned_of
+from yarn_tune.runs.learned import learned_of
 
 RECIPES = int(os.environ.get("FUZZ", "300"))
 VALUES = st.one_of(

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from conftest import recipe_tree, save_tiny
 from safetensors.torch import load_file
-from yarn_tune.checkpoint import latest_state
 from yarn_tune.distributed.processes import environment, start
 from yarn_tune.distributed.signals import TWICE, Request, requested
 from yarn_tune.recipe.loading import load_recipe
+from yarn_tune.runs.checkpoint import latest_state
 
 ROOT = Path(__file__).parents[1]
 WAYS = {"one": {}, "torchrun": {"NUM_PROCESSES": "2"}, "accelerate": {"NUM_PROCESSES": "2", "CARDS": "2"}}

@@ -14,8 +14,8 @@ from yarn_tune.export import export
 from yarn_tune.models.families import rope_facts
 from yarn_tune.recipe.loading import RecipeError, parse_recipe
 from yarn_tune.recipe.schema import Lora, Rope
-from yarn_tune.run_folder import Run
-from yarn_tune.run_learned import Tuned, learned_of, tuned_of
+from yarn_tune.runs.folder import Run
+from yarn_tune.runs.learned import Tuned, learned_of, tuned_of
 from yarn_tune.train import train
 from yarn_tune.tunable.lora import factors_of, lora_size, with_lora
 from yarn_tune.tunable.parameters import Start

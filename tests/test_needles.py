@@ -13,7 +13,7 @@ from yarn_tune.data.rows import build_rows
 from yarn_tune.errors import UserError
 from yarn_tune.models.token_loss import IGNORED
 from yarn_tune.recipe.loading import RecipeError, parse_recipe
-from yarn_tune.run_folder import Run
+from yarn_tune.runs.folder import Run
 from yarn_tune.train import train
 
 DEMO = "data/tiny-base"

@@ -20,8 +20,8 @@ from yarn_tune.models.loading import load_tokenizer, rotary_site
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.rope import default_inv_freq, yarn_inv_freq
-from yarn_tune.run_folder import Run
-from yarn_tune.run_learned import learned_of
+from yarn_tune.runs.folder import Run
+from yarn_tune.runs.learned import learned_of
 from yarn_tune.train import train
 from yarn_tune.tunable.parameters import Start
 from yarn_tune.tunable.rotary import at_start, attach, detach

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from .card import write_card
-from .checkpoint import latest_state
 from .compare import compare, named_rows
 from .errors import UserError
 from .export import export
 from .plan import Plan, plan
 from .recipe import load_recipe, parse_recipe
 from .results import Comparison
-from .run_folder import Run
+from .runs import Run, latest_state
 from .serving import Verification, verify
 from .train import train
 from .tunable import Learned

@@ -7,10 +7,9 @@ from typing import Any
 import yaml
 
 from .export import base_folder
-from .metrics import taught
 from .recipe import Recipe
 from .results import of_json, table
-from .run_folder import Run
+from .runs import Run, taught
 
 
 def write_card(run: Run, export: Path) -> Path:

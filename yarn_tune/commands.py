@@ -96,7 +96,7 @@ def export_command(options: argparse.Namespace) -> Result:
     from .adapter import adapter_recipe, is_adapter
     from .card import write_card
     from .export import export
-    from .run_folder import Run
+    from .runs import Run
     from .serving.page import difference_text
 
     if options.stacks:

@@ -23,8 +23,7 @@ from .recall import recall
 from .recipe import Recipe, load_recipe
 from .results import Comparison, Row, as_json, key_tokens
 from .rope import dynamic_ntk_inv_freq, linear_inv_freq, ntk_inv_freq
-from .run_folder import Run
-from .run_learned import Tuned, tuned_of
+from .runs import Run, Tuned, tuned_of
 from .tunable import Start
 
 

@@ -18,8 +18,7 @@ from .fidelity import compare_with_memory
 from .files import put_in_place, write_json
 from .models import is_hub_id
 from .recipe import Recipe
-from .run_folder import Run
-from .run_learned import learned_of
+from .runs import Run, learned_of
 from .serving import Served, Target, serve
 from .serving.page import serving_page
 from .tunable import Folded, Learned, fold_checkpoint, merge_checkpoint

@@ -12,7 +12,7 @@ from .measure import Meter, Method
 from .models import load_tokenizer
 from .recipe import Retrieve
 from .retrieval import Retrieval, retrieve, score_transformers
-from .run_folder import Run
+from .runs import Run
 
 
 def recall(run: Run, meter: Meter, methods: dict[str, Method], native: int) -> dict[str, Retrieval]:

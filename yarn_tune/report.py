@@ -7,14 +7,12 @@ from typing import Any
 import matplotlib as mpl
 
 from .data import Coverage, build_rows
-from .metrics import taught
 from .models import load_tokenizer
 from .recall import of_json as cells_of
 from .results import Comparison, table
 from .retrieval import heat_map
 from .rope import ntk_inv_freq
-from .run_folder import Run
-from .run_learned import Tuned
+from .runs import Run, Tuned, taught
 from .tunable import Learned, Start
 
 mpl.use("Agg")

@@ -16,7 +16,7 @@ from .measure import Meter
 from .models import bos_of, load_tokenizer
 from .perplexity import Nats, span_nats
 from .recipe import Recipe
-from .run_folder import Run
+from .runs import Run
 from .tunable import Start
 
 SWEPT = ("linear", "ntk", "dynamic", "yarn")

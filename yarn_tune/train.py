@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 
 from .adapter import place_of
 from .batches import Batch, backward
-from .checkpoint import State, latest_state, load_optimizer_tensors, optimizer_tensors, save_state
 from .data import RowSet, build_rows, check_heldout, plant
 from .distributed import (
     Request,
@@ -35,15 +34,26 @@ from .distributed import (
     tile_mlps,
     world_text,
 )
-from .earlier import earlier_of
 from .errors import CheckFailed, Interrupted
 from .lessons import Lesson, Objective
-from .metrics import EARLIER, MetricsLog, end_training, progress_text
 from .models import load_model, load_tokenizer, switch_off_dropout
 from .optimizer import make_optimizer, set_rates
 from .recipe import Recipe
-from .run_folder import Run, claimed
-from .run_learned import write_learned
+from .runs import (
+    EARLIER,
+    MetricsLog,
+    Run,
+    State,
+    claimed,
+    earlier_of,
+    end_training,
+    latest_state,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    progress_text,
+    save_state,
+    write_learned,
+)
 from .serving import Target, settle
 from .tunable import Learned, TunableRotary, at_start, attach
 

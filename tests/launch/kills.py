@@ -22,11 +22,11 @@ from pathlib import Path
 
 import deepspeed  # noqa: F401  (what a training imports must be here before the first fork)
 from accelerate import Accelerator  # noqa: F401
-from yarn_tune.checkpoint import latest_state
 from yarn_tune.export import export
 from yarn_tune.recipe.loading import load_recipe
 from yarn_tune.recipe.schema import Recipe
-from yarn_tune.run_folder import Run
+from yarn_tune.runs.checkpoint import latest_state
+from yarn_tune.runs.folder import Run
 from yarn_tune.train import train
 
 

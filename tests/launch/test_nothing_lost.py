@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import recipe_tree, save_tiny
 from safetensors.torch import load_file
-from yarn_tune.checkpoint import latest_state
+from yarn_tune.runs.checkpoint import latest_state
 
 KILLS = Path(__file__).with_name("kills.py")
 ALONE = os.environ | {"OMP_NUM_THREADS": "1"}

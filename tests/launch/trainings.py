@@ -12,7 +12,7 @@ from pathlib import Path
 import accelerate
 from deepspeed.runtime.sequence_parallel import parallel_state_sp
 from yarn_tune.recipe.loading import parse_recipe
-from yarn_tune.run_folder import Run
+from yarn_tune.runs.folder import Run
 from yarn_tune.train import train
 
 if __name__ == "__main__":

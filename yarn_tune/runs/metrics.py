@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .distributed import World, environment
-from .errors import UserError
-from .files import unwritable, write_atomically, write_json
-from .recipe import Recipe
-from .run_folder import Run
-from .tunable import Learned
+from ..distributed import World, environment
+from ..errors import UserError
+from ..files import unwritable, write_atomically, write_json
+from ..recipe import Recipe
+from ..tunable import Learned
+from .folder import Run
 
 EARLIER = "earlier.json"
 """What was spent before, on the run that this one learns on from (`rope.init`)."""

@@ -7,14 +7,14 @@ over the YaRN of the new one. The earlier folder is needed only to begin.
 from dataclasses import dataclass
 from pathlib import Path
 
-from .adapter import adapter_numbers, adapter_recipe, is_adapter
+from ..adapter import adapter_numbers, adapter_recipe, is_adapter
+from ..errors import UserError
+from ..files import Tensors, read_tensors, write_json
+from ..models import base_identity
+from ..recipe import YARN, Recipe, load_recipe
+from ..tunable import at_start
 from .checkpoint import LEARNED, read_state
-from .errors import UserError
-from .files import Tensors, read_tensors, write_json
 from .metrics import EARLIER, spent
-from .models import base_identity
-from .recipe import YARN, Recipe, load_recipe
-from .tunable import at_start
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from dataclasses import dataclass, replace
 
 from safetensors.torch import save
 
-from .adapter import adapter_numbers, adapter_recipe, is_adapter, write_adapter
-from .errors import UserError
-from .files import read_tensors, write_atomically, write_json
+from ..adapter import adapter_numbers, adapter_recipe, is_adapter, write_adapter
+from ..errors import UserError
+from ..files import read_tensors, write_atomically, write_json
+from ..serving import Target, settle_trained
+from ..tunable import Learned, TunableRotary, at_start
+from .folder import Run, changes
 from .metrics import spent
-from .run_folder import Run, changes
-from .serving import Target, settle_trained
-from .tunable import Learned, TunableRotary, at_start
 
 MEANING = ("rope", "lora")
 """Sections that say what the learned numbers are offsets from."""

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from .files import Tensors, put_in_place, write_atomically, write_json
+from ..files import Tensors, put_in_place, write_atomically, write_json
 
 LEARNED = "learned.safetensors"
 """What a finished run has learned: its offsets, in the run folder."""

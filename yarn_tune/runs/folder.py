@@ -8,11 +8,11 @@ from pathlib import Path
 import yaml
 from filelock import FileLock, Timeout
 
+from ..distributed import World
+from ..errors import UserError
+from ..files import write_atomically
+from ..recipe import Recipe, load_recipe
 from .checkpoint import LEARNED
-from .distributed import World
-from .errors import UserError
-from .files import write_atomically
-from .recipe import Recipe, load_recipe
 
 RERUN_FREELY = ("eval", "export", "runtime")
 """Recipe sections that may change between the parts of an interrupted run."""
