@@ -19,7 +19,7 @@ from yarn_tune.models import load_config
 from yarn_tune.recipe import load_recipe
 from yarn_tune.results import Comparison
 from yarn_tune.runs import Run
-from yarn_tune.train import train
+from yarn_tune.training import train
 
 SMALL = (
     "rope.temperature=global",

@@ -29,12 +29,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
-from yarn_tune.batches import collate
 from yarn_tune.data import build_rows
 from yarn_tune.files import write_atomically
 from yarn_tune.models import NextToken, load_model, load_tokenizer, to_device
 from yarn_tune.recipe import Recipe
 from yarn_tune.rope import longrope_inv_freq, ntk_inv_freq
+from yarn_tune.training import collate
 from yarn_tune.tunable import Start, attach_fixed
 
 Factors = list[float]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from yarn_tune.compare import compare
 from yarn_tune.recipe import load_recipe
 from yarn_tune.runs import Run, Tuned
-from yarn_tune.train import train
+from yarn_tune.training import train
 from yarn_tune.tunable import Start, TunableRotary
 
 mpl.use("Agg")

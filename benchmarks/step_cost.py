@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache
 from yarn_tune.distributed import checkpoint_layers
-from yarn_tune.lessons import Lesson, Objective
 from yarn_tune.models import hidden_states, load_model, rope_facts, to_device
 from yarn_tune.recipe import Rope
+from yarn_tune.training import Lesson, Objective
 from yarn_tune.tunable import Start, attach, gains_for
 
 WAYS = ("prefill", "forward", "backprop", "checkpointing", "attention kept")

@@ -27,7 +27,7 @@ from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.runs.folder import Run
 from yarn_tune.runs.learned import learned_of
-from yarn_tune.train import train
+from yarn_tune.training.loop import train
 from yarn_tune.tunable.parameters import Start
 from yarn_tune.tunable.query_gains import gains_for
 from yarn_tune.tunable.rotary import TunableRotary, at_start, attach

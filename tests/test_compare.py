@@ -25,7 +25,7 @@ from yarn_tune.recipe.schema import Recipe, Retrieve
 from yarn_tune.results import SEARCH_FREE, Comparison, Row, key_tokens, table
 from yarn_tune.runs.folder import Run
 from yarn_tune.runs.learned import tuned_of
-from yarn_tune.train import train
+from yarn_tune.training.loop import train
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from yarn_tune.runs.folder import Run
 from yarn_tune.runs.learned import learned_of
 from yarn_tune.runs.metrics import spent
 from yarn_tune.serving import selection as profiles
-from yarn_tune.train import train
+from yarn_tune.training.loop import train
 
 
 @pytest.mark.parametrize("learn", ["scale", "ramp", "frequency"])

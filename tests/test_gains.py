@@ -28,7 +28,7 @@ from yarn_tune.recipe.loading import RecipeError, parse_recipe
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.rope import yarn_attention_factor, yarn_inv_freq
 from yarn_tune.runs.folder import Run
-from yarn_tune.train import train
+from yarn_tune.training.loop import train
 from yarn_tune.tunable.parameters import Start
 from yarn_tune.tunable.query_gains import gains_for
 from yarn_tune.tunable.rotary import attach, attach_fixed, detach, untouched

@@ -6,16 +6,16 @@ import pytest
 import torch
 from conftest import NATIVE, VOCABULARY, tiny_model
 from torch.nn import functional as F
-from yarn_tune.batches import collate
 from yarn_tune.data.packing import Row
 from yarn_tune.data.positions import Placed, place_contiguous
-from yarn_tune.lessons import Lesson, Objective
 from yarn_tune.models import token_loss as objectives
 from yarn_tune.models.families import rope_facts
 from yarn_tune.models.token_loss import IGNORED
 from yarn_tune.perplexity import slid_nats
 from yarn_tune.recipe.schema import Rope
-from yarn_tune.teacher import divergence, teacher_states, windows
+from yarn_tune.training.batches import collate
+from yarn_tune.training.objective import Lesson, Objective
+from yarn_tune.training.teacher import divergence, teacher_states, windows
 from yarn_tune.tunable.parameters import Start
 from yarn_tune.tunable.query_gains import gains_for
 from yarn_tune.tunable.rotary import attach, detach, untouched

@@ -9,12 +9,12 @@ import pytest
 import torch
 from conftest import recipe_tree, save_tiny
 from torch.nn.functional import cross_entropy
-from yarn_tune.batches import collate
 from yarn_tune.data.rows import build_rows
 from yarn_tune.models.families import RopeFacts
 from yarn_tune.models.loading import load_model, load_tokenizer
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.rope import default_inv_freq, longrope_inv_freq, ntk_inv_freq
+from yarn_tune.training.batches import collate
 from yarn_tune.tunable.parameters import Start
 from yarn_tune.tunable.rotary import TunableRotary, attach
 

@@ -16,7 +16,7 @@ from yarn_tune.recipe.loading import RecipeError, parse_recipe
 from yarn_tune.recipe.schema import Lora, Rope
 from yarn_tune.runs.folder import Run
 from yarn_tune.runs.learned import Tuned, learned_of, tuned_of
-from yarn_tune.train import train
+from yarn_tune.training.loop import train
 from yarn_tune.tunable.lora import factors_of, lora_size, with_lora
 from yarn_tune.tunable.parameters import Start
 from yarn_tune.tunable.query_gains import gains_for

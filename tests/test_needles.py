@@ -7,14 +7,14 @@ import pytest
 import torch
 from conftest import NATIVE, recipe_tree, save_tiny
 from transformers import AutoTokenizer
-from yarn_tune.batches import Batch, collate
 from yarn_tune.data.needles import plant
 from yarn_tune.data.rows import build_rows
 from yarn_tune.errors import UserError
 from yarn_tune.models.token_loss import IGNORED
 from yarn_tune.recipe.loading import RecipeError, parse_recipe
 from yarn_tune.runs.folder import Run
-from yarn_tune.train import train
+from yarn_tune.training.batches import Batch, collate
+from yarn_tune.training.loop import train
 
 DEMO = "data/tiny-base"
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from conftest import FAMILY_SIZES, NATIVE, VOCABULARY, tiny_model
 from torch.nn import functional as F
-from yarn_tune.batches import collate
 from yarn_tune.data.packing import Row
 from yarn_tune.data.positions import place_contiguous
 from yarn_tune.models import token_loss as objectives
 from yarn_tune.models.families import logit_transform, rope_facts
 from yarn_tune.models.token_loss import IGNORED, NextToken, exact_nats, fused_nats
 from yarn_tune.recipe.schema import Rope
+from yarn_tune.training.batches import collate
 from yarn_tune.tunable.parameters import Start
 from yarn_tune.tunable.rotary import attach
 

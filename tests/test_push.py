@@ -21,7 +21,7 @@ from yarn_tune.export import export
 from yarn_tune.push import prepare_upload
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.runs.folder import Run
-from yarn_tune.train import train
+from yarn_tune.training.loop import train
 
 TOKEN = "hf_standin"
 

@@ -22,7 +22,7 @@ from yarn_tune.recipe.schema import Rope
 from yarn_tune.rope import default_inv_freq, yarn_inv_freq
 from yarn_tune.runs.folder import Run
 from yarn_tune.runs.learned import learned_of
-from yarn_tune.train import train
+from yarn_tune.training.loop import train
 from yarn_tune.tunable.parameters import Start
 from yarn_tune.tunable.rotary import at_start, attach, detach
 

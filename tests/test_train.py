@@ -19,13 +19,13 @@ from yarn_tune.data.positions import place_contiguous
 from yarn_tune.data.rows import RowSet
 from yarn_tune.errors import CheckFailed, UserError
 from yarn_tune.files import write_json
-from yarn_tune.lessons import Objective
-from yarn_tune.optimizer import rate_share
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.runs.checkpoint import latest_state
 from yarn_tune.runs.folder import Run
 from yarn_tune.runs.metrics import EARLIER, spent
-from yarn_tune.train import beginning, train
+from yarn_tune.training.loop import beginning, train
+from yarn_tune.training.objective import Objective
+from yarn_tune.training.optimizer import rate_share
 from yarn_tune.tunable.rotary import at_start
 
 

@@ -13,7 +13,7 @@ from .recipe import load_recipe, parse_recipe
 from .results import Comparison
 from .runs import Run, latest_state
 from .serving import Verification, verify
-from .train import train
+from .training import train
 from .tunable import Learned
 
 

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from .lessons import Lesson
 from .models import CHUNK, GIB, has_sliding_layers, head_dim_of, rope_facts
 from .recipe import Recipe
-from .teacher import windows
+from .training import Lesson, windows
 from .tunable import NO_LORA, LoraSize
 
 BACK = 2.5

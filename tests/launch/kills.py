@@ -27,7 +27,7 @@ from yarn_tune.recipe.loading import load_recipe
 from yarn_tune.recipe.schema import Recipe
 from yarn_tune.runs.checkpoint import latest_state
 from yarn_tune.runs.folder import Run
-from yarn_tune.train import train
+from yarn_tune.training.loop import train
 
 
 def forked(work, rank: int, processes: int, port: int, log: Path) -> int:

@@ -23,7 +23,7 @@ from yarn_tune.models.families import rope_facts
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.runs.folder import Run
-from yarn_tune.train import train
+from yarn_tune.training.loop import train
 from yarn_tune.tunable.lora import PREFIX, factors_of
 from yarn_tune.tunable.parameters import Start
 from yarn_tune.tunable.rotary import attach

@@ -13,7 +13,7 @@ import accelerate
 from deepspeed.runtime.sequence_parallel import parallel_state_sp
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.runs.folder import Run
-from yarn_tune.train import train
+from yarn_tune.training.loop import train
 
 if __name__ == "__main__":
     # The end of a training takes the processes apart, and the next one needs them.

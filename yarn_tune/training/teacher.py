@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from .models import Transform, by_chunks, hidden_states
-from .tunable import TunableRotary, untouched
+from ..models import Transform, by_chunks, hidden_states
+from ..tunable import TunableRotary, untouched
 
 
 def windows(length: int, native: int, stride: int) -> list[tuple[int, int]]:

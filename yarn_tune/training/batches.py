@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .data import Placed, RowSet
-from .distributed import Release, World
-from .lessons import Objective
-from .recipe import Recipe
+from ..data import Placed, RowSet
+from ..distributed import Release, World
+from ..recipe import Recipe
+from .objective import Objective
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from .recipe import Recipe
-from .tunable import TunableRotary
+from ..recipe import Recipe
+from ..tunable import TunableRotary
 
 
 def make_optimizer(rotary: TunableRotary, recipe: Recipe) -> torch.optim.Optimizer:

@@ -17,10 +17,9 @@ from safetensors.torch import save
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from .adapter import place_of
-from .batches import Batch, backward
-from .data import RowSet, build_rows, check_heldout, plant
-from .distributed import (
+from ..adapter import place_of
+from ..data import RowSet, build_rows, check_heldout, plant
+from ..distributed import (
     Request,
     World,
     check_weights,
@@ -34,12 +33,10 @@ from .distributed import (
     tile_mlps,
     world_text,
 )
-from .errors import CheckFailed, Interrupted
-from .lessons import Lesson, Objective
-from .models import load_model, load_tokenizer, switch_off_dropout
-from .optimizer import make_optimizer, set_rates
-from .recipe import Recipe
-from .runs import (
+from ..errors import CheckFailed, Interrupted
+from ..models import load_model, load_tokenizer, switch_off_dropout
+from ..recipe import Recipe
+from ..runs import (
     EARLIER,
     MetricsLog,
     Run,
@@ -54,8 +51,11 @@ from .runs import (
     save_state,
     write_learned,
 )
-from .serving import Target, settle
-from .tunable import Learned, TunableRotary, at_start, attach
+from ..serving import Target, settle
+from ..tunable import Learned, TunableRotary, at_start, attach
+from .batches import Batch, backward
+from .objective import Lesson, Objective
+from .optimizer import make_optimizer, set_rates
 
 
 def train(run: Run) -> Learned:

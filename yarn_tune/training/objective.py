@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .models import HAS_FUSED, IGNORED, Reader, hidden_states
-from .recipe import Recipe
+from ..models import HAS_FUSED, IGNORED, Reader, hidden_states
+from ..recipe import Recipe
+from ..tunable import TunableRotary
 from .teacher import divergence, teacher_states
-from .tunable import TunableRotary
 
 
 @dataclass(frozen=True)
