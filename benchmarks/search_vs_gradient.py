@@ -16,7 +16,7 @@ import matplotlib as mpl
 import torch
 from longrope_search import improvements, offsets_of, searched
 from safetensors.torch import load_file
-from yarn_tune.compare import compare
+from yarn_tune.evaluation import compare
 from yarn_tune.recipe import load_recipe
 from yarn_tune.runs import Run, Tuned
 from yarn_tune.training import train

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from conftest import finished_run
 from yarn_tune.card import licence_of, write_card
-from yarn_tune.compare import compare, named_rows
+from yarn_tune.evaluation.compare import compare, named_rows
 from yarn_tune.export import export
 
 

@@ -221,7 +221,7 @@ def test_plan_warns_about_untrained_distances(recipe, capsys):
 
 def test_plan_and_report_cover_rows_as_they_are_cut(recipe, capsys, monkeypatch):
     drawn = []
-    monkeypatch.setattr("yarn_tune.report.plot_coverage", lambda covered, path: drawn.append(covered))
+    monkeypatch.setattr("yarn_tune.evaluation.report.plot_coverage", lambda covered, path: drawn.append(covered))
     assert main(["run", str(recipe), "data.lengths=[64]", "--json"]) == 0
     assert "WARNING: 75% of the target window's distances are never trained" in capsys.readouterr().err
     assert [covered.untrained for covered in drawn] == [0.75]

@@ -12,17 +12,17 @@ import torch
 import yaml
 from conftest import NATIVE, recipe_tree, save_tiny, tiny_config
 from transformers import AutoModelForCausalLM
-from yarn_tune import recall
-from yarn_tune.compare import compare, named_rows
 from yarn_tune.data import heldout
 from yarn_tune.data.heldout import heldout_excerpts
 from yarn_tune.errors import UserError
+from yarn_tune.evaluation import recall
+from yarn_tune.evaluation.compare import compare, named_rows
+from yarn_tune.evaluation.perplexity import full_nats
+from yarn_tune.evaluation.results import SEARCH_FREE, Comparison, Row, key_tokens, table
 from yarn_tune.models import loading as models
 from yarn_tune.models.loading import load_tokenizer
-from yarn_tune.perplexity import full_nats
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Recipe, Retrieve
-from yarn_tune.results import SEARCH_FREE, Comparison, Row, key_tokens, table
 from yarn_tune.runs.folder import Run
 from yarn_tune.runs.learned import tuned_of
 from yarn_tune.training.loop import train
@@ -88,7 +88,7 @@ def test_the_slid_window_inside_the_native_one_is_the_base(finished):
 
 def test_what_was_measured_is_not_measured_again(finished, monkeypatch):
     run, comparison = finished
-    monkeypatch.setattr("yarn_tune.measure.load_model", None)
+    monkeypatch.setattr("yarn_tune.evaluation.methods.load_model", None)
     assert compare(run, {"tuned": tuned_of(run)}) == comparison
     longer = Run(parse_recipe(run.recipe.to_dict(), ["eval.lengths=[200]"]), run.folder)
     with pytest.raises(TypeError):
@@ -110,7 +110,7 @@ def test_half_a_comparison_leaves_no_file(finished, tmp_path, monkeypatch):
     shutil.copytree(run.folder / "nats", tmp_path / "nats")
     assert compare(other, tuned, only=["none", "tuned"]).rows == [comparison.row("none"), comparison.row("tuned")]
     assert not (tmp_path / "compare.json").exists()
-    monkeypatch.setattr("yarn_tune.compare.ntk_inv_freq", lambda *numbers: 1 / 0)
+    monkeypatch.setattr("yarn_tune.evaluation.compare.ntk_inv_freq", lambda *numbers: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         compare(other, tuned)
     assert not (tmp_path / "compare.json").exists()

@@ -8,10 +8,10 @@ from conftest import NATIVE, VOCABULARY, tiny_model
 from torch.nn import functional as F
 from yarn_tune.data.packing import Row
 from yarn_tune.data.positions import Placed, place_contiguous
+from yarn_tune.evaluation.perplexity import slid_nats
 from yarn_tune.models import token_loss as objectives
 from yarn_tune.models.families import rope_facts
 from yarn_tune.models.token_loss import IGNORED
-from yarn_tune.perplexity import slid_nats
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.training.batches import collate
 from yarn_tune.training.objective import Lesson, Objective

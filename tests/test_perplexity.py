@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import NATIVE, VOCABULARY, save_tiny, tiny_model
 from torch.nn import functional as F
+from yarn_tune.evaluation.perplexity import Nats, bucket_edges, by_position, full_nats, slid_nats, span_nats
 from yarn_tune.models.token_loss import CHUNK
-from yarn_tune.perplexity import Nats, bucket_edges, by_position, full_nats, slid_nats, span_nats
 from yarn_tune.serving.vllm import transformers_logprobs
 
 IDS = torch.randint(VOCABULARY, (200,), generator=torch.Generator().manual_seed(3))

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from conftest import recipe_tree, save_tiny
 from yarn_tune.cli import _parser
+from yarn_tune.evaluation.results import of_json, table
 from yarn_tune.models.families import FAMILIES
 from yarn_tune.recipe.loading import parse_recipe
-from yarn_tune.results import of_json, table
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

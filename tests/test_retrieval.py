@@ -21,8 +21,17 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from yarn_tune.data.prompts import DEMO, PLAIN, Prompt, Wording, answer_tokens, build_prompt
 from yarn_tune.errors import UserError
+from yarn_tune.evaluation.retrieval import (
+    Retrieval,
+    grid,
+    heat_map,
+    retrieve,
+    score_server,
+    score_transformers,
+    table,
+    wilson,
+)
 from yarn_tune.models.loading import load_model, load_tokenizer
-from yarn_tune.retrieval import Retrieval, grid, heat_map, retrieve, score_server, score_transformers, table, wilson
 
 ROOT = Path(__file__).parents[1]
 CHAT = (

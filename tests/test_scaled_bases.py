@@ -10,11 +10,11 @@ import torch
 from conftest import NATIVE, VOCABULARY, recipe_tree, save_tiny, tiny_config, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from yarn_tune.adapter.config import YarnTuneConfig
-from yarn_tune.compare import compare, methods
 from yarn_tune.data.heldout import heldout_excerpts
 from yarn_tune.errors import UserError
+from yarn_tune.evaluation.compare import compare, methods
+from yarn_tune.evaluation.methods import Meter
 from yarn_tune.export import export
-from yarn_tune.measure import Meter
 from yarn_tune.models.families import rope_facts
 from yarn_tune.models.loading import load_tokenizer, rotary_site
 from yarn_tune.recipe.loading import parse_recipe

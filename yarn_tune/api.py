@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from .card import write_card
-from .compare import compare, named_rows
 from .errors import UserError
+from .evaluation import Comparison, compare, named_rows
 from .export import export
 from .plan import Plan, plan
 from .recipe import load_recipe, parse_recipe
-from .results import Comparison
 from .runs import Run, latest_state
 from .serving import Verification, verify
 from .training import train

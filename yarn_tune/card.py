@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
+from .evaluation import of_json, table
 from .export import base_folder
 from .recipe import Recipe
-from .results import of_json, table
 from .runs import Run, taught
 
 

@@ -73,8 +73,7 @@ def train_command(options: argparse.Namespace) -> Result:
 
 def compare_command(options: argparse.Namespace) -> Result:
     """Measure every method."""
-    from .results import as_json, table
-    from .sweep import check_factors, sweep, sweep_table
+    from .evaluation import as_json, check_factors, sweep, sweep_table, table
 
     options.overrides = [word for word in options.others if "=" in word]
     others = [Path(word) for word in options.others if "=" not in word]
@@ -165,9 +164,7 @@ def _serve_line(path: Path) -> str:
 
 def run_command(options: argparse.Namespace) -> Result:
     """Train, compare, export, verify and report."""
-    from .compare import compare, named_rows
-    from .report import write_report
-    from .results import as_json, table
+    from .evaluation import as_json, compare, named_rows, table, write_report
     from .tunable import Start
 
     tuning = _open(options)

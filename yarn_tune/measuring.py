@@ -47,8 +47,8 @@ def _documents(options: argparse.Namespace, length: int) -> "Recipe":
 def eval_command(options: argparse.Namespace) -> Result:
     """NLL of a checkpoint by position."""
     from .data import heldout_excerpts
+    from .evaluation import Nats, bucket_edges, by_position, full_nats, slid_nats
     from .models import bos_of, load_model, load_tokenizer, to_device
-    from .perplexity import Nats, bucket_edges, by_position, full_nats, slid_nats
 
     window, stride = _windows(options)
     recipe = _documents(options, options.length)
@@ -98,8 +98,8 @@ def retrieve_command(options: argparse.Namespace) -> Result:
     from functools import partial
 
     from .data import WORDINGS, heldout_tokens
+    from .evaluation import heat_map, retrieve, score_server, score_transformers, table
     from .models import load_model, load_tokenizer, to_device
-    from .retrieval import heat_map, retrieve, score_server, score_transformers, table
 
     lengths = numbers_of("--lengths", options.lengths, int)
     depths = numbers_of("--depths", options.depths, float)

@@ -16,11 +16,11 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .files import write_atomically
-from .models import load_model, to_device
+from ..files import write_atomically
+from ..models import load_model, to_device
+from ..recipe import Base
+from ..tunable import Factors, Learned, attach_fixed, detach, with_lora
 from .perplexity import full_nats, slid_nats
-from .recipe import Base
-from .tunable import Factors, Learned, attach_fixed, detach, with_lora
 
 TableOf = Callable[[int], tuple[Tensor, float]]
 """Length read -> (inverse frequencies `[d/2]`, attention factor)."""

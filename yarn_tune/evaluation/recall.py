@@ -6,13 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .data import WORDINGS, Prompt, grid_lengths, heldout_tokens
-from .files import write_json
-from .measure import Meter, Method
-from .models import load_tokenizer
-from .recipe import Retrieve
+from ..data import WORDINGS, Prompt, grid_lengths, heldout_tokens
+from ..files import write_json
+from ..models import load_tokenizer
+from ..recipe import Retrieve
+from ..runs import Run
+from .methods import Meter, Method
 from .retrieval import Retrieval, retrieve, score_transformers
-from .runs import Run
 
 
 def recall(run: Run, meter: Meter, methods: dict[str, Method], native: int) -> dict[str, Retrieval]:

@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from ..data import heldout_excerpts
+from ..errors import UserError
+from ..models import bos_of, load_tokenizer
+from ..recipe import Recipe
+from ..runs import Run
+from ..tunable import Start
 from .compare import methods
-from .data import heldout_excerpts
-from .errors import UserError
-from .measure import Meter
-from .models import bos_of, load_tokenizer
+from .methods import Meter
 from .perplexity import Nats, span_nats
-from .recipe import Recipe
-from .runs import Run
-from .tunable import Start
 
 SWEPT = ("linear", "ntk", "dynamic", "yarn")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from .models import exact_nats, hidden_states, logit_transform
+from ..models import exact_nats, hidden_states, logit_transform
 
 
 @dataclass(frozen=True)

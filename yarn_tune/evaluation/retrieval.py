@@ -23,9 +23,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from .data import PLAIN, Prompt, Wording, build_prompt
-from .errors import UserError
-from .models import hidden_states, logit_transform
+from ..data import PLAIN, Prompt, Wording, build_prompt
+from ..errors import UserError
+from ..models import hidden_states, logit_transform
 
 
 @torch.no_grad()

@@ -13,18 +13,18 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from .data import doubled, heldout_excerpts
-from .errors import UserError
-from .files import write_json
-from .measure import Meter, Method, TableOf
-from .models import base_identity, bos_of, load_tokenizer
+from ..data import doubled, heldout_excerpts
+from ..errors import UserError
+from ..files import write_json
+from ..models import base_identity, bos_of, load_tokenizer
+from ..recipe import Recipe, load_recipe
+from ..rope import dynamic_ntk_inv_freq, linear_inv_freq, ntk_inv_freq
+from ..runs import Run, Tuned, tuned_of
+from ..tunable import Start
+from .methods import Meter, Method, TableOf
 from .perplexity import Nats, bucket_edges, by_position, span_nats
 from .recall import recall
-from .recipe import Recipe, load_recipe
 from .results import Comparison, Row, as_json, key_tokens
-from .rope import dynamic_ntk_inv_freq, linear_inv_freq, ntk_inv_freq
-from .runs import Run, Tuned, tuned_of
-from .tunable import Start
 
 
 def named_rows(run: Run, others: list[Path]) -> tuple[dict[str, Tuned], list[Path]]:

@@ -6,14 +6,14 @@ from typing import Any
 
 import matplotlib as mpl
 
-from .data import Coverage, build_rows
-from .models import load_tokenizer
+from ..data import Coverage, build_rows
+from ..models import load_tokenizer
+from ..rope import ntk_inv_freq
+from ..runs import Run, Tuned, taught
+from ..tunable import Learned, Start
 from .recall import of_json as cells_of
 from .results import Comparison, table
 from .retrieval import heat_map
-from .rope import ntk_inv_freq
-from .runs import Run, Tuned, taught
-from .tunable import Learned, Start
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first)
