@@ -19,10 +19,10 @@ from yarn_tune.adapter.files import adapter_recipe, write_adapter
 from yarn_tune.adapter.model import YarnTuneConfig, YarnTuneLayer, place_of
 from yarn_tune.cli import main
 from yarn_tune.errors import UserError
-from yarn_tune.export import export
+from yarn_tune.export.checkpoint import export
+from yarn_tune.export.hub import prepare_upload
 from yarn_tune.files import read_tensors
 from yarn_tune.models.families import rope_facts
-from yarn_tune.push import prepare_upload
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.runs.folder import Run

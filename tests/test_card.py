@@ -3,9 +3,9 @@
 import pytest
 import yaml
 from conftest import finished_run
-from yarn_tune.card import licence_of, write_card
 from yarn_tune.evaluation.compare import compare, named_rows
-from yarn_tune.export import export
+from yarn_tune.export.checkpoint import export
+from yarn_tune.export.model_card import licence_of, write_card
 
 
 def header(text: str) -> dict:

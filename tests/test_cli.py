@@ -239,7 +239,7 @@ def test_plan_says_what_will_be_served(recipe, capsys):
 
 def test_a_failed_check_is_exit_code_three(recipe, capsys, monkeypatch):
     assert main(["train", str(recipe)]) == 0
-    monkeypatch.setattr("yarn_tune.fidelity._logit_difference", lambda *models: 2e-4)
+    monkeypatch.setattr("yarn_tune.export.fidelity._logit_difference", lambda *models: 2e-4)
     assert main(["export", str(recipe)]) == 3
     assert "no checkpoint was written" in capsys.readouterr().err
     assert not Path("runs/small/export").exists()

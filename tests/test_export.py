@@ -10,7 +10,7 @@ import torch
 from conftest import FAMILY_SIZES, NATIVE, YARN_ALONE, finished_run, recipe_tree, save_tiny, tiny_model, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from yarn_tune.errors import CheckFailed, UserError
-from yarn_tune.export import export, write_checkpoint
+from yarn_tune.export.checkpoint import export, write_checkpoint
 from yarn_tune.models.families import LATENT as LATENT_FAMILIES
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.runs.folder import Run
@@ -86,7 +86,7 @@ def test_an_export_without_the_learned_values_is_caught(tmp_path, monkeypatch):
                 served.rope_parameters[key] *= 1.1
             return served
 
-        monkeypatch.setattr("yarn_tune.export.serve", lossy)
+        monkeypatch.setattr("yarn_tune.export.checkpoint.serve", lossy)
         with pytest.raises(CheckFailed, match="no checkpoint was written|warns"):
             export(run)
         assert not list(run.folder.glob("*export*"))
@@ -102,7 +102,7 @@ def test_a_rope_warning_of_transformers_is_fatal(tmp_path, monkeypatch):
         served.rope_parameters["speed"] = 3
         return served
 
-    monkeypatch.setattr("yarn_tune.export.serve", odd)
+    monkeypatch.setattr("yarn_tune.export.checkpoint.serve", odd)
     with pytest.raises(CheckFailed, match="warns about the exported rope section"):
         export(run)
 
@@ -111,7 +111,9 @@ def test_a_failed_export_keeps_the_one_before(tmp_path, monkeypatch):
     run = finished_run(tmp_path)
     target = export(run)
     before = (target / "config.json").read_text()
-    monkeypatch.setattr("yarn_tune.export.compare_with_memory", lambda *a: (_ for _ in ()).throw(CheckFailed("no")))
+    monkeypatch.setattr(
+        "yarn_tune.export.checkpoint.compare_with_memory", lambda *a: (_ for _ in ()).throw(CheckFailed("no"))
+    )
     with pytest.raises(CheckFailed):
         export(run)
     assert (target / "config.json").read_text() == before
@@ -260,7 +262,7 @@ def test_what_float32_alone_makes_is_told_from_a_mistake(tmp_path, monkeypatch, 
         (folder / "config.json").write_text(json.dumps(config))
         return done
 
-    monkeypatch.setattr("yarn_tune.export.write_checkpoint", lossy)
+    monkeypatch.setattr("yarn_tune.export.checkpoint.write_checkpoint", lossy)
     with pytest.raises(CheckFailed, match="no checkpoint was written"):
         export(run)
 
@@ -268,7 +270,7 @@ def test_what_float32_alone_makes_is_told_from_a_mistake(tmp_path, monkeypatch, 
 def test_a_wrong_fold_is_not_taken_for_noise(tmp_path, monkeypatch):
     """Folded alike in memory and on disk, but not what was learned: the comparison in float64 finds it."""
     run = finished_run(tmp_path, "frequency", settings=("rope.temperature=phase",))
-    for name in ("yarn_tune.fidelity.fold_parameters", "yarn_tune.export.fold_checkpoint"):
+    for name in ("yarn_tune.export.fidelity.fold_parameters", "yarn_tune.export.checkpoint.fold_checkpoint"):
         module, _, function = name.rpartition(".")
         original = getattr(importlib.import_module(module), function)
 

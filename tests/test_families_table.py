@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from conftest import FAMILY_SIZES, NATIVE, recipe_tree, save_tiny
 from yarn_tune.errors import UserError
+from yarn_tune.export.gguf import ARCHITECTURES, BY_FLAGS
 from yarn_tune.models.families import FAMILIES
 from yarn_tune.models.loading import config_json
 from yarn_tune.models.query_layout import site_of
 from yarn_tune.recipe.loading import parse_recipe
-from yarn_tune.serving.gguf import ARCHITECTURES, BY_FLAGS
 from yarn_tune.serving.selection import Target, settle
 from yarn_tune.serving.stacks import DEFAULT
 from yarn_tune.tunable.query_gains import gains_for

@@ -20,7 +20,7 @@ from conftest import (
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from yarn_tune.errors import UserError
-from yarn_tune.export import export
+from yarn_tune.export.checkpoint import export
 from yarn_tune.models.families import rope_facts
 from yarn_tune.models.query_layout import Site, scaled, site_of
 from yarn_tune.plan import plan

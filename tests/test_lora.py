@@ -7,10 +7,10 @@ import torch
 from conftest import NATIVE, VOCABULARY, recipe_tree, save_tiny, tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from yarn_tune.card import write_card
 from yarn_tune.errors import UserError
 from yarn_tune.evaluation.compare import compare
-from yarn_tune.export import export
+from yarn_tune.export.checkpoint import export
+from yarn_tune.export.model_card import write_card
 from yarn_tune.models.families import rope_facts
 from yarn_tune.recipe.loading import RecipeError, parse_recipe
 from yarn_tune.recipe.schema import Lora, Rope

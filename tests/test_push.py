@@ -14,11 +14,11 @@ import pytest
 import yaml
 from conftest import finished_run, recipe_tree, save_tiny
 from safetensors.torch import load_file
-from yarn_tune.card import write_card
 from yarn_tune.cli import main
 from yarn_tune.errors import CheckFailed, UserError
-from yarn_tune.export import export
-from yarn_tune.push import prepare_upload
+from yarn_tune.export.checkpoint import export
+from yarn_tune.export.hub import prepare_upload
+from yarn_tune.export.model_card import write_card
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.runs.folder import Run
 from yarn_tune.training.loop import train

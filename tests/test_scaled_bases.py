@@ -14,7 +14,7 @@ from yarn_tune.data.heldout import heldout_excerpts
 from yarn_tune.errors import UserError
 from yarn_tune.evaluation.compare import compare, methods
 from yarn_tune.evaluation.methods import Meter
-from yarn_tune.export import export
+from yarn_tune.export.checkpoint import export
 from yarn_tune.models.families import rope_facts
 from yarn_tune.models.loading import load_tokenizer, rotary_site
 from yarn_tune.recipe.loading import parse_recipe

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .card import write_card
 from .errors import UserError
 from .evaluation import Comparison, compare, named_rows
-from .export import export
+from .export import export, write_card
 from .plan import Plan, plan
 from .recipe import load_recipe, parse_recipe
 from .runs import Run, latest_state

@@ -93,10 +93,8 @@ def compare_command(options: argparse.Namespace) -> Result:
 def export_command(options: argparse.Namespace) -> Result:
     """Write the checkpoint to serve."""
     from .adapter import adapter_recipe, is_adapter
-    from .card import write_card
-    from .export import export
+    from .export import difference_text, export, write_card
     from .runs import Run
-    from .serving.page import difference_text
 
     if options.stacks:
         options.overrides.append(f"export.stacks=[{options.stacks}]")
@@ -126,7 +124,7 @@ def _write_gguf(export: Path, fidelity: dict[str, Any], options: argparse.Namesp
     """The export as a GGUF; what is folded into its weights is not multiplied once more."""
     import torch
 
-    from .serving.gguf import convert
+    from .export import convert
 
     return convert(
         export,
@@ -208,7 +206,7 @@ def recipes_command(options: argparse.Namespace) -> Result:
 
 def push_command(options: argparse.Namespace) -> Result:
     """Say what would be uploaded; upload it if told to."""
-    from .push import prepare_upload, upload
+    from .export import prepare_upload, upload
 
     made = prepare_upload(Path(options.source), options.repo, options.base, options.adapter)
     value = {"repo": made.repo, "what": made.what, "files": made.sizes(), "commit": None}

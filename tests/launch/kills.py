@@ -22,7 +22,7 @@ from pathlib import Path
 
 import deepspeed  # noqa: F401  (what a training imports must be here before the first fork)
 from accelerate import Accelerator  # noqa: F401
-from yarn_tune.export import export
+from yarn_tune.export.checkpoint import export
 from yarn_tune.recipe.loading import load_recipe
 from yarn_tune.recipe.schema import Recipe
 from yarn_tune.runs.checkpoint import latest_state

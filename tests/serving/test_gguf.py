@@ -19,11 +19,11 @@ import torch
 from conftest import finished_run, save_tiny, tiny_model
 from transformers import AutoModelForCausalLM
 from yarn_tune.errors import CheckFailed, UserError
-from yarn_tune.export import export
+from yarn_tune.export import gguf as ours
+from yarn_tune.export.checkpoint import export
+from yarn_tune.export.gguf import ARCHITECTURES, BY_FLAGS, convert, find_converter, served_by_llama_cpp
 from yarn_tune.rope import default_inv_freq, longrope_inv_freq, yarn_attention_factor, yarn_inv_freq
 from yarn_tune.runs.learned import learned_of
-from yarn_tune.serving import gguf as ours
-from yarn_tune.serving.gguf import ARCHITECTURES, BY_FLAGS, convert, find_converter, served_by_llama_cpp
 
 gguf = pytest.importorskip("gguf")
 

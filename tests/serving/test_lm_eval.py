@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import finished_run
 from yarn_tune.cli import main
-from yarn_tune.export import export
+from yarn_tune.export.checkpoint import export
 from yarn_tune.serving.vllm import QUIET
 
 DEMO = Path(__file__).parents[2] / "data" / "tiny-base"

@@ -8,7 +8,7 @@ from conftest import finished_run, save_tiny
 from transformers import AutoModelForCausalLM
 from yarn_tune.cli import main
 from yarn_tune.errors import UserError
-from yarn_tune.export import export
+from yarn_tune.export.checkpoint import export
 from yarn_tune.serving.stacks import DEFAULT, STACKS
 from yarn_tune.serving.verify import verify
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from .errors import CheckFailed
-from .models import CHUNK, hidden_states, load_model, load_tokenizer, logit_transform, to_device
-from .recipe import Recipe
-from .serving import EXTRA_KEYS, Served
-from .tunable import Learned, attach_fixed, detach, fold_parameters, with_lora
+from ..errors import CheckFailed
+from ..models import CHUNK, hidden_states, load_model, load_tokenizer, logit_transform, to_device
+from ..recipe import Recipe
+from ..serving import EXTRA_KEYS, Served
+from ..tunable import Learned, attach_fixed, detach, fold_parameters, with_lora
 
 SHORT = 1024
 """Tokens that the fold is compared on in float64, whose attention takes memory for every pair of them."""

@@ -13,15 +13,15 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from .errors import UserError
+from ..errors import UserError
+from ..files import put_in_place, write_json
+from ..models import is_hub_id
+from ..recipe import Recipe
+from ..runs import Run, learned_of
+from ..serving import Served, Target, serve
+from ..tunable import Folded, Learned, fold_checkpoint, merge_checkpoint
 from .fidelity import compare_with_memory
-from .files import put_in_place, write_json
-from .models import is_hub_id
-from .recipe import Recipe
-from .runs import Run, learned_of
-from .serving import Served, Target, serve
-from .serving.page import serving_page
-from .tunable import Folded, Learned, fold_checkpoint, merge_checkpoint
+from .serving_page import serving_page
 
 COPIED = (
     "*.safetensors",

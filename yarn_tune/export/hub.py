@@ -14,12 +14,12 @@ from huggingface_hub import CommitOperationAdd, HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
-from .adapter import BESIDE, CONFIG, WEIGHTS, is_adapter
-from .card import licence_from
-from .errors import CheckFailed, UserError
-from .export import CARD
-from .models import is_hub_id
-from .serving import verify
+from ..adapter import BESIDE, CONFIG, WEIGHTS, is_adapter
+from ..errors import CheckFailed, UserError
+from ..models import is_hub_id
+from ..serving import verify
+from .checkpoint import CARD
+from .model_card import licence_from
 
 TEXTS = (".md", ".json", ".yaml")
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from ..models import FULL, layout_of
+from ..serving.encodings import Served
+from ..serving.selection import Target, unserved
+from ..serving.stacks import STACKS
 from ..tunable import Folded, Learned
-from .encodings import Served
-from .selection import Target, unserved
-from .stacks import STACKS
 
 COMMANDS = {
     "transformers": "python -c \"from transformers import pipeline; pipeline('text-generation', 'EXPORT')\"",

@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
-from .evaluation import of_json, table
-from .export import base_folder
-from .recipe import Recipe
-from .runs import Run, taught
+from ..evaluation import of_json, table
+from ..recipe import Recipe
+from ..runs import Run, taught
+from .checkpoint import base_folder
 
 
 def write_card(run: Run, export: Path) -> Path:

@@ -26,8 +26,8 @@ from torch import Tensor
 from ..errors import CheckFailed, UserError
 from ..models import config_json, layout_of
 from ..rope import default_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
-from .rules import v5_sections
-from .selection import FREQUENCY_TOLERANCE, MULTIPLIER_TOLERANCE, frequency_error
+from ..serving.rules import v5_sections
+from ..serving.selection import FREQUENCY_TOLERANCE, MULTIPLIER_TOLERANCE, frequency_error
 
 try:
     import gguf
