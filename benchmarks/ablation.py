@@ -13,9 +13,9 @@ import json
 import statistics
 from pathlib import Path
 
-from yarn_tune.cost import estimate_cost
 from yarn_tune.evaluation import Comparison, compare, named_rows
 from yarn_tune.models import load_config
+from yarn_tune.planning import estimate_cost
 from yarn_tune.recipe import load_recipe
 from yarn_tune.runs import Run
 from yarn_tune.training import train

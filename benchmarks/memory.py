@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from yarn_tune.cost import step_memory
 from yarn_tune.distributed import checkpoint_layers, tile_mlps
 from yarn_tune.models import rope_facts, to_device
+from yarn_tune.planning import step_memory
 from yarn_tune.recipe import Recipe, Rope, parse_recipe
 from yarn_tune.training import Lesson, Objective
 from yarn_tune.tunable import Start, attach, gains_for, lora_size

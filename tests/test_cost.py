@@ -8,8 +8,8 @@ import pytest
 from conftest import tiny_model
 from published import published
 from transformers import LlamaConfig
-from yarn_tune.cost import RESERVE, estimate_cost, largest_rows, step_memory, weight_memory
 from yarn_tune.models.loading import GIB
+from yarn_tune.planning.cost import RESERVE, estimate_cost, largest_rows, step_memory, weight_memory
 from yarn_tune.recipe.loading import parse_recipe
 
 ROOT = Path(__file__).parents[1]

@@ -23,7 +23,7 @@ from yarn_tune.errors import UserError
 from yarn_tune.export.checkpoint import export
 from yarn_tune.models.families import rope_facts
 from yarn_tune.models.query_layout import Site, scaled, site_of
-from yarn_tune.plan import plan
+from yarn_tune.planning.plan import plan
 from yarn_tune.recipe.loading import RecipeError, parse_recipe
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.rope import yarn_attention_factor, yarn_inv_freq

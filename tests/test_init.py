@@ -7,7 +7,7 @@ from conftest import FAMILY_SIZES, NATIVE, YARN_ALONE, recipe_tree, save_tiny
 from published import published
 from yarn_tune.cli import main
 from yarn_tune.errors import UserError
-from yarn_tune.init import propose
+from yarn_tune.planning.starter import propose
 from yarn_tune.recipe.loading import load_recipe
 
 NORMED = ("exaone4", "gemma3_text", "olmo2", "olmo3", "persimmon", "qwen3", "qwen3_moe", "qwen3_next")

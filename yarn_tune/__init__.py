@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .adapter import YarnTuneConfig
     from .api import Tuning
     from .errors import CheckFailed, Interrupted, UserError
-    from .init import propose
+    from .planning import propose
     from .serving import verify
 
 _PLACES = {

@@ -7,7 +7,7 @@ from typing import Any
 from .errors import UserError
 from .evaluation import Comparison, compare, named_rows
 from .export import export, write_card
-from .plan import Plan, plan
+from .planning import Plan, plan
 from .recipe import load_recipe, parse_recipe
 from .runs import Run, latest_state
 from .serving import Verification, verify

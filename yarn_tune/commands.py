@@ -29,7 +29,7 @@ def _open(options: argparse.Namespace) -> "Tuning":
 def init_command(options: argparse.Namespace) -> Result:
     """Write a first recipe."""
     from .files import write_atomically
-    from .init import propose
+    from .planning import propose
 
     made = propose(
         options.model,

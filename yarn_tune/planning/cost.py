@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from .models import CHUNK, GIB, has_sliding_layers, head_dim_of, rope_facts
-from .recipe import Recipe
-from .training import Lesson, windows
-from .tunable import NO_LORA, LoraSize
+from ..models import CHUNK, GIB, has_sliding_layers, head_dim_of, rope_facts
+from ..recipe import Recipe
+from ..training import Lesson, windows
+from ..tunable import NO_LORA, LoraSize
 
 BACK = 2.5
 """Operations of attention's backward pass, in those of its forward."""

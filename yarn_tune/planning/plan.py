@@ -5,14 +5,14 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
+from ..data import HUB, Coverage, RowSet, build_rows, check_heldout, missing_files, pack_long, place_contiguous
+from ..errors import UserError
+from ..models import GIB, is_hub_id, load_config, load_tokenizer
+from ..recipe import YARN, Recipe
+from ..runs import earlier_of
+from ..serving import Target, settle
+from ..tunable import Start, TunableRotary, at_start, lora_size
 from .cost import Cost, estimate_cost, largest_rows
-from .data import HUB, Coverage, RowSet, build_rows, check_heldout, missing_files, pack_long, place_contiguous
-from .errors import UserError
-from .models import GIB, is_hub_id, load_config, load_tokenizer
-from .recipe import YARN, Recipe
-from .runs import earlier_of
-from .serving import Target, settle
-from .tunable import Start, TunableRotary, at_start, lora_size
 
 
 @dataclass(frozen=True)

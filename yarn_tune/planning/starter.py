@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
+from ..errors import UserError
+from ..models import load_config, rope_facts
+from ..recipe import Recipe, parse_recipe
+from ..serving import Target, settle
+from ..tunable import at_start
 from .cost import Cost, estimate_cost
-from .errors import UserError
-from .models import load_config, rope_facts
-from .recipe import Recipe, parse_recipe
-from .serving import Target, settle
-from .tunable import at_start
 
 LEARN = ("frequency", "scale")
 TEMPERATURE = ("phase", "spectral", "layer", "global")
