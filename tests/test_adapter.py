@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from yarn_tune.adapter.config import extended
 from yarn_tune.adapter.files import adapter_recipe, write_adapter
 from yarn_tune.adapter.model import YarnTuneConfig, YarnTuneLayer, place_of
-from yarn_tune.cli import main
+from yarn_tune.cli.main import main
 from yarn_tune.errors import UserError
 from yarn_tune.export.checkpoint import export
 from yarn_tune.export.hub import prepare_upload

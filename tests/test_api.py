@@ -9,7 +9,7 @@ import pytest
 import yaml
 import yarn_tune
 from conftest import recipe_tree, save_tiny
-from yarn_tune.cli import main
+from yarn_tune.cli.main import main
 
 
 def test_the_names():

@@ -13,7 +13,7 @@ import torch
 import yaml
 from conftest import NATIVE, recipe_tree, save_tiny, tiny_config, tiny_tokenizer, write_documents
 from transformers import AutoModelForCausalLM
-from yarn_tune.cli import main
+from yarn_tune.cli.main import main
 
 GOOD_COMMANDS = ("plan", "train", "compare", "export", "run", "eval", "verify", "retrieve", "lm-eval")
 
@@ -276,7 +276,7 @@ def test_what_libraries_print_stays_off_stdout(capsys, monkeypatch):
         print("a library speaks")
         return "text", {"value": 1}
 
-    monkeypatch.setattr("yarn_tune.commands.plan_command", command)
+    monkeypatch.setattr("yarn_tune.cli.run_commands.plan_command", command)
     assert main(["plan", "recipe.yaml", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == {"value": 1}

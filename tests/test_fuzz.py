@@ -17,7 +17,7 @@ from conftest import finished_run, recipe_tree, save_tiny, write_documents
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from yarn_tune.cli import main
+from yarn_tune.cli.main import main
 from yarn_tune.errors import UserError
 from yarn_tune.recipe.loading import RecipeError, parse_recipe
 from yarn_tune.recipe.schema import Recipe

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import FAMILY_SIZES, NATIVE, YARN_ALONE, recipe_tree, save_tiny
 from published import published
-from yarn_tune.cli import main
+from yarn_tune.cli.main import main
 from yarn_tune.errors import UserError
 from yarn_tune.planning.starter import propose
 from yarn_tune.recipe.loading import load_recipe

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import finished_run, recipe_tree, save_tiny
 from safetensors.torch import load_file
-from yarn_tune.cli import main
+from yarn_tune.cli.main import main
 from yarn_tune.errors import CheckFailed, UserError
 from yarn_tune.export.checkpoint import export
 from yarn_tune.export.hub import prepare_upload

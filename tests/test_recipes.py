@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import NATIVE, save_tiny, write_documents
 from published import PUBLISHED, published
-from yarn_tune.cli import main
+from yarn_tune.cli.main import main
 from yarn_tune.planning.cost import RESERVE, estimate_cost
 from yarn_tune.recipe.loading import load_recipe
 from yarn_tune.recipe.schema import YARN

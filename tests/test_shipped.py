@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from yarn_tune.cli import main
+from yarn_tune.cli.main import main
 from yarn_tune.errors import UserError
 from yarn_tune.recipe.bundled import copy_recipe, home, shipped_recipes
 

@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from yarn_tune.adapter.model import YarnTuneConfig
-from yarn_tune.cli import main
+from yarn_tune.cli.main import main
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import hf_trainer

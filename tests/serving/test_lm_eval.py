@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import finished_run
-from yarn_tune.cli import main
+from yarn_tune.cli.main import main
 from yarn_tune.export.checkpoint import export
 from yarn_tune.serving.vllm import QUIET
 

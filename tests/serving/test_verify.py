@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import finished_run, save_tiny
 from transformers import AutoModelForCausalLM
-from yarn_tune.cli import main
+from yarn_tune.cli.main import main
 from yarn_tune.errors import UserError
 from yarn_tune.export.checkpoint import export
 from yarn_tune.serving.stacks import DEFAULT, STACKS

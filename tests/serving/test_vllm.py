@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import YARN_ALONE, finished_run, save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from yarn_tune.cli import main
+from yarn_tune.cli.main import main
 from yarn_tune.export.checkpoint import export
 from yarn_tune.models.loading import config_json
 from yarn_tune.serving.vllm import QUIET, Job, agreement, ask_vllm, random_prompts, transformers_logprobs, vllm_logprobs

@@ -12,24 +12,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UserError
-from .measuring import Result, numbers_of
+from ..errors import UserError
+from .eval_commands import Result, numbers_of
 
 if TYPE_CHECKING:
-    from .api import Tuning
+    from ..api import Tuning
 
 
 def _open(options: argparse.Namespace) -> "Tuning":
     """The run a command is about: from a run folder, or `runs/<name>` of a recipe."""
-    from .api import Tuning
+    from ..api import Tuning
 
     return Tuning(options.recipe, options.overrides)
 
 
 def init_command(options: argparse.Namespace) -> Result:
     """Write a first recipe."""
-    from .files import write_atomically
-    from .planning import propose
+    from ..files import write_atomically
+    from ..planning import propose
 
     made = propose(
         options.model,
@@ -73,7 +73,7 @@ def train_command(options: argparse.Namespace) -> Result:
 
 def compare_command(options: argparse.Namespace) -> Result:
     """Measure every method."""
-    from .evaluation import as_json, check_factors, sweep, sweep_table, table
+    from ..evaluation import as_json, check_factors, sweep, sweep_table, table
 
     options.overrides = [word for word in options.others if "=" in word]
     others = [Path(word) for word in options.others if "=" not in word]
@@ -92,9 +92,9 @@ def compare_command(options: argparse.Namespace) -> Result:
 
 def export_command(options: argparse.Namespace) -> Result:
     """Write the checkpoint to serve."""
-    from .adapter import adapter_recipe, is_adapter
-    from .export import difference_text, export, write_card
-    from .runs import Run
+    from ..adapter import adapter_recipe, is_adapter
+    from ..export import difference_text, export, write_card
+    from ..runs import Run
 
     if options.stacks:
         options.overrides.append(f"export.stacks=[{options.stacks}]")
@@ -124,7 +124,7 @@ def _write_gguf(export: Path, fidelity: dict[str, Any], options: argparse.Namesp
     """The export as a GGUF; what is folded into its weights is not multiplied once more."""
     import torch
 
-    from .export import convert
+    from ..export import convert
 
     return convert(
         export,
@@ -138,7 +138,7 @@ def _write_gguf(export: Path, fidelity: dict[str, Any], options: argparse.Namesp
 
 def verify_command(options: argparse.Namespace) -> Result:
     """What each stack will serve; exit code 3 on a mismatch."""
-    from .serving import TOLERANCE, ask_vllm, verify
+    from ..serving import TOLERANCE, ask_vllm, verify
 
     made = verify(options.checkpoint, options.stacks.split(",") if options.stacks else None)
     text, passed, value = made.text(), made.passed, asdict(made) | {"passed": made.passed}
@@ -162,8 +162,8 @@ def _serve_line(path: Path) -> str:
 
 def run_command(options: argparse.Namespace) -> Result:
     """Train, compare, export, verify and report."""
-    from .evaluation import as_json, compare, named_rows, table, write_report
-    from .tunable import Start
+    from ..evaluation import as_json, compare, named_rows, table, write_report
+    from ..tunable import Start
 
     tuning = _open(options)
     run = tuning.run
@@ -194,7 +194,7 @@ def run_command(options: argparse.Namespace) -> Result:
 
 def recipes_command(options: argparse.Namespace) -> Result:
     """List the recipes that come with the package, or copy one here with its files."""
-    from .recipe import copy_recipe, shipped_recipes
+    from ..recipe import copy_recipe, shipped_recipes
 
     if options.copy is None:
         found = shipped_recipes()
@@ -206,7 +206,7 @@ def recipes_command(options: argparse.Namespace) -> Result:
 
 def push_command(options: argparse.Namespace) -> Result:
     """Say what would be uploaded; upload it if told to."""
-    from .export import prepare_upload, upload
+    from ..export import prepare_upload, upload
 
     made = prepare_upload(Path(options.source), options.repo, options.base, options.adapter)
     value = {"repo": made.repo, "what": made.what, "files": made.sizes(), "commit": None}

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UserError
+from ..errors import UserError
 
 if TYPE_CHECKING:
-    from .recipe import Recipe
+    from ..recipe import Recipe
 
 Result = tuple[str, dict[str, Any]]
 """What a command prints: text for people, and the object for `--json`. A false `passed` in it is exit code 3."""
@@ -33,7 +33,7 @@ def numbers_of(place: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
 
 def _documents(options: argparse.Namespace, length: int) -> "Recipe":
     """A recipe that names the checkpoint and the documents of a command, for the functions that read one."""
-    from .recipe import parse_recipe
+    from ..recipe import parse_recipe
 
     tree = {
         "name": "command",
@@ -46,9 +46,9 @@ def _documents(options: argparse.Namespace, length: int) -> "Recipe":
 
 def eval_command(options: argparse.Namespace) -> Result:
     """NLL of a checkpoint by position."""
-    from .data import heldout_excerpts
-    from .evaluation import Nats, bucket_edges, by_position, full_nats, slid_nats
-    from .models import bos_of, load_model, load_tokenizer, to_device
+    from ..data import heldout_excerpts
+    from ..evaluation import Nats, bucket_edges, by_position, full_nats, slid_nats
+    from ..models import bos_of, load_model, load_tokenizer, to_device
 
     window, stride = _windows(options)
     recipe = _documents(options, options.length)
@@ -97,9 +97,9 @@ def retrieve_command(options: argparse.Namespace) -> Result:
     """Ask for numbers hidden in documents."""
     from functools import partial
 
-    from .data import WORDINGS, heldout_tokens
-    from .evaluation import heat_map, retrieve, score_server, score_transformers, table
-    from .models import load_model, load_tokenizer, to_device
+    from ..data import WORDINGS, heldout_tokens
+    from ..evaluation import heat_map, retrieve, score_server, score_transformers, table
+    from ..models import load_model, load_tokenizer, to_device
 
     lengths = numbers_of("--lengths", options.lengths, int)
     depths = numbers_of("--depths", options.depths, float)
@@ -121,7 +121,7 @@ def retrieve_command(options: argparse.Namespace) -> Result:
 
 def lm_eval_command(options: argparse.Namespace) -> Result:
     """Print the commands for lm-evaluation-harness."""
-    from .models import config_json
+    from ..models import config_json
 
     window = config_json(options.checkpoint).get("max_position_embeddings")
     if window is None:

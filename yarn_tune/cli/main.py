@@ -11,9 +11,10 @@ import json
 import sys
 from collections.abc import Callable
 
-from . import commands, measuring
-from .errors import CheckFailed, Interrupted, UserError
-from .measuring import Result
+from ..errors import CheckFailed, Interrupted, UserError
+from . import eval_commands as measuring
+from . import run_commands as commands
+from .eval_commands import Result
 
 
 def main(arguments: list[str] | None = None) -> int:
