@@ -22,7 +22,7 @@ from yarn_tune.distributed import checkpoint_layers, tile_mlps
 from yarn_tune.models import rope_facts, to_device
 from yarn_tune.planning import step_memory
 from yarn_tune.recipe import Recipe, Rope, parse_recipe
-from yarn_tune.training import Lesson, Objective
+from yarn_tune.training import Objective, ObjectiveConfig
 from yarn_tune.tunable import Start, attach, gains_for, lora_size
 
 WAYS: dict[str, list[str]] = {
@@ -113,7 +113,7 @@ def cell(recipe: Recipe) -> float:
         model.train()
     if recipe.train.tiled_mlp is not None:
         tile_mlps(model, recipe.train.tiled_mlp)
-    objective = Objective(model, rotary, Lesson())
+    objective = Objective(model, rotary, ObjectiveConfig())
 
     def step(length: int) -> None:
         ids = torch.randint(1, 4096, (1, length + 1), generator=torch.Generator().manual_seed(0)).to(model.device)

@@ -18,7 +18,7 @@ from longrope_search import improvements, offsets_of, searched
 from safetensors.torch import load_file
 from yarn_tune.evaluation import compare
 from yarn_tune.recipe import load_recipe
-from yarn_tune.runs import Run, Tuned
+from yarn_tune.runs import Run, TunedRow
 from yarn_tune.training import train
 from yarn_tune.tunable import Start, TunableRotary
 
@@ -82,7 +82,7 @@ def measured(run: Run, begin: Start, points: dict) -> list[dict[str, float]]:
         rotary = TunableRotary(torch.nn.Identity(), begin, "frequency")
         if "yarn" not in numbers:
             rotary.load_numbers(numbers)
-        tuned[f"tuned-{tokens}"] = Tuned(rotary.learned(), tokens, 0.0)
+        tuned[f"tuned-{tokens}"] = TunedRow(rotary.learned(), tokens, 0.0)
     found = compare(run, tuned, only=list(tuned))
     longest = max(found.rows[0].nll)
     return [{"tokens": row.tokens_spent, "nll": row.nll[longest], "short_nll": row.short_nll} for row in found.rows]

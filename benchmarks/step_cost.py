@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from yarn_tune.distributed import checkpoint_layers
 from yarn_tune.models import hidden_states, load_model, rope_facts, to_device
 from yarn_tune.recipe import Rope
-from yarn_tune.training import Lesson, Objective
+from yarn_tune.training import Objective, ObjectiveConfig
 from yarn_tune.tunable import Start, attach, gains_for
 
 WAYS = ("prefill", "forward", "backprop", "checkpointing", "attention kept")
@@ -60,7 +60,7 @@ def cell(model_name: str, dtype: str, way: str, tokens: int) -> dict[str, float]
     if way in ("checkpointing", "attention kept"):
         checkpoint_layers(model, way == "attention kept")
         model.train()
-    objective = Objective(model, rotary, Lesson())
+    objective = Objective(model, rotary, ObjectiveConfig())
     ids = torch.randint(1, model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
     ids = ids.to(model.device)
     positions = torch.arange(tokens, device=model.device)[None]

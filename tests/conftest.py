@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from yarn_tune.models.families import INTERLEAVED, RELEASE, SINCE
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.runs.folder import Run, claim_folder
-from yarn_tune.serving.selection import Target, settle
+from yarn_tune.serving.selection import Target, make_representable
 from yarn_tune.tunable.rotary import at_start
 
 if find_spec("deepspeed"):
@@ -182,7 +182,7 @@ def finished_run(
     numbers |= {name: torch.full_like(numbers[name], value) for name, value in offsets.items()}
     rotary.load_numbers(numbers)
     if learn != "frequency":
-        settled = settle(rotary.learned(), Target.of_recipe(recipe))
+        settled = make_representable(rotary.learned(), Target.of_recipe(recipe))
         if settled.scale is not None:
             rotary.set_scale(settled.scale)
     save_file(rotary.numbers(), run.numbers_path)

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 from conftest import finished_run
-from yarn_tune.evaluation.compare import compare, named_rows
+from yarn_tune.evaluation.comparison import compare, named_rows
 from yarn_tune.export.checkpoint import export
 from yarn_tune.export.model_card import licence_of, write_card
 

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 from yarn_tune.data import heldout
 from yarn_tune.data.heldout import heldout_excerpts
 from yarn_tune.errors import UserError
-from yarn_tune.evaluation import recall
-from yarn_tune.evaluation.compare import compare, named_rows
+from yarn_tune.evaluation import retrieve_methods
+from yarn_tune.evaluation.comparison import compare, named_rows
 from yarn_tune.evaluation.perplexity import full_nats
 from yarn_tune.evaluation.results import SEARCH_FREE, Comparison, Row, key_tokens, table
 from yarn_tune.models import loading as models
@@ -24,7 +24,7 @@ from yarn_tune.models.loading import load_tokenizer
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Recipe, Retrieve
 from yarn_tune.runs.folder import Run
-from yarn_tune.runs.learned import tuned_of
+from yarn_tune.runs.learned import tuned_row
 from yarn_tune.training.loop import train
 
 
@@ -34,7 +34,7 @@ def finished(tmp_path_factory):
     base = save_tiny(folder / "base")
     run = Run(parse_recipe(recipe_tree(base, folder), []), folder / "run")
     train(run)
-    return run, compare(run, {"tuned": tuned_of(run)})
+    return run, compare(run, {"tuned": tuned_row(run)})
 
 
 def test_methods_and_figures(finished):
@@ -89,10 +89,10 @@ def test_the_slid_window_inside_the_native_one_is_the_base(finished):
 def test_what_was_measured_is_not_measured_again(finished, monkeypatch):
     run, comparison = finished
     monkeypatch.setattr("yarn_tune.evaluation.methods.load_model", None)
-    assert compare(run, {"tuned": tuned_of(run)}) == comparison
+    assert compare(run, {"tuned": tuned_row(run)}) == comparison
     longer = Run(parse_recipe(run.recipe.to_dict(), ["eval.lengths=[200]"]), run.folder)
     with pytest.raises(TypeError):
-        compare(longer, {"tuned": tuned_of(run)})
+        compare(longer, {"tuned": tuned_row(run)})
 
 
 def test_lengths_are_the_native_window_doubled_up_to_the_window():
@@ -106,11 +106,11 @@ def test_lengths_are_the_native_window_doubled_up_to_the_window():
 def test_half_a_comparison_leaves_no_file(finished, tmp_path, monkeypatch):
     """An export's card reads compare.json, and counts on every method."""
     run, comparison = finished
-    tuned, other = {"tuned": tuned_of(run)}, Run(run.recipe, tmp_path)
+    tuned, other = {"tuned": tuned_row(run)}, Run(run.recipe, tmp_path)
     shutil.copytree(run.folder / "nats", tmp_path / "nats")
     assert compare(other, tuned, only=["none", "tuned"]).rows == [comparison.row("none"), comparison.row("tuned")]
     assert not (tmp_path / "compare.json").exists()
-    monkeypatch.setattr("yarn_tune.evaluation.compare.ntk_inv_freq", lambda *numbers: 1 / 0)
+    monkeypatch.setattr("yarn_tune.evaluation.comparison.ntk_inv_freq", lambda *numbers: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         compare(other, tuned)
     assert not (tmp_path / "compare.json").exists()
@@ -123,7 +123,7 @@ def test_a_torn_measurement_is_made_again(finished):
     run, comparison = finished
     for path in (run.folder / "nats").iterdir():
         path.write_bytes(path.read_bytes()[:50])
-    again = compare(run, {"tuned": tuned_of(run)})
+    again = compare(run, {"tuned": tuned_row(run)})
     assert [replace(row, seconds=0) for row in again.rows] == [replace(row, seconds=0) for row in comparison.rows]
 
 
@@ -132,11 +132,11 @@ def test_needles_are_asked_of_the_model_that_was_measured(tmp_path, monkeypatch)
     base = save_tiny(tmp_path / "base")
     recipe = parse_recipe(recipe_tree(base, tmp_path), ["eval.retrieval={per_cell: 1, depths: [0.5]}"])
     run, loaded, asked = Run(recipe, tmp_path / "run"), [], []
-    load, score = models.AutoModelForCausalLM.from_pretrained, recall.score_transformers
+    load, score = models.AutoModelForCausalLM.from_pretrained, retrieve_methods.score_transformers
     monkeypatch.setattr(
         models.AutoModelForCausalLM, "from_pretrained", lambda *a, **k: loaded.append(1) or load(*a, **k)
     )
-    monkeypatch.setattr(recall, "score_transformers", lambda *a: asked.append(1) or score(*a))
+    monkeypatch.setattr(retrieve_methods, "score_transformers", lambda *a: asked.append(1) or score(*a))
     first = compare(run, {}, only=["none", "yarn"])
     assert (len(loaded), len(asked)) == (1, 2 * 3)
     assert compare(run, {}, only=["none", "yarn"]) == first

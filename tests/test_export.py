@@ -75,7 +75,7 @@ def test_weights_are_the_bases_byte_for_byte(tmp_path):
 def test_an_export_without_the_learned_values_is_caught(tmp_path, monkeypatch):
     """Whatever key is lost on the way, the reload comparison fails and nothing is left behind."""
     run = finished_run(tmp_path, "ramp")
-    original = profiles.serve
+    original = profiles.choose_encoding
     for key in ("attention_factor", "beta_fast", "factor"):
 
         def lossy(learned, target, key=key):
@@ -86,7 +86,7 @@ def test_an_export_without_the_learned_values_is_caught(tmp_path, monkeypatch):
                 served.rope_parameters[key] *= 1.1
             return served
 
-        monkeypatch.setattr("yarn_tune.export.checkpoint.serve", lossy)
+        monkeypatch.setattr("yarn_tune.export.checkpoint.choose_encoding", lossy)
         with pytest.raises(CheckFailed, match="no checkpoint was written|warns"):
             export(run)
         assert not list(run.folder.glob("*export*"))
@@ -95,14 +95,14 @@ def test_an_export_without_the_learned_values_is_caught(tmp_path, monkeypatch):
 @pytest.mark.rope_warnings
 def test_a_rope_warning_of_transformers_is_fatal(tmp_path, monkeypatch):
     run = finished_run(tmp_path, "scale")
-    original = profiles.serve
+    original = profiles.choose_encoding
 
     def odd(learned, target):
         served = original(learned, target)
         served.rope_parameters["speed"] = 3
         return served
 
-    monkeypatch.setattr("yarn_tune.export.checkpoint.serve", odd)
+    monkeypatch.setattr("yarn_tune.export.checkpoint.choose_encoding", odd)
     with pytest.raises(CheckFailed, match="warns about the exported rope section"):
         export(run)
 

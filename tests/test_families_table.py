@@ -13,9 +13,9 @@ from yarn_tune.errors import UserError
 from yarn_tune.export.gguf import ARCHITECTURES, BY_FLAGS
 from yarn_tune.models.families import FAMILIES
 from yarn_tune.models.loading import config_json
-from yarn_tune.models.query_layout import site_of
+from yarn_tune.models.query_layout import query_site
 from yarn_tune.recipe.loading import parse_recipe
-from yarn_tune.serving.selection import Target, settle
+from yarn_tune.serving.selection import Target, make_representable
 from yarn_tune.serving.stacks import DEFAULT
 from yarn_tune.tunable.query_gains import gains_for
 from yarn_tune.tunable.rotary import at_start
@@ -52,11 +52,11 @@ def row(family: str, folder: Path) -> str:
         recipe = parse_recipe(recipe_tree(base, folder), [f"rope.learn={learn}"])
         rotary = at_start(recipe)
         rotary.load_numbers({name: numbers + 0.07 for name, numbers in rotary.numbers().items()})  # off the start
-        return lambda: settle(rotary.learned(), Target.of_recipe(recipe))
+        return lambda: make_representable(rotary.learned(), Target.of_recipe(recipe))
 
     learns = [learn for learn in ("scale", "ramp", "frequency") if allowed(settles(learn))]
     rungs = [r for r in ("layer", "head", "spectral", "phase") if allowed(lambda r=r: gains_for(config, r))]
-    place = "norm of the queries" if site_of(config).normed else "query rows and bias"
+    place = "norm of the queries" if query_site(config).normed else "query rows and bias"
     target = Target.of(config)
     served = "all" if target.stacks == DEFAULT else ", ".join(target.stacks)
     gguf = "GGUF" if family in ARCHITECTURES else "flags (scale)" if family in BY_FLAGS else "no"
@@ -83,5 +83,5 @@ def test_families_said_to_run_in_vllm_are():
 @pytest.mark.parametrize("family", FAMILY_SIZES)
 def test_every_family_folds_somewhere(family, tmp_path):
     base = save_tiny(tmp_path / "base", family)
-    assert site_of(config_json(str(base))).groups in (1, 4)
+    assert query_site(config_json(str(base))).groups in (1, 4)
     assert config_json(str(base))["max_position_embeddings"] == NATIVE

@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM
 from yarn_tune.errors import UserError
 from yarn_tune.export.checkpoint import export
 from yarn_tune.models.families import rope_facts
-from yarn_tune.models.query_layout import Site, scaled, site_of
-from yarn_tune.planning.plan import plan
+from yarn_tune.models.query_layout import QuerySite, query_site, scaled
+from yarn_tune.planning.run_plan import plan
 from yarn_tune.recipe.loading import RecipeError, parse_recipe
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.rope import yarn_attention_factor, yarn_inv_freq
@@ -31,7 +31,7 @@ from yarn_tune.runs.folder import Run
 from yarn_tune.training.loop import train
 from yarn_tune.tunable.parameters import Start
 from yarn_tune.tunable.query_gains import gains_for
-from yarn_tune.tunable.rotary import attach, attach_fixed, detach, untouched
+from yarn_tune.tunable.rotary import attach, attach_fixed, base_model_active, detach
 
 SHARED = ("exaone4", "gemma3_text", "persimmon", "qwen3", "qwen3_moe", "qwen3_next")  # one norm of the queries
 NORMED = (*SHARED, "olmo2", "olmo3")
@@ -108,7 +108,7 @@ def test_the_export_computes_what_was_learned(tmp_path, family, rung):
 def test_a_complex_gain_commutes_with_the_rotation(interleaved):
     """Scaling before RoPE is scaling after it, and the logit gets |c| and a shift of its angle; in float64."""
     config = tiny_config("cohere" if interleaved else "llama")
-    site = site_of(config.to_dict())
+    site = query_site(config.to_dict())
     generator = torch.Generator().manual_seed(0)
     heads, dim = site.rows.shape
     gains = torch.polar(
@@ -127,7 +127,7 @@ def test_a_complex_gain_commutes_with_the_rotation(interleaved):
 
 
 def test_a_pass_through_dimension_keeps_its_gain():
-    site = site_of(tiny_config("gpt_neox", rotary_pct=0.25, hidden_size=128).to_dict())
+    site = query_site(tiny_config("gpt_neox", rotary_pct=0.25, hidden_size=128).to_dict())
     x = torch.ones(3 * 128)
     factor = scaled(x, site, torch.full((4, 4), 2.0))
     assert factor.reshape(4, 3, 32)[:, 0, :8].eq(2).all()
@@ -136,8 +136,8 @@ def test_a_pass_through_dimension_keeps_its_gain():
 
 def test_where_the_rows_are_is_found_once(monkeypatch):
     """Not in every layer of every forward; and a gradient is possible also after a first pass that allowed none."""
-    found, find = [], Site._find
-    monkeypatch.setattr(Site, "_find", lambda self, *where: found.append(where) or find(self, *where))
+    found, find = [], QuerySite._find
+    monkeypatch.setattr(QuerySite, "_find", lambda self, *where: found.append(where) or find(self, *where))
     model, _ = tuned_model("llama", "phase")
     with torch.inference_mode():
         loss_of(model)
@@ -187,7 +187,7 @@ def test_untouched_is_the_base_and_detach_restores_it():
         for parameter in rotary.parameters():
             parameter.normal_(0, 0.3)
         tuned = model(IDS, use_cache=False).logits
-        with untouched(rotary):
+        with base_model_active(rotary):
             base = model(IDS, use_cache=False).logits
         again = model(IDS, use_cache=False).logits
         learned = rotary.learned()

@@ -13,7 +13,7 @@ import yaml
 from conftest import recipe_tree, save_tiny
 from safetensors.torch import load_file
 from yarn_tune.distributed.processes import environment, start
-from yarn_tune.distributed.signals import TWICE, Request, requested
+from yarn_tune.distributed.signals import TWICE, Request, stop_on_signal
 from yarn_tune.recipe.loading import load_recipe
 from yarn_tune.runs.checkpoint import latest_state
 
@@ -129,7 +129,7 @@ def test_a_job_goes_back_into_the_queue_as_long_as_it_gets_further(home, leaves,
 def test_the_same_signal_twice_is_one_request(monkeypatch):
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    with requested() as request:
+    with stop_on_signal() as request:
         for _ in range(3):
             signal.raise_signal(signal.SIGTERM)
         assert request.signal == signal.SIGTERM

@@ -45,7 +45,7 @@ ORDER = (
     "serving.profiles",
     "serving.page",
     "serving.gguf",
-    "serving.verify",
+    "serving.verification",
     "serving.vllm_child",
     "serving.engines",
     "checkpoint",

@@ -14,11 +14,11 @@ from yarn_tune.models.families import rope_facts
 from yarn_tune.models.token_loss import IGNORED
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.training.batches import collate
-from yarn_tune.training.objective import Lesson, Objective
+from yarn_tune.training.objective import Objective, ObjectiveConfig
 from yarn_tune.training.teacher import divergence, teacher_states, windows
 from yarn_tune.tunable.parameters import Start
 from yarn_tune.tunable.query_gains import gains_for
-from yarn_tune.tunable.rotary import attach, detach, untouched
+from yarn_tune.tunable.rotary import attach, base_model_active, detach
 
 CPU = torch.device("cpu")
 LENGTH = 3 * NATIVE + 10
@@ -64,7 +64,7 @@ def test_the_teacher_is_the_slid_native_window(family, bos):
     row = torch.tensor(tokens(LENGTH + 1))
     row[0] = row[0] if bos is None else bos
     taught = teacher_states(model, rotary, row[None, :-1], NATIVE - 1, 15, bos)[0]
-    head, transform = model.get_output_embeddings(), Objective(model, rotary, Lesson()).transform
+    head, transform = model.get_output_embeddings(), Objective(model, rotary, ObjectiveConfig()).transform
     nats = objectives.exact_nats(taught, row[1:], head, transform)
     detach(model)
     torch.testing.assert_close(nats, slid_nats(model, row, NATIVE, 15, bos), rtol=1e-4, atol=1e-4)
@@ -97,7 +97,7 @@ def plain(model, rotary, batch):
         logs = F.log_softmax(model(ids, use_cache=False).logits, -1)
         nats = -logs.gather(-1, labels[..., None])[..., 0]
         divergences = []
-        with untouched(rotary):
+        with base_model_active(rotary):
             for i in range(ids.shape[1]):
                 # Strides of half a native window: the window ends where the token's stride does.
                 end = NATIVE if i < NATIVE else min(NATIVE + 32 * math.ceil((i + 1 - NATIVE) / 32), ids.shape[1])
@@ -120,8 +120,8 @@ def test_objectives_from_whole_logits(objective, guard):
     weights = torch.where(answers, 3.0, 1.0 if objective == "next-token" else 0.0)
     pulls = guard * inside + (~answers if objective == "distill" else 0.0)
     expected = ((weights * nats + pulls * divergences) * counted).sum()
-    lesson = Lesson(objective, guard, 3.0, NATIVE, NATIVE // 2)
-    found = Objective(model, rotary, lesson)(**batch, answers=answers)
+    config = ObjectiveConfig(objective, guard, 3.0, NATIVE, NATIVE // 2)
+    found = Objective(model, rotary, config)(**batch, answers=answers)
     torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-2)
     torch.testing.assert_close(found[1], (nats * counted).sum(), rtol=1e-5, atol=1e-2)
 
@@ -131,7 +131,7 @@ def test_at_the_base_nothing_is_to_be_learned_inside_the_native_window():
     model = tiny_model()
     rotary = attach(model, Start.of(rope_facts(model.config), Rope(window=NATIVE)), "frequency")
     batch = collate(rows(2, NATIVE), CPU)
-    found = Objective(model, rotary, Lesson("distill", 0.5, 1.0, NATIVE, NATIVE // 2))(**batch)
+    found = Objective(model, rotary, ObjectiveConfig("distill", 0.5, 1.0, NATIVE, NATIVE // 2))(**batch)
     found[0].backward()
     assert abs(found[0].item()) < 1e-3
     assert all(p.grad.abs().max() < 1e-3 for p in rotary.parameters())

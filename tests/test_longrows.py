@@ -10,7 +10,7 @@ from yarn_tune.errors import UserError
 from yarn_tune.models.families import rope_facts
 from yarn_tune.models.loading import switch_off_dropout
 from yarn_tune.recipe.schema import Rope
-from yarn_tune.training.objective import Lesson, Objective
+from yarn_tune.training.objective import Objective, ObjectiveConfig
 from yarn_tune.tunable.parameters import Start
 from yarn_tune.tunable.rotary import attach
 
@@ -32,7 +32,7 @@ def gradient(family, tile=None, offload=False, checkpointing=True, keep=False):
     if tile:
         tile_mlps(model, tile)
     ids = torch.randint(128, (1, 201), generator=torch.Generator().manual_seed(0))
-    value = Objective(model, rotary, Lesson())(ids[:, :-1], torch.arange(200)[None], ids[:, 1:].contiguous())
+    value = Objective(model, rotary, ObjectiveConfig())(ids[:, :-1], torch.arange(200)[None], ids[:, 1:].contiguous())
     value[0].backward()
     return value[0].item(), [p.grad for p in rotary.trainable()]
 

@@ -8,19 +8,19 @@ from conftest import NATIVE, VOCABULARY, recipe_tree, save_tiny, tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from yarn_tune.errors import UserError
-from yarn_tune.evaluation.compare import compare
+from yarn_tune.evaluation.comparison import compare
 from yarn_tune.export.checkpoint import export
 from yarn_tune.export.model_card import write_card
 from yarn_tune.models.families import rope_facts
 from yarn_tune.recipe.loading import RecipeError, parse_recipe
 from yarn_tune.recipe.schema import Lora, Rope
 from yarn_tune.runs.folder import Run
-from yarn_tune.runs.learned import Tuned, learned_of, tuned_of
+from yarn_tune.runs.learned import TunedRow, learned_of, tuned_row
 from yarn_tune.training.loop import train
 from yarn_tune.tunable.lora import factors_of, lora_size, with_lora
 from yarn_tune.tunable.parameters import Start
 from yarn_tune.tunable.query_gains import gains_for
-from yarn_tune.tunable.rotary import attach, detach, untouched
+from yarn_tune.tunable.rotary import attach, base_model_active, detach
 
 IDS = torch.randint(1, VOCABULARY, (2, 150), generator=torch.Generator().manual_seed(0))
 LORA = ("lora.rank=4", "rope.temperature=phase", "train.learning_rate={lora: 0.02}")
@@ -90,7 +90,7 @@ def test_untouched_and_detached_it_is_the_base():
         for parameter in rotary.trainable():
             parameter.normal_(0, 0.2)
     changed = logits(model)
-    with untouched(rotary):
+    with base_model_active(rotary):
         assert torch.equal(logits(model), plain)
     assert torch.equal(logits(model), changed)
     detach(model)
@@ -142,7 +142,7 @@ def test_a_trained_run_is_exported_measured_and_resumed(tmp_path, dtype):
     assert "LoRA: merged into 12 tensors" in (target / "SERVING.md").read_text()
     assert not (target / "overrides.json").exists()
     if dtype == "float32":
-        comparison = compare(run, {"tuned": tuned_of(run)}, [target])
+        comparison = compare(run, {"tuned": tuned_row(run)}, [target])
         one, other = (comparison.row(name).nll[256] for name in ("tuned", "checkpoint run/export"))
         assert one == pytest.approx(other, abs=1e-5)
 
@@ -153,9 +153,9 @@ def test_measuring_without_lora_says_something_else(tmp_path):
     run = Run(parse_recipe(tree, list(LORA)), tmp_path / "run")
     train(run)
     learned = learned_of(run)
-    without = Tuned(type(learned)(**{**vars(learned), "lora": None}), 0, 0.0)
+    without = TunedRow(type(learned)(**{**vars(learned), "lora": None}), 0, 0.0)
     comparison = compare(
-        run, {"tuned": Tuned(learned, 0, 0.0), "tuned-without": without}, only=["tuned", "tuned-without"]
+        run, {"tuned": TunedRow(learned, 0, 0.0), "tuned-without": without}, only=["tuned", "tuned-without"]
     )
     assert abs(comparison.row("tuned").nll[256] - comparison.row("tuned-without").nll[256]) > 1e-4
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import NATIVE, recipe_tree, save_tiny
 from transformers import AutoTokenizer
-from yarn_tune.data.needles import plant
+from yarn_tune.data.needles import plant_needles
 from yarn_tune.data.rows import build_rows
 from yarn_tune.errors import UserError
 from yarn_tune.models.token_loss import IGNORED
@@ -45,8 +45,8 @@ def test_planted_rows_ask_for_what_they_state(demo):
     recipe = demo("data.needles=0.3")
     tokenizer = AutoTokenizer.from_pretrained(DEMO)
     plain = build_rows(recipe, tokenizer)
-    planted = plant(plain, recipe, tokenizer)
-    assert plant(plain, recipe, tokenizer).rows == planted.rows
+    planted = plant_needles(plain, recipe, tokenizer)
+    assert plant_needles(plain, recipe, tokenizer).rows == planted.rows
     asking = [row for row in planted.rows if row.answers]
     assert len(asking) == 6
     assert sum(a == b for a, b in zip(plain.rows, planted.rows, strict=True)) == 14
@@ -65,7 +65,7 @@ def test_planted_rows_ask_for_what_they_state(demo):
 def test_marks_are_on_the_answer(demo):
     recipe = demo("data.needles=1.0")
     tokenizer = AutoTokenizer.from_pretrained(DEMO)
-    rows = plant(build_rows(recipe, tokenizer), recipe, tokenizer).rows[:2]
+    rows = plant_needles(build_rows(recipe, tokenizer), recipe, tokenizer).rows[:2]
     batch = collate(rows, torch.device("cpu"))
     for row, marks, labels in zip(rows, batch["answers"], batch["labels"], strict=True):
         assert tokenizer.decode(labels[marks]).strip() == tokenizer.decode(row.input_ids)[-5:]
@@ -79,7 +79,7 @@ def test_rows_too_short_for_a_question(demo):
     recipe = demo("data.needles=1.0", "data.row_tokens=16")
     tokenizer = AutoTokenizer.from_pretrained(DEMO)
     with pytest.raises(UserError, match="^data.needles: retrieval length: .* tokens hold no prompt"):
-        plant(build_rows(recipe, tokenizer), recipe, tokenizer)
+        plant_needles(build_rows(recipe, tokenizer), recipe, tokenizer)
 
 
 def test_no_document_ends_in_the_prose_of_a_question(demo):
@@ -88,7 +88,7 @@ def test_no_document_ends_in_the_prose_of_a_question(demo):
     plain = build_rows(recipe, tokenizer)
     shared = [row for row in plain.rows if tokenizer.eos_token_id in row.input_ids]
     assert shared
-    for row in plant(replace(plain, rows=shared), recipe, tokenizer).rows:
+    for row in plant_needles(replace(plain, rows=shared), recipe, tokenizer).rows:
         assert len(row.input_ids) == 256
         assert row.answers
         assert tokenizer.eos_token_id not in row.input_ids

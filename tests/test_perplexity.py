@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import NATIVE, VOCABULARY, save_tiny, tiny_model
 from torch.nn import functional as F
-from yarn_tune.evaluation.perplexity import Nats, bucket_edges, by_position, full_nats, slid_nats, span_nats
+from yarn_tune.evaluation.perplexity import NllSum, bucket_edges, by_position, full_nats, slid_nats, span_nats
 from yarn_tune.models.token_loss import CHUNK
 from yarn_tune.serving.vllm import transformers_logprobs
 
@@ -50,10 +50,10 @@ def test_buckets_are_by_position_and_weighted_by_tokens():
     nats = torch.arange(1.0, 8.0)  # tokens 1 to 7 cost 1 to 7 nats
     assert bucket_edges(8, 2) == [0, 4, 8]
     first, second = by_position(nats, [0, 4, 8])
-    assert (first, second) == (Nats(6.0, 3), Nats(22.0, 4))
+    assert (first, second) == (NllSum(6.0, 3), NllSum(22.0, 4))
     assert (first + second).mean == 4.0
-    assert span_nats(nats, 1, 3) == Nats(3.0, 2)
-    assert math.isnan(Nats(0.0, 0).mean)
+    assert span_nats(nats, 1, 3) == NllSum(3.0, 2)
+    assert math.isnan(NllSum(0.0, 0).mean)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "cohere"])

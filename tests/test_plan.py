@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from conftest import finished_run, recipe_tree, save_tiny
 from yarn_tune.errors import UserError
-from yarn_tune.evaluation.compare import eval_lengths
-from yarn_tune.planning.plan import plan
+from yarn_tune.evaluation.comparison import eval_lengths
+from yarn_tune.planning.run_plan import plan
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.tunable.parameters import Start
 

@@ -25,10 +25,10 @@ from yarn_tune.evaluation.retrieval import (
     Retrieval,
     grid,
     heat_map,
+    retrieval_table,
     retrieve,
     score_server,
     score_transformers,
-    table,
     wilson,
 )
 from yarn_tune.models.loading import load_model, load_tokenizer
@@ -419,7 +419,7 @@ def test_accuracy_of_a_length_of_all_and_beyond():
 
 def test_the_table_has_rows_of_depth_and_the_mean_with_its_interval():
     found = Retrieval({**CELLS, (1024, 0.5): (1, 10)})
-    assert table(found).split("\n") == [
+    assert retrieval_table(found).split("\n") == [
         "| depth | 128 | 512 | 1024 |",
         "| --- | --- | --- | --- |",
         "| 0% | 100% | 0% | 0% |",

@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from yarn_tune.adapter.config import YarnTuneConfig
 from yarn_tune.data.heldout import heldout_excerpts
 from yarn_tune.errors import UserError
-from yarn_tune.evaluation.compare import compare, methods
-from yarn_tune.evaluation.methods import Meter
+from yarn_tune.evaluation.comparison import compare, methods
+from yarn_tune.evaluation.methods import NllCache
 from yarn_tune.export.checkpoint import export
 from yarn_tune.models.families import rope_facts
 from yarn_tune.models.loading import load_tokenizer, rotary_site
@@ -175,9 +175,9 @@ def test_from_training_to_a_reloaded_checkpoint(tmp_path, name, learn):
     assert section["rope_type"] == ("yarn" if kept else "longrope")
     comparison = compare(run, {}, only=["none", "yarn"])
     _, document = heldout_excerpts(recipe, load_tokenizer(str(base)), 512, 1)[0]
-    meter = Meter(recipe.base, tmp_path / "nats")
+    cache = NllCache(recipe.base, tmp_path / "nats")
     for length in (REACH, 512):
-        stock, _ = meter.stock(document[:length])
+        stock, _ = cache.stock(document[:length])
         assert comparison.row("none").nll[length] == pytest.approx(stock.double().mean().item(), abs=2e-6)
 
 

@@ -20,8 +20,8 @@ _PLACES = {
     "Tuning": "api",
     "UserError": "errors",
     "YarnTuneConfig": "adapter",  # importing which also tells PEFT how to load one
-    "propose": "init",
-    "verify": "serving.verify",
+    "propose": "planning",
+    "verify": "serving",
 }
 
 __all__ = ["CheckFailed", "Interrupted", "Tuning", "UserError", "YarnTuneConfig", "propose", "verify"]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from yarn_tune.errors import UserError
 from yarn_tune.models.families import FULL
-from yarn_tune.models.query_layout import PLACES, QUERY_NORMS, site_of
+from yarn_tune.models.query_layout import PLACES, QUERY_NORMS, query_site
 from yarn_tune.tunable.folding import fold, fold_checkpoint, fold_named
 from yarn_tune.tunable.lora import merge_checkpoint
 
@@ -97,7 +97,7 @@ def test_what_cannot_be_folded_is_refused_by_name():
         ("llama4_text", {}, "llama4_text"),
     ):
         with pytest.raises(UserError, match=reason):
-            site_of(tiny_config(family, **extra).to_dict())
+            query_site(tiny_config(family, **extra).to_dict())
 
 
 def test_bfloat16_rounding_is_measured(tmp_path):
@@ -152,7 +152,7 @@ def test_a_full_disk_is_told(tmp_path):
 def test_a_gain_a_head_and_pair_commutes_with_the_rotation(family):
     """Any positive gain by head and pair before the rotation is that gain on the pair's part of each logit."""
     config = tiny_config(family)
-    site = site_of(config.to_dict())
+    site = query_site(config.to_dict())
     heads, dim = site.rows.shape
     generator = torch.Generator().manual_seed(0)
     gains = 0.5 + torch.rand(3, heads, dim // 2, generator=generator, dtype=torch.float64)

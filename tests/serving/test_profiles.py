@@ -15,7 +15,7 @@ from yarn_tune.models.families import RopeFacts, rope_facts
 from yarn_tune.recipe.schema import StackName
 from yarn_tune.rope import longrope_attention_factor, snapped_betas
 from yarn_tune.serving.encodings import lengths_for, longest
-from yarn_tune.serving.selection import Target, serve, settle, unserved
+from yarn_tune.serving.selection import Target, choose_encoding, make_representable, unserved
 from yarn_tune.serving.stacks import DEFAULT, STACKS, reading
 from yarn_tune.tunable.parameters import Learned
 
@@ -63,11 +63,11 @@ def settled(rng: random.Random, kind: str, **options) -> tuple[Learned, Target]:
     """As everything after training uses it; the table moves by no more than the ratio's resolution."""
     learned = random_learned(rng, kind)
     target = Target.of(base_config(learned.facts), **options)
-    found = settle(learned, target)
+    found = make_representable(learned, target)
     original = found.original or 1
     resolution = 2e-6 if found.factors is not None else 2e-6 + 0.5 / original
     torch.testing.assert_close(found.inv_freq(), learned.inv_freq(), rtol=resolution, atol=0)
-    assert settle(found, target) == found
+    assert make_representable(found, target) == found
     assert found.attention_factor == pytest.approx(learned.attention_factor, rel=1e-5)
     return found, target
 
@@ -84,7 +84,7 @@ def test_every_default_stack_serves_what_was_learned(kind, fold):
         except UserError as error:
             refused.append(str(error))
             continue
-        served = serve(learned, target)
+        served = choose_encoding(learned, target)
         config = served.config(target.base)
         assert served.max_position_embeddings >= learned.window
         for name in DEFAULT:
@@ -114,11 +114,11 @@ def test_every_other_stack_serves_it_or_is_refused_by_name(name):
             learned = random_learned(rng, kind)
             target = Target.of(base_config(learned.facts), stacks=[name])
             try:
-                numbers = settle(learned, target)
+                numbers = make_representable(learned, target)
             except UserError as error:
                 refused.append(str(error))
                 continue
-            assert not unserved(serve(numbers, target), numbers, target)
+            assert not unserved(choose_encoding(numbers, target), numbers, target)
             served += 1
     assert all(f"  {name}: " in text and "export.stacks" in text for text in refused)
     assert served or name in ("ctranslate2", "onnx-genai", "turbomind", "exllamav2", "tgi", "llama.cpp")
@@ -129,7 +129,7 @@ def test_transformers_computes_it_to_the_bit(kind):
     rng = random.Random(kind)
     for _ in range(60):
         learned, target = settled(rng, kind)
-        served = serve(learned, target)
+        served = choose_encoding(learned, target)
         config = served.config(target.base)
         loaded = LlamaConfig.from_dict(config)
         section = config["rope_parameters"]
@@ -148,16 +148,16 @@ def test_weights_are_left_alone_where_the_stacks_allow_it():
             learned, target = settled(rng, kind)
             likely = learned.window >= 2048 and 1.05 < learned.attention_factor < 1.3
             if kind != "frequency" or likely:
-                assert serve(learned, target).fold == 1.0
+                assert choose_encoding(learned, target).fold == 1.0
             if kind == "frequency" and learned.attention_factor < 1:
-                assert serve(learned, target).fold != 1.0
+                assert choose_encoding(learned, target).fold != 1.0
     learned = random_learned(random.Random(1), "scale")
     both = ["vllm-0.29", "tgi", "transformers"]  # tgi reads mscale, vLLM 0.29 attn_factor: only a fold reaches both
     target = Target.of(base_config(learned.facts), stacks=both)
-    served = serve(settle(learned, target), target)
+    served = choose_encoding(make_representable(learned, target), target)
     assert served.carrier == "yarn, folded"
     with pytest.raises(UserError, match=r"allow folding into the weights \(export.fold: auto\)"):
-        settle(learned, Target.of(base_config(learned.facts), stacks=both, fold="never"))
+        make_representable(learned, Target.of(base_config(learned.facts), stacks=both, fold="never"))
 
 
 def test_the_formula_of_longrope_carries_the_attention_factor():
@@ -166,7 +166,7 @@ def test_the_formula_of_longrope_carries_the_attention_factor():
     while not 1.02 < learned.attention_factor < 1.6:
         learned = random_learned(random.Random(learned.window), "frequency")
     target = Target.of(base_config(learned.facts))
-    served = serve(settle(learned, target), target)
+    served = choose_encoding(make_representable(learned, target), target)
     assert served.carrier == "longrope, formula"
     section = served.rope_parameters
     original = section["original_max_position_embeddings"]
@@ -177,7 +177,7 @@ def test_the_formula_of_longrope_carries_the_attention_factor():
 
 def test_longrope_cannot_depend_on_which_list_is_read():
     for seed in range(20):
-        section = serve(*settled(random.Random(seed), "frequency")).rope_parameters
+        section = choose_encoding(*settled(random.Random(seed), "frequency")).rope_parameters
         assert section["short_factor"] == section["long_factor"]
         assert section["attention_factor"] == section["short_mscale"] == section["long_mscale"]
         assert section["original_max_position_embeddings"] > 1
@@ -186,7 +186,7 @@ def test_longrope_cannot_depend_on_which_list_is_read():
 def test_theta_is_wherever_a_reader_looks():
     for kind in ("ramp", "frequency"):
         learned, target = settled(random.Random(0), kind)
-        served = serve(learned, target)
+        served = choose_encoding(learned, target)
         config = served.config(target.base)
         assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == learned.facts.theta
         assert config["rope_scaling"] == config["rope_parameters"]
@@ -198,7 +198,7 @@ def test_theta_is_wherever_a_reader_looks():
 def test_overrides_are_refused_where_weights_were_folded():
     learned, target = settled(random.Random(0), "scale", fold="always")
     with pytest.raises(UserError, match="folded into the weights"):
-        serve(learned, target).overrides(target.base)
+        choose_encoding(learned, target).overrides(target.base)
 
 
 def test_whole_pair_ramps_serve_readers_that_round_and_readers_that_do_not():
@@ -207,7 +207,7 @@ def test_whole_pair_ramps_serve_readers_that_round_and_readers_that_do_not():
     while learned.facts.partial_rotary_factor != 1 or learned.native < 4096:
         learned = random_learned(random.Random(learned.window), "scale")
     target = Target.of(base_config(learned.facts), stacks=["transformers", "vllm-0.11", "onnx-genai"])
-    served = serve(settle(learned, target), target)
+    served = choose_encoding(make_representable(learned, target), target)
     assert "truncate" not in served.rope_parameters
     tables = [reading(n, served.config(target.base)).tables[""][0].inv_freq for n in target.stacks]
     assert not torch.equal(tables[0], tables[2])
@@ -225,7 +225,7 @@ def test_a_family_that_a_default_stack_runs_unscaled():
         beta_fast=32.0, beta_slow=1.0,
     )  # fmt: skip
     with pytest.raises(UserError, match="sglang: frequencies off by"):
-        settle(learned, Target.of(base, stacks=["sglang", "vllm"]))
+        make_representable(learned, Target.of(base, stacks=["sglang", "vllm"]))
 
 
 def test_latent_attention_without_anything_to_extend():
@@ -236,11 +236,11 @@ def test_latent_attention_without_anything_to_extend():
         beta_fast=32.0, beta_slow=1.0,
     )  # fmt: skip
     target = Target.of(config.to_dict())
-    served = serve(settle(plain, target), target)
+    served = choose_encoding(make_representable(plain, target), target)
     assert served.carrier == "yarn, latent"
     assert "mscale" not in served.rope_parameters
     with pytest.raises(UserError, match=r"vllm: multiplies cos and sin by 1 instead of 1.05409"):
-        settle(replace(plain, temperature=0.9), target)
+        make_representable(replace(plain, temperature=0.9), target)
 
 
 def test_the_nominal_factor_keeps_the_native_window():
@@ -260,7 +260,7 @@ def test_partial_rotary_stands_where_old_and_new_readers_look():
     learned, target = settled(random.Random(0), "ramp")
     share = learned.facts.partial_rotary_factor
     assert share < 1
-    config = serve(learned, target).config(target.base)
+    config = choose_encoding(learned, target).config(target.base)
     assert config["partial_rotary_factor"] == config["rope_parameters"]["partial_rotary_factor"] == share
     loaded = AutoConfig.for_model(**config)
     assert loaded.rope_parameters["partial_rotary_factor"] == share

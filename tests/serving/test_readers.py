@@ -26,7 +26,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from yarn_tune.models.families import ROPE_KEYS
 from yarn_tune.models.loading import rotary_site
 from yarn_tune.rope import default_inv_freq, llama3_inv_freq, yarn_inv_freq
-from yarn_tune.serving.readers import ORIGINAL, Reading
+from yarn_tune.serving.readers import ORIGINAL, EffectiveRope
 from yarn_tune.serving.stacks import reading
 from yarn_tune.serving.vllm import QUIET
 
@@ -139,7 +139,7 @@ def lengths_of(config: dict) -> list[int]:
     return [n for n in sorted({1} | ends | {end + 1 for end in ends}) if n <= config["max_position_embeddings"]]
 
 
-def agree(found: Reading, real: Callable[[], Real], config: dict, kind: str = "") -> bool:
+def agree(found: EffectiveRope, real: Callable[[], Real], config: dict, kind: str = "") -> bool:
     """Assert that a reader says what the real code does; whether that is a refusal."""
     failure, expected = None, {}
     try:

@@ -10,7 +10,7 @@ from yarn_tune.cli.main import main
 from yarn_tune.errors import UserError
 from yarn_tune.export.checkpoint import export
 from yarn_tune.serving.stacks import DEFAULT, STACKS
-from yarn_tune.serving.verify import verify
+from yarn_tune.serving.verification import verify
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 64,

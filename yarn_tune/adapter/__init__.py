@@ -2,7 +2,7 @@
 
 from .config import YarnTuneConfig
 from .files import BESIDE, CONFIG, WEIGHTS, adapter_numbers, adapter_recipe, is_adapter, write_adapter
-from .model import YarnTuneConfig, place_of
+from .model import place_of
 
 __all__ = [
     "BESIDE",

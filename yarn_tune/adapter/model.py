@@ -24,8 +24,8 @@ from transformers import PreTrainedModel
 
 from ..errors import UserError
 from ..models import rope_facts, rotary_site
-from ..serving import Served, Target, serve, settle_trained
-from ..tunable import Attached, FollowedQueries, Learned, Start, TunableRotary, fold_parameters, gains_for, move_only
+from ..serving import RopeEncoding, Target, choose_encoding, representable_parameters
+from ..tunable import FollowedQueries, Learned, RotaryProxy, Start, TunableRotary, fold_parameters, gains_for, move_only
 from .config import YarnTuneConfig
 
 __all__ = ["YarnTuneConfig", "YarnTuneLayer", "YarnTuneModel"]
@@ -43,7 +43,7 @@ def place_of(model: PreTrainedModel) -> str:
     """The dotted name of the rotary module, or of what stands in its place."""
     modules: dict[str, nn.Module] = dict(model.named_modules())
     for name, module in modules.items():
-        if isinstance(module, (YarnTuneLayer, Attached)):
+        if isinstance(module, (YarnTuneLayer, RotaryProxy)):
             return name
     parent, attribute = rotary_site(model)
     return next(name for name, module in modules.items() if module is getattr(parent, attribute))
@@ -218,8 +218,8 @@ class YarnTuneModel(BaseTuner):
             raise UserError(f"merge_and_unload: name one of {', '.join(layer.rotaries)}; found {own}")
         config: Any = self.peft_config[own[0]]
         target = Target.of(self.model.config.to_dict(), config.stacks, config.fold)
-        learned = settle_trained(layer.rotary(own[0]), target)
-        served = serve(learned, target)
+        learned = representable_parameters(layer.rotary(own[0]), target)
+        served = choose_encoding(learned, target)
         self._take_out()
         super().merge_and_unload(progressbar, safe_merge, adapter_names)
         make_served(self.model, learned, served)
@@ -241,7 +241,7 @@ class YarnTuneModel(BaseTuner):
 
 
 @torch.no_grad()
-def make_served(model: Any, learned: Learned, served: Served) -> None:
+def make_served(model: Any, learned: Learned, served: RopeEncoding) -> None:
     """Turn a stock model into what its checkpoint would be: the config as loaded from disk, the weights folded."""
     base = model.config.to_dict()
     if served.folds(learned):

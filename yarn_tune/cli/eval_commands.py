@@ -47,7 +47,7 @@ def _documents(options: argparse.Namespace, length: int) -> "Recipe":
 def eval_command(options: argparse.Namespace) -> Result:
     """NLL of a checkpoint by position."""
     from ..data import heldout_excerpts
-    from ..evaluation import Nats, bucket_edges, by_position, full_nats, slid_nats
+    from ..evaluation import NllSum, bucket_edges, by_position, full_nats, slid_nats
     from ..models import bos_of, load_model, load_tokenizer, to_device
 
     window, stride = _windows(options)
@@ -60,10 +60,10 @@ def eval_command(options: argparse.Namespace) -> Result:
     else:
         documents = [full_nats(model, ids, options.chunk) for _, ids in excerpts]
     edges = bucket_edges(options.length, recipe.eval.buckets)
-    sums = [Nats(0.0, 0)] * recipe.eval.buckets
+    sums = [NllSum(0.0, 0)] * recipe.eval.buckets
     for nats in documents:
         sums = [a + b for a, b in zip(sums, by_position(nats, edges), strict=True)]
-    total = sum(sums, Nats(0.0, 0))
+    total = sum(sums, NllSum(0.0, 0))
     mean, how = total.mean, f"over {total.count} tokens"
     lines = [f"{a:>8} to {b - 1:<8} {n.mean:.4f}" for a, b, n in zip(edges, edges[1:], sums, strict=False)]
     text = "\n".join([*lines, f"mean {mean:.4f} nats per token, PPL {math.exp(mean):.4f} ({options.protocol}, {how})"])
@@ -98,7 +98,7 @@ def retrieve_command(options: argparse.Namespace) -> Result:
     from functools import partial
 
     from ..data import WORDINGS, heldout_tokens
-    from ..evaluation import heat_map, retrieve, score_server, score_transformers, table
+    from ..evaluation import heat_map, retrieval_table, retrieve, score_server, score_transformers
     from ..models import load_model, load_tokenizer, to_device
 
     lengths = numbers_of("--lengths", options.lengths, int)
@@ -115,7 +115,7 @@ def retrieve_command(options: argparse.Namespace) -> Result:
     if options.picture:
         heat_map(found, Path(options.picture), f"Retrieval: {options.checkpoint}")
     share, low, high = found.accuracy()
-    text = f"{table(found)}\n\nin all {share:.1%} (95% interval {low:.1%} to {high:.1%})"
+    text = f"{retrieval_table(found)}\n\nin all {share:.1%} (95% interval {low:.1%} to {high:.1%})"
     return text, {"accuracy": share, "interval": [low, high], "cells": found.as_json()}
 
 

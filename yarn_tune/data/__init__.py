@@ -2,7 +2,7 @@
 
 from .documents import HUB, missing_files
 from .heldout import check_heldout, doubled, grid_lengths, heldout_excerpts, heldout_tokens
-from .needles import plant
+from .needles import plant_needles
 from .packing import pack_long
 from .positions import Coverage, Placed, place_contiguous
 from .prompts import PLAIN, WORDINGS, Prompt, Wording, build_prompt

@@ -21,7 +21,7 @@ FIRST_SEED = 1_000_000
 """Measurements count their prompts from zero."""
 
 
-def plant(rows: RowSet, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RowSet:
+def plant_needles(rows: RowSet, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RowSet:
     """The rows, a share `data.needles` of them with a question; which ones is a function of the recipe's seed.
 
     Raises:

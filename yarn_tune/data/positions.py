@@ -38,9 +38,9 @@ class Placed:
         starts = range(0, len(labels) - length + 1, length)
         ids = self.input_ids
         cut = [Placed(ids[a : a + length], list(range(length)), labels[a : a + length]) for a in starts]
-        return [cut[0], *(piece.begun(bos) for piece in cut[1:])]
+        return [cut[0], *(piece.with_bos(bos) for piece in cut[1:])]
 
-    def begun(self, bos: int | None) -> "Placed":
+    def with_bos(self, bos: int | None) -> "Placed":
         """The same row with `bos` in place of every token at position zero: as a model is asked that reads it first."""
         if bos is None:
             return self

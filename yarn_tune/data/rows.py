@@ -66,7 +66,7 @@ def build_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RowSet:
     whole = packed.whole_rows
     # Rows out of one document are the better teachers of distance: they come first when not all are needed.
     order = [*rng.sample(range(whole), whole), *rng.sample(range(whole, len(usable)), len(usable) - whole)]
-    return RowSet([place_contiguous(usable[i]).begun(bos) for i in order[:wanted]], packed, len(usable), bos)
+    return RowSet([place_contiguous(usable[i]).with_bos(bos) for i in order[:wanted]], packed, len(usable), bos)
 
 
 def _check_apart(recipe: Recipe) -> None:

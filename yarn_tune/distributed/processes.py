@@ -146,7 +146,7 @@ def start(recipe: Recipe, folder: Path) -> World:
 
 
 @contextmanager
-def company(world: World, folder: Path) -> Iterator[None]:
+def report_lost_peers(world: World, folder: Path) -> Iterator[None]:
     """What torch raises when the other processes are gone, or late, becomes a message.
 
     Raises:

@@ -1,6 +1,6 @@
 """One model over many processes: its frozen weights in shards (DeepSpeed's ZeRO-3, torch's FSDP2), its rows in parts.
 
-What is learned stays whole and float32 in every process, out of the sharded modules' sight (`tunable.Attached`). So
+What is learned stays whole and float32 in every process, out of the sharded modules' sight (`tunable.RotaryProxy`). So
 neither DeepSpeed nor FSDP holds an optimizer, a gradient, a clipping or a mixed precision here: they gather a layer's
 weights before it is used and drop them after. ZeRO-1 and ZeRO-2 shard the states and gradients of what is learned, of
 which there is next to nothing: they are the same as plain data parallelism.

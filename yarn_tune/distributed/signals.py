@@ -53,7 +53,7 @@ class Request:
 
 
 @contextmanager
-def requested() -> Iterator[Request]:
+def stop_on_signal() -> Iterator[Request]:
     """Collect signals instead of dying of them; outside the main thread, where Python takes none, nothing changes."""
     request, before = Request(), dict[Any, Any]()
 

@@ -1,11 +1,11 @@
 """Perplexity, retrieval, the comparison of methods, and its report."""
 
-from .compare import compare, named_rows
-from .perplexity import Nats, bucket_edges, by_position, full_nats, slid_nats
+from .comparison import compare, named_rows
+from .factor_sweep import check_factors, sweep, sweep_table
+from .perplexity import NllSum, bucket_edges, by_position, full_nats, slid_nats
 from .report import write_report
 from .results import Comparison, as_json, of_json, table
-from .retrieval import heat_map, retrieve, score_server, score_transformers, table
-from .sweep import check_factors, sweep, sweep_table
+from .retrieval import heat_map, retrieval_table, retrieve, score_server, score_transformers
 
 __all__ = [
     "Comparison",
@@ -19,6 +19,7 @@ __all__ = [
     "heat_map",
     "named_rows",
     "of_json",
+    "retrieval_table",
     "retrieve",
     "score_server",
     "score_transformers",

@@ -75,7 +75,7 @@ def _digest(tensor: Tensor) -> str:
     return hashlib.sha256(facts + stored.numpy().tobytes()).hexdigest()
 
 
-class Meter:
+class NllCache:
     """Measures one base model; the model is loaded when the first measurement is not on disk."""
 
     def __init__(self, base: Base, folder: Path, chunk: int | None = None, bos: int | None = None) -> None:

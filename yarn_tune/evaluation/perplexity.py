@@ -13,14 +13,14 @@ from ..models import exact_nats, hidden_states, logit_transform
 
 
 @dataclass(frozen=True)
-class Nats:
+class NllSum:
     """A sum of nats and the number of tokens it is over; adds up over documents and buckets."""
 
     total: float
     count: int
 
     def __add__(self, other: "Nats") -> "Nats":
-        return Nats(self.total + other.total, self.count + other.count)
+        return NllSum(self.total + other.total, self.count + other.count)
 
     @property
     def mean(self) -> float:
@@ -77,12 +77,12 @@ def bucket_edges(length: int, buckets: int) -> list[int]:
     return [round(length * b / buckets) for b in range(buckets + 1)]
 
 
-def by_position(nats: Tensor, edges: list[int]) -> list[Nats]:
+def by_position(nats: Tensor, edges: list[int]) -> list[NllSum]:
     """Nats of the predicted tokens at positions `edges[b]` to `edges[b + 1] - 1`; position 0 has none."""
     return [span_nats(nats, max(low, 1), high) for low, high in zip(edges, edges[1:], strict=False)]
 
 
-def span_nats(nats: Tensor, low: int, high: int) -> Nats:
+def span_nats(nats: Tensor, low: int, high: int) -> NllSum:
     """Nats of the predicted tokens at positions `low` (at least 1) to `high - 1`."""
     span = nats[low - 1 : high - 1].double()
-    return Nats(span.sum().item(), span.numel())
+    return NllSum(span.sum().item(), span.numel())

@@ -11,11 +11,11 @@ from ..files import write_json
 from ..models import load_tokenizer
 from ..recipe import Retrieve
 from ..runs import Run
-from .methods import Meter, Method
+from .methods import Method, NllCache
 from .retrieval import Retrieval, retrieve, score_transformers
 
 
-def recall(run: Run, meter: Meter, methods: dict[str, Method], native: int) -> dict[str, Retrieval]:
+def retrieve_methods(run: Run, cache: NllCache, methods: dict[str, Method], native: int) -> dict[str, Retrieval]:
     """Ask every method the same prompts; what retrieval.json has from before is kept.
 
     Args:
@@ -32,11 +32,11 @@ def recall(run: Run, meter: Meter, methods: dict[str, Method], native: int) -> d
     lengths = grid_lengths(wanted, native, recipe.rope.window)
     path = run.folder / "retrieval.json"
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    keys = {method: _key(meter, wanted, how, lengths, filler) for method, how in methods.items()}
+    keys = {method: _key(cache, wanted, how, lengths, filler) for method, how in methods.items()}
     for method, how in methods.items():
         if known.get(method, {}).get("key") != keys[method]:
-            with how.on(meter.model):
-                asked = ask(partial(score_transformers, meter.model), tokenizer, filler, lengths, wanted)
+            with how.on(cache.model):
+                asked = ask(partial(score_transformers, cache.model), tokenizer, filler, lengths, wanted)
             known[method] = {"key": keys[method], "cells": asked.as_json()}
             write_json(path, known)
     return {method: of_json(known[method]["cells"]) for method in methods}
@@ -55,7 +55,7 @@ def of_json(cells: list[dict[str, Any]]) -> Retrieval:
     return Retrieval({(cell["length"], cell["depth"]): (cell["right"], cell["asked"]) for cell in cells})
 
 
-def _key(meter: Meter, wanted: Retrieve, how: Method, lengths: list[int], filler: list[int]) -> str:
+def _key(cache: NllCache, wanted: Retrieve, how: Method, lengths: list[int], filler: list[int]) -> str:
     tables = [how.facts(length) for length in lengths]
-    facts = [meter.base_key, repr(wanted), lengths, tables, filler]
+    facts = [cache.base_key, repr(wanted), lengths, tables, filler]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

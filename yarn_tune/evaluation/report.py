@@ -9,11 +9,11 @@ import matplotlib as mpl
 from ..data import Coverage, build_rows
 from ..models import load_tokenizer
 from ..rope import ntk_inv_freq
-from ..runs import Run, Tuned, taught
+from ..runs import Run, TunedRow, taught
 from ..tunable import Learned, Start
-from .recall import of_json as cells_of
 from .results import Comparison, table
 from .retrieval import heat_map
+from .retrieve_methods import of_json as cells_of
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first)
@@ -32,7 +32,7 @@ MORE_COLOURS = ("#D55E00", "#009E73", "#8B4513", "#F0E442", "#5D3FD3")
 """For several tuned rows and checkpoints, in turn."""
 
 
-def write_report(run: Run, comparison: Comparison, tuned: Tuned, start: Start) -> Path:
+def write_report(run: Run, comparison: Comparison, tuned: TunedRow, start: Start) -> Path:
     """Write report.md and its pictures into the run folder."""
     recipe, learned = run.recipe, tuned.learned
     plot_by_position(comparison, run.folder / "nll_by_position.png")

@@ -139,7 +139,7 @@ def retrieve(
     return Retrieval(cells)
 
 
-def table(retrieval: Retrieval) -> str:
+def retrieval_table(retrieval: Retrieval) -> str:
     """A Markdown table: a row a depth, a column a length, and the mean with its 95% interval; in %."""
     lengths, depths, shares = retrieval.shares()
     means = map(retrieval.accuracy, lengths)

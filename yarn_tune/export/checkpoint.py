@@ -18,7 +18,7 @@ from ..files import put_in_place, write_json
 from ..models import is_hub_id
 from ..recipe import Recipe
 from ..runs import Run, learned_of
-from ..serving import Served, Target, serve
+from ..serving import RopeEncoding, Target, choose_encoding
 from ..tunable import Folded, Learned, fold_checkpoint, merge_checkpoint
 from .fidelity import compare_with_memory
 from .serving_page import serving_page
@@ -61,9 +61,9 @@ def export(run: Run, overrides_only: bool = False) -> Path:
                 raise UserError(f"{place}: what is learned there is in the weights, so overrides of the base's config "
                                 "cannot carry it; export a checkpoint")  # fmt: skip
         path = run.folder / "overrides.json"
-        write_json(path, serve(learned, replace(aim, stacks=vllm, fold="never")).overrides(aim.base))
+        write_json(path, choose_encoding(learned, replace(aim, stacks=vllm, fold="never")).overrides(aim.base))
         return path
-    served = serve(learned, aim)
+    served = choose_encoding(learned, aim)
     target = run.folder / "export"
     partial = run.folder / ".export.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -81,7 +81,9 @@ def export(run: Run, overrides_only: bool = False) -> Path:
     return target
 
 
-def write_checkpoint(recipe: Recipe, learned: Learned, served: Served, aim: Target, folder: Path) -> Folded | None:
+def write_checkpoint(
+    recipe: Recipe, learned: Learned, served: RopeEncoding, aim: Target, folder: Path
+) -> Folded | None:
     """Copy the base, put the learned rope section into its config, and fold what the config does not carry."""
     base = base_folder(recipe)
     for pattern in COPIED:

@@ -17,14 +17,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ..errors import CheckFailed
 from ..models import CHUNK, hidden_states, load_model, load_tokenizer, logit_transform, to_device
 from ..recipe import Recipe
-from ..serving import EXTRA_KEYS, Served
+from ..serving import EXTRA_KEYS, RopeEncoding
 from ..tunable import Learned, attach_fixed, detach, fold_parameters, with_lora
 
 SHORT = 1024
 """Tokens that the fold is compared on in float64, whose attention takes memory for every pair of them."""
 
 
-def compare_with_memory(recipe: Recipe, learned: Learned, served: Served, folder: Path) -> dict[str, Any]:
+def compare_with_memory(recipe: Recipe, learned: Learned, served: RopeEncoding, folder: Path) -> dict[str, Any]:
     """Logits of the tuned model in memory against the checkpoint as stock transformers loads it, in float32.
 
     Rounding what is folded to the dtype of the base's weights is reported and not refused; the tolerance is for
@@ -83,7 +83,7 @@ def compare_with_memory(recipe: Recipe, learned: Learned, served: Served, folder
 def _differences(
     recipe: Recipe,
     learned: Learned,
-    served: Served,
+    served: RopeEncoding,
     folder: Path,
     lengths: list[int],
     dtype: str = "float32",
@@ -136,7 +136,7 @@ def _hidden(model: PreTrainedModel, prompts: dict[int, Tensor]) -> dict[int, Ten
     return {length: hidden_states(model, ids[None].to(model.device))[0] for length, ids in prompts.items()}
 
 
-def _exact_weights(model: PreTrainedModel, learned: Learned, served: Served) -> dict[str, Tensor]:
+def _exact_weights(model: PreTrainedModel, learned: Learned, served: RopeEncoding) -> dict[str, Tensor]:
     """What merging and folding should leave, from the float32 model with LoRA merged; only what they change."""
     named = dict(model.named_parameters())
     changed = {name: named[name].cpu().clone() for name in learned.lora or {}}

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..models import FULL, layout_of
-from ..serving.encodings import Served
+from ..serving.encodings import RopeEncoding
 from ..serving.selection import Target, unserved
 from ..serving.stacks import STACKS
 from ..tunable import Folded, Learned
@@ -47,7 +47,7 @@ def difference_text(fidelity: dict[str, Any]) -> str:
 def serving_page(
     base: str,
     learned: Learned,
-    served: Served,
+    served: RopeEncoding,
     aim: Target,
     folded: Folded | None,
     fidelity: dict[str, Any],
@@ -94,7 +94,7 @@ def serving_page(
     )
 
 
-def _carried(base: str, learned: Learned, served: Served, aim: Target, folded: Folded | None) -> list[str]:
+def _carried(base: str, learned: Learned, served: RopeEncoding, aim: Target, folded: Folded | None) -> list[str]:
     """What stands where."""
     section, longest = served.rope_parameters, served.max_position_embeddings
     layers = f", of {FULL} layers only" if layout_of(aim.base).nested else ""

@@ -29,7 +29,7 @@ from .loading import (
     switch_off_dropout,
     to_device,
 )
-from .query_layout import Site, scaled, site_of
+from .query_layout import QuerySite, query_site, scaled
 from .token_loss import CHUNK, HAS_FUSED, IGNORED, NextToken, Reader, Transform, by_chunks, exact_nats, hidden_states
 
 __all__ = [
@@ -61,11 +61,11 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "logit_transform",
+    "query_site",
     "rope_facts",
     "rotary_site",
     "save_weights",
     "scaled",
-    "site_of",
     "slow_dtype",
     "softmax_gain",
     "switch_off_dropout",

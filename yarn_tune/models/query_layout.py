@@ -37,7 +37,7 @@ class Indices:
 
 
 @dataclass(frozen=True)
-class Site:
+class QuerySite:
     """Where one family's queries can be scaled before they are rotated."""
 
     pattern: re.Pattern[str]
@@ -96,7 +96,7 @@ class Site:
         return Indices(*(tensor.to(device) for tensor in made))
 
 
-def scaled(x: Tensor, site: Site, gains: Tensor) -> Tensor:
+def scaled(x: Tensor, site: QuerySite, gains: Tensor) -> Tensor:
     """`x` with its rotated rows multiplied; differentiable, and computed at least in the precision of `gains`.
 
     A pair (first, second) is read as the complex number first + i second, which is how RoPE turns it.
@@ -115,7 +115,7 @@ def scaled(x: Tensor, site: Site, gains: Tensor) -> Tensor:
     return x * real + x[..., at.partner] * imaginary
 
 
-def site_of(config: dict[str, Any]) -> Site:
+def query_site(config: dict[str, Any]) -> QuerySite:
     """Where the temperature of this model can go.
 
     Raises:
@@ -136,7 +136,7 @@ def site_of(config: dict[str, Any]) -> Site:
     half = torch.arange(dim // 2)
     pairs = half.repeat_interleave(2) if kind in INTERLEAVED else torch.cat([half, half])
     plus_one = kind in ("gemma3_text", "qwen3_next")
-    return Site(re.compile(names), rows_of(bare, dim), pairs, tuned_layers(bare), 1.0 if plus_one else 0.0)
+    return QuerySite(re.compile(names), rows_of(bare, dim), pairs, tuned_layers(bare), 1.0 if plus_one else 0.0)
 
 
 def _rotary_dim(bare: PreTrainedConfig, head_dim: int) -> int:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from ..models import CHUNK, GIB, has_sliding_layers, head_dim_of, rope_facts
 from ..recipe import Recipe
-from ..training import Lesson, windows
+from ..training import ObjectiveConfig, windows
 from ..tunable import NO_LORA, LoraSize
 
 BACK = 2.5
@@ -120,10 +120,10 @@ def row_flops(recipe: Recipe, length: int, native: int, forward: Forward) -> flo
     """A row of `length` tokens: what is read for a gradient, and what the base is asked."""
     train = recipe.train
     asked = 0.0
-    lesson = Lesson.of(recipe, native)
-    if lesson.taught:
-        slid = lesson.objective != "next-token"
-        asked = forward(min(native, length)) * (len(windows(length, native, lesson.stride)) if slid else 1)
+    config = ObjectiveConfig.of(recipe, native)
+    if config.taught:
+        slid = config.objective != "next-token"
+        asked = forward(min(native, length)) * (len(windows(length, native, config.stride)) if slid else 1)
     again = train.gradient_checkpointing
     attention = 1 + BACK + (again and not train.keep_attention)
     dense = 2 + again + (forward.mlp / forward.dense if train.tiled_mlp is not None else 0.0)
@@ -163,10 +163,10 @@ def step_memory(recipe: Recipe, config: PreTrainedConfig, row_tokens: int, lora:
         reading += rows * row_tokens**2 * (1 + e)
     kept, worst = _training(recipe, shape, e, tokens)
     native = recipe.rope.native or rope_facts(config).native
-    lesson = Lesson.of(recipe, native)
-    if lesson.taught:
+    config = ObjectiveConfig.of(recipe, native)
+    if config.taught:
         # The base is asked while all that was kept of the model is held; its states then wait for the backward pass.
-        asked = reading if lesson.objective != "next-token" else rows * min(native, row_tokens) * _reading(shape, e)
+        asked = reading if config.objective != "next-token" else rows * min(native, row_tokens) * _reading(shape, e)
         states = tokens * shape.hidden * e
         kept, worst = kept + states, max(kept + asked, worst + states)
     return max(worst, kept + logits)

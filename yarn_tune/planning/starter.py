@@ -10,7 +10,7 @@ import yaml
 from ..errors import UserError
 from ..models import load_config, rope_facts
 from ..recipe import Recipe, parse_recipe
-from ..serving import Target, settle
+from ..serving import Target, make_representable
 from ..tunable import at_start
 from .cost import Cost, estimate_cost
 
@@ -67,7 +67,7 @@ def propose(
         tree["rope"] |= {"learn": learn, "temperature": temperature}
         recipe = parse_recipe(tree, [], "init")
         try:
-            settle(at_start(recipe).learned(), Target.of_recipe(recipe))
+            make_representable(at_start(recipe).learned(), Target.of_recipe(recipe))
         except UserError as error:
             refusals.append(f"{learn}, {temperature}: {str(error).splitlines()[0]}")
         else:

@@ -1,4 +1,4 @@
-"""Recipes: their sections with every default, the YAML parser, validation, loading, and the recipes that ship with the package."""
+"""Recipes: every section with its defaults, the YAML parser, validation, loading, and the bundled recipes."""
 
 from .bundled import copy_recipe, shipped_recipes
 from .loading import load_recipe, parse_recipe, parse_rope

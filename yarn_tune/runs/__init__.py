@@ -2,8 +2,8 @@
 
 from .checkpoint import State, latest_state, load_optimizer_tensors, optimizer_tensors, save_state
 from .folder import Run, claimed
-from .initial import earlier_of
-from .learned import Tuned, learned_of, tuned_of, write_learned
+from .initial import previous_run
+from .learned import TunedRow, learned_of, tuned_row, write_learned
 from .metrics import EARLIER, MetricsLog, end_training, progress_text, taught
 
 __all__ = [
@@ -13,15 +13,15 @@ __all__ = [
     "State",
     "Tuned",
     "claimed",
-    "earlier_of",
     "end_training",
     "latest_state",
     "learned_of",
     "load_optimizer_tensors",
     "optimizer_tensors",
+    "previous_run",
     "progress_text",
     "save_state",
     "taught",
-    "tuned_of",
+    "tuned_row",
     "write_learned",
 ]

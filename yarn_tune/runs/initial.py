@@ -18,7 +18,7 @@ from .metrics import EARLIER, spent
 
 
 @dataclass(frozen=True)
-class Earlier:
+class PreviousRun:
     """What was learned before, and what it cost."""
 
     folder: Path
@@ -35,7 +35,7 @@ class Earlier:
         write_json(folder / EARLIER, {"learned_in": str(self.folder), **costs})
 
 
-def earlier_of(recipe: Recipe) -> Earlier | None:
+def previous_run(recipe: Recipe) -> PreviousRun | None:
     """The finished run, the checkpoint of one, or the adapter, that `rope.init` names; None for search-free YaRN.
 
     Raises:
@@ -47,15 +47,15 @@ def earlier_of(recipe: Recipe) -> Earlier | None:
     if (folder / LEARNED).is_file():
         before = load_recipe(folder / "recipe.yaml")
         _check_fit(folder, before, recipe)
-        return Earlier(folder, read_tensors(folder / LEARNED), *spent(folder))
+        return PreviousRun(folder, read_tensors(folder / LEARNED), *spent(folder))
     if (state := read_state(folder)) is not None:
         run = folder.absolute().parents[1]
         _check_fit(folder, load_recipe(run / "recipe.yaml"), recipe)
-        return Earlier(folder, state.numbers, *spent(run, state.step))
+        return PreviousRun(folder, state.numbers, *spent(run, state.step))
     if is_adapter(folder):
         before = adapter_recipe(folder, [])
         _check_fit(folder, before, recipe)
-        return Earlier(folder, adapter_numbers(folder, at_start(before)), 0, 0, 0.0)
+        return PreviousRun(folder, adapter_numbers(folder, at_start(before)), 0, 0, 0.0)
     raise UserError(
         f"rope.init: {folder} is no finished run (with {LEARNED}), no checkpoint of one (checkpoints/step-...) and no "
         f"adapter of yarn_tune; train that one to the end first, or set it to {YARN}"

@@ -7,7 +7,7 @@ from safetensors.torch import save
 from ..adapter import adapter_numbers, adapter_recipe, is_adapter, write_adapter
 from ..errors import UserError
 from ..files import read_tensors, write_atomically, write_json
-from ..serving import Target, settle_trained
+from ..serving import Target, representable_parameters
 from ..tunable import Learned, TunableRotary, at_start
 from .folder import Run, changes
 from .metrics import spent
@@ -39,7 +39,7 @@ def learned_of(run: Run) -> Learned:
         rotary.load_numbers(adapter_numbers(run.folder, rotary))
     else:
         raise UserError(f"{run.folder}: nothing learned here yet; run `yarn-tune train` to the end first")
-    return settle_trained(rotary, Target.of_recipe(recipe))
+    return representable_parameters(rotary, Target.of_recipe(recipe))
 
 
 def write_learned(run: Run, rotary: TunableRotary, learned: Learned, place: str) -> None:
@@ -50,7 +50,7 @@ def write_learned(run: Run, rotary: TunableRotary, learned: Learned, place: str)
 
 
 @dataclass(frozen=True)
-class Tuned:
+class TunedRow:
     """Learned numbers, and what they cost."""
 
     learned: Learned
@@ -59,7 +59,7 @@ class Tuned:
     seconds: float
 
 
-def tuned_of(run: Run) -> Tuned:
+def tuned_row(run: Run) -> TunedRow:
     """A finished run's settled numbers and what they cost.
 
     Raises:
@@ -67,4 +67,4 @@ def tuned_of(run: Run) -> Tuned:
     """
     learned = learned_of(run)
     _, tokens, seconds = spent(run.folder)
-    return Tuned(learned, tokens, seconds)
+    return TunedRow(learned, tokens, seconds)

@@ -1,19 +1,19 @@
 """What each serving stack computes from a config, and which encoding carries learned numbers to it."""
 
-from .encodings import EXTRA_KEYS, Served
-from .selection import Target, serve, settle, settle_trained
-from .verify import Verification, verify
+from .encodings import EXTRA_KEYS, RopeEncoding
+from .selection import Target, choose_encoding, make_representable, representable_parameters
+from .verification import Verification, verify
 from .vllm import TOLERANCE, ask_vllm
 
 __all__ = [
     "EXTRA_KEYS",
     "TOLERANCE",
-    "Served",
+    "RopeEncoding",
     "Target",
     "Verification",
     "ask_vllm",
+    "representable_parameters",
     "serve",
     "settle",
-    "settle_trained",
     "verify",
 ]

@@ -59,7 +59,7 @@ SLACK = 0.03
 
 
 @dataclass(frozen=True)
-class Served:
+class RopeEncoding:
     """A rope section, the window it serves, and what of the temperature is in the weights."""
 
     carrier: str
@@ -191,7 +191,7 @@ def _whole_pairs(learned: Learned) -> Learned:
     return replace(learned, beta_fast=fast, beta_slow=slow, truncate=True)
 
 
-def yarn_carriers(numbers: Learned, folded: bool) -> Iterator[Served]:
+def yarn_carriers(numbers: Learned, folded: bool) -> Iterator[RopeEncoding]:
     """With the attention factor in the config, or folded."""
     scale, a = numbers.scale, numbers.attention_factor
     assert scale is not None
@@ -209,16 +209,16 @@ def yarn_carriers(numbers: Learned, folded: bool) -> Iterator[Served]:
     }
     if numbers.facts.model_type in LATENT:
         if not folded:
-            yield Served("yarn, latent", section | _latent_keys(numbers, scale, a), longest)
+            yield RopeEncoding("yarn, latent", section | _latent_keys(numbers, scale, a), longest)
         return
     if folded:
-        yield Served("yarn, folded", section, longest, (a / own) ** 2)
+        yield RopeEncoding("yarn, folded", section, longest, (a / own) ** 2)
         return
-    yield Served("yarn", section | {"attention_factor": a, "attn_factor": a / own}, longest)
+    yield RopeEncoding("yarn", section | {"attention_factor": a, "attn_factor": a / own}, longest)
     weight = (a * own - 1) / (own - 1) if own > 1 else 0.0
     if weight > 0:
         keys = {"attention_factor": a, "mscale": weight, "mscale_all_dim": 1.0}
-        yield Served("yarn, mscale", section | keys, longest)
+        yield RopeEncoding("yarn, mscale", section | keys, longest)
 
 
 def _latent_keys(numbers: Learned, scale: float, a: float) -> dict[str, float]:
@@ -231,7 +231,7 @@ def _latent_keys(numbers: Learned, scale: float, a: float) -> dict[str, float]:
     return keys if everywhere == 1 else keys | {"mscale_all_dim": (everywhere - 1) / growth}
 
 
-def longrope_carriers(numbers: Learned, folded: bool) -> Iterator[Served]:
+def longrope_carriers(numbers: Learned, folded: bool) -> Iterator[RopeEncoding]:
     """With the attention factor in the config, or folded."""
     a, window = numbers.attention_factor, numbers.window
 
@@ -250,12 +250,12 @@ def longrope_carriers(numbers: Learned, folded: bool) -> Iterator[Served]:
         }
 
     if folded:
-        yield Served("longrope, folded", section(window, window, 1.0), window, a * a)
+        yield RopeEncoding("longrope, folded", section(window, window, 1.0), window, a * a)
         return
-    yield Served("longrope", section(window, window, a), window)
+    yield RopeEncoding("longrope", section(window, window, a), window)
     if a > 1:
         original, length = _lengths_of_formula(a, window)
-        yield Served("longrope, formula", section(original, length, a), length)
+        yield RopeEncoding("longrope, formula", section(original, length, a), length)
 
 
 def _partial(numbers: Learned) -> dict[str, float]:

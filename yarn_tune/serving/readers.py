@@ -43,7 +43,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Reading:
+class EffectiveRope:
     """What one stack makes of one config. With a `refusal` it does not load it, and there are no tables."""
 
     window: int
@@ -242,7 +242,7 @@ class Stack:
     read_on: str = "2026-11-22"
 
 
-def read(stack: Stack, config: dict[str, Any], modelling: Stack | None = None) -> Reading:
+def read(stack: Stack, config: dict[str, Any], modelling: Stack | None = None) -> EffectiveRope:
     """What `stack` computes from a config.json (as a dict); `modelling` is the reader of transformers' own modules.
 
     Raises:
@@ -257,12 +257,12 @@ def read(stack: Stack, config: dict[str, Any], modelling: Stack | None = None) -
     try:
         return _read(stack, config, layout)
     except Refused as refusal:
-        return Reading(config["max_position_embeddings"], refusal=str(refusal))
+        return EffectiveRope(config["max_position_embeddings"], refusal=str(refusal))
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        return Reading(config["max_position_embeddings"], refusal=f"malformed rope section: {error!r}")
+        return EffectiveRope(config["max_position_embeddings"], refusal=f"malformed rope section: {error!r}")
 
 
-def _read(stack: Stack, config: dict[str, Any], layout: Layout) -> Reading:
+def _read(stack: Stack, config: dict[str, Any], layout: Layout) -> EffectiveRope:
     if layout.model_type in stack.refused:
         raise Refused(stack.refused[layout.model_type])
     if layout.nested and not stack.nested:
@@ -279,7 +279,7 @@ def _read(stack: Stack, config: dict[str, Any], layout: Layout) -> Reading:
         tables[kind] = _tables(stack, view, windows[-1])
         softmax = softmax_gain(layout.model_type, section | {"rope_type": view.rope_type})
     held = [count for count in rows if count is not None]
-    return Reading(min(windows), min(held) if held else None, tables, softmax_gain=softmax)
+    return EffectiveRope(min(windows), min(held) if held else None, tables, softmax_gain=softmax)
 
 
 def _tables(stack: Stack, view: View, window: int) -> tuple[Table, ...]:

@@ -12,12 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckFailed, UserError
-from ..models import FULL, LATENT, config_json, layout_of, site_of
+from ..models import FULL, LATENT, config_json, layout_of, query_site
 from ..recipe import Recipe
 from ..rope import default_inv_freq
 from ..tunable import Learned, TunableRotary
-from .encodings import Served, default_section, forms, longrope_carriers, yarn_carriers
-from .readers import Reading, Table
+from .encodings import RopeEncoding, default_section, forms, longrope_carriers, yarn_carriers
+from .readers import EffectiveRope, Table
 from .stacks import DEFAULT, STACKS, reading
 
 FREQUENCY_TOLERANCE, MULTIPLIER_TOLERANCE = 1e-5, 1e-6
@@ -62,7 +62,7 @@ class Target:
         return cls.of(base, recipe.export.stacks, recipe.export.fold)
 
 
-def settle(learned: Learned, target: Target) -> Learned:
+def make_representable(learned: Learned, target: Target) -> Learned:
     """The learned numbers as a config can carry them: what is compared, exported and served from here on.
 
     Settling twice changes nothing.
@@ -80,13 +80,13 @@ def settle(learned: Learned, target: Target) -> Learned:
     raise UserError(_refusal(learned, target))
 
 
-def settle_trained(rotary: TunableRotary, target: Target) -> Learned:
+def representable_parameters(rotary: TunableRotary, target: Target) -> Learned:
     """`settle` for the numbers of a trained module, held against its table.
 
     Raises:
         CheckFailed: if the settled table is not the trained one.
     """
-    learned = settle(rotary.learned(), target)
+    learned = make_representable(rotary.learned(), target)
     trained = rotary.table()[0].detach().cpu()
     error = (learned.inv_freq() / trained - 1).abs().max().item()
     if not error <= TABLE_TOLERANCE:
@@ -94,7 +94,7 @@ def settle_trained(rotary: TunableRotary, target: Target) -> Learned:
     return learned
 
 
-def serve(learned: Learned, target: Target) -> Served:
+def choose_encoding(learned: Learned, target: Target) -> RopeEncoding:
     """The carrier of settled numbers; raises as `settle` does."""
     served = _first(learned, target, False) or _first(learned, target, True)
     if served is None:
@@ -103,7 +103,7 @@ def serve(learned: Learned, target: Target) -> Served:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExpectedRope:
     """What a stack must compute."""
 
     tables: dict[str, list[tuple[Tensor, float]]]
@@ -123,7 +123,7 @@ class Wanted:
         return list(zip(found, [wanted[0], wanted[-1]], strict=True))
 
 
-def faults(found: Reading, wanted: Wanted) -> list[str]:
+def mismatches(found: EffectiveRope, wanted: ExpectedRope) -> list[str]:
     """How a reading differs from what is wanted; empty if it serves exactly that."""
     if found.refusal is not None:
         return [f"does not load it: {found.refusal}"]
@@ -157,26 +157,26 @@ def frequency_error(found: Tensor, wanted: Tensor) -> float:
     return (found.double() / wanted.double() - 1).abs().max().item()
 
 
-def wanted_of(learned: Learned, base: dict[str, Any], fold: float = 1.0) -> Wanted:
+def wanted_of(learned: Learned, base: dict[str, Any], fold: float = 1.0) -> ExpectedRope:
     """What every stack must compute for these numbers."""
     layout = layout_of(base)
     tuned = (learned.inv_freq(), learned.attention_factor)
     if not layout.nested:
-        return Wanted({"": [tuned]}, learned.window, learned.facts.softmax_gain, fold)
+        return ExpectedRope({"": [tuned]}, learned.window, learned.facts.softmax_gain, fold)
     sections = {k: default_section(base, layout.thetas[k], k) for k in layout.kinds if k != FULL}
     others = {k: [(default_inv_freq(s["rope_theta"], learned.facts.dim), 1.0)] for k, s in sections.items()}
-    return Wanted({FULL: [tuned]} | others, learned.window, fold=fold)
+    return ExpectedRope({FULL: [tuned]} | others, learned.window, fold=fold)
 
 
-def _first(numbers: Learned, target: Target, folded: bool) -> Served | None:
+def _first(numbers: Learned, target: Target, folded: bool) -> RopeEncoding | None:
     carriers = _carriers(numbers, target, folded)
     return next((served for served in carriers if not unserved(served, numbers, target)), None)
 
 
-def unserved(served: Served, numbers: Learned, target: Target) -> dict[str, list[str]]:
+def unserved(served: RopeEncoding, numbers: Learned, target: Target) -> dict[str, list[str]]:
     """Stack -> what it would lose under this carrier; empty if all serve it."""
     config, wanted = served.config(target.base), wanted_of(numbers, target.base, served.fold)
-    found = {name: faults(reading(name, config), wanted) for name in target.stacks}
+    found = {name: mismatches(reading(name, config), wanted) for name in target.stacks}
     return {name: problems for name, problems in found.items() if problems}
 
 
@@ -205,13 +205,13 @@ def _refusal(learned: Learned, target: Target) -> str:
 def _unfoldable(target: Target) -> str | None:
     """Why this family cannot be folded, if so."""
     try:
-        site_of(target.base)
+        query_site(target.base)
     except UserError as error:
         return str(error)
     return None
 
 
-def _carriers(numbers: Learned, target: Target, folded: bool) -> Iterator[Served]:
+def _carriers(numbers: Learned, target: Target, folded: bool) -> Iterator[RopeEncoding]:
     """Ways to write settled numbers down, with the temperature in the config or in the weights."""
     make = yarn_carriers if numbers.factors is None else longrope_carriers
     allowed = _unfoldable(target) is None and target.fold != "never" if folded else target.fold != "always"

@@ -6,7 +6,7 @@ listed as `unscaled` are run by that stack without any RoPE scaling, whatever th
 
 from ..errors import UserError
 from ..models import LATENT
-from .readers import Longrope, Reading, Section, Stack, Yarn, read
+from .readers import EffectiveRope, Longrope, Section, Stack, Yarn, read
 from .rules import (
     attention_factor_only,
     genai_multiplier,
@@ -182,7 +182,7 @@ DEFAULT = ("transformers", "transformers-4.57", "vllm", "vllm-0.29", "sglang", "
 """What an export serves unless the recipe says otherwise."""
 
 
-def reading(name: str, config: Section) -> Reading:
+def reading(name: str, config: Section) -> EffectiveRope:
     """What the stack of that name makes of a config.json.
 
     Raises:

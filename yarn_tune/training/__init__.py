@@ -2,7 +2,7 @@
 
 from .batches import collate
 from .loop import train
-from .objective import Lesson, Objective
+from .objective import Objective, ObjectiveConfig
 from .teacher import windows
 
-__all__ = ["Lesson", "Objective", "collate", "train", "windows"]
+__all__ = ["Objective", "ObjectiveConfig", "collate", "train", "windows"]

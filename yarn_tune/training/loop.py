@@ -18,18 +18,18 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..adapter import place_of
-from ..data import RowSet, build_rows, check_heldout, plant
+from ..data import RowSet, build_rows, check_heldout, plant_needles
 from ..distributed import (
     Request,
     World,
     check_weights,
     checkpoint_layers,
-    company,
     loading,
     offload_inputs,
-    requested,
+    report_lost_peers,
     spread,
     start,
+    stop_on_signal,
     tile_mlps,
     world_text,
 )
@@ -42,19 +42,19 @@ from ..runs import (
     Run,
     State,
     claimed,
-    earlier_of,
     end_training,
     latest_state,
     load_optimizer_tensors,
     optimizer_tensors,
+    previous_run,
     progress_text,
     save_state,
     write_learned,
 )
-from ..serving import Target, settle
+from ..serving import Target, make_representable
 from ..tunable import Learned, TunableRotary, at_start, attach
 from .batches import Batch, backward
-from .objective import Lesson, Objective
+from .objective import Objective, ObjectiveConfig
 from .optimizer import make_optimizer, set_rates
 
 
@@ -69,18 +69,18 @@ def train(run: Run) -> Learned:
     recipe = run.recipe
     # What cannot be served is refused before anything is learned.
     begin, target = at_start(recipe), Target.of_recipe(recipe)
-    settle(begin.learned(), target)
+    make_representable(begin.learned(), target)
     if latest_state(run.checkpoints) is None:
-        earlier_of(recipe)
+        previous_run(recipe)
     tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
     check_heldout(recipe, tokenizer, begin.start.native)
-    rows = plant(build_rows(recipe, tokenizer), recipe, tokenizer)
+    rows = plant_needles(build_rows(recipe, tokenizer), recipe, tokenizer)
     world = start(recipe, run.folder)
-    with company(world, run.folder), claimed(run, world):
+    with report_lost_peers(world, run.folder), claimed(run, world):
         model, rotary = prepare(recipe, world, begin)
-        with requested() as request:
+        with stop_on_signal() as request:
             fit(run, world, model, rotary, rows, request)
-        learned = settle(rotary.learned(), target)
+        learned = make_representable(rotary.learned(), target)
         if learned.scale is not None:
             rotary.set_scale(learned.scale)
         if world.main:
@@ -112,7 +112,7 @@ def fit(run: Run, world: World, model: PreTrainedModel, rotary: TunableRotary, r
     """The steps themselves; `request` may ask to stop between two of them."""
     recipe, settings = run.recipe, run.recipe.train
     optimizer = make_optimizer(rotary, recipe)
-    objective = Objective(model, rotary, Lesson.of(recipe, rotary.start.native, rows.bos))
+    objective = Objective(model, rotary, ObjectiveConfig.of(recipe, rotary.start.native, rows.bos))
     parameters = rotary.trainable()
     numbers = sum(parameter.numel() for parameter in parameters)
     done = resume(run, world, rotary, optimizer)
@@ -178,7 +178,7 @@ def resume(run: Run, world: World, rotary: TunableRotary, optimizer: torch.optim
     """Load the newest whole checkpoint, or else what an earlier run learned; the number of steps done."""
     state = latest_state(run.checkpoints)
     if state is None:
-        if (earlier := earlier_of(run.recipe)) is not None:
+        if (earlier := previous_run(run.recipe)) is not None:
             rotary.load_numbers(earlier.numbers)
             if world.main:
                 earlier.note(run.folder)

@@ -23,7 +23,7 @@ from .teacher import divergence, teacher_states
 
 
 @dataclass(frozen=True)
-class Lesson:
+class ObjectiveConfig:
     """The settings of an objective."""
 
     objective: str = "next-token"
@@ -36,7 +36,7 @@ class Lesson:
     """Token that what the base reads begins with."""
 
     @classmethod
-    def of(cls, recipe: Recipe, native: int, bos: int | None = None) -> "Lesson":
+    def of(cls, recipe: Recipe, native: int, bos: int | None = None) -> "ObjectiveConfig":
         """Those of a recipe."""
         train = recipe.train
         stride = min(max(1, native // 2), native - 1)
@@ -51,10 +51,12 @@ class Lesson:
 class Objective(Reader):
     """The module that is trained, and spread over processes."""
 
-    def __init__(self, model: PreTrainedModel, rotary: TunableRotary, lesson: Lesson, fused: bool = HAS_FUSED) -> None:
+    def __init__(
+        self, model: PreTrainedModel, rotary: TunableRotary, config: ObjectiveConfig, fused: bool = HAS_FUSED
+    ) -> None:
         super().__init__(model, fused)
-        self.lesson = lesson
-        # In a tuple, for the reason `tunable.Attached` gives.
+        self.config = config
+        # In a tuple, for the reason `tunable.RotaryProxy` gives.
         self._rotary = (rotary,)
 
     @property
@@ -88,15 +90,15 @@ class Objective(Reader):
         self, nats: Tensor, hidden: Tensor, input_ids: Tensor, labels: Tensor, position_ids: Tensor, asked: Tensor
     ) -> Tensor:
         """The sum that is minimised; `nats` are those of the counted tokens."""
-        lesson, counted = self.lesson, labels != IGNORED
-        weights = torch.where(asked[counted], lesson.answer_weight, 1.0)
-        inside = position_ids[counted] < lesson.native
-        if not lesson.taught or (lesson.objective == "next-token" and not bool(inside.any())):
+        config, counted = self.config, labels != IGNORED
+        weights = torch.where(asked[counted], config.answer_weight, 1.0)
+        inside = position_ids[counted] < config.native
+        if not config.taught or (config.objective == "next-token" and not bool(inside.any())):
             return (weights * nats).sum()
         taught = self._taught(input_ids)[counted]
-        if lesson.objective == "distill":
+        if config.objective == "distill":
             weights = torch.where(asked[counted], weights, 0.0)
-        pulls = inside * lesson.guard + (1.0 if lesson.objective == "distill" else 0.0)
+        pulls = inside * config.guard + (1.0 if config.objective == "distill" else 0.0)
         pulls = torch.where(asked[counted], 0.0, pulls)
         pulled = pulls > 0
         head = self.model.get_output_embeddings()
@@ -106,9 +108,9 @@ class Objective(Reader):
 
     def _taught(self, input_ids: Tensor) -> Tensor:
         """The base's hidden states of each row, `[b, n, h]`."""
-        length, native, bos = input_ids.shape[1], self.lesson.native, self.lesson.bos
-        if self.lesson.objective == "next-token" and length > native:
+        length, native, bos = input_ids.shape[1], self.config.native, self.config.bos
+        if self.config.objective == "next-token" and length > native:
             # The guard alone: the base is asked inside its window only, and never slid.
             inside = teacher_states(self.model, self.rotary, input_ids[:, :native], native, 1, bos)
             return torch.nn.functional.pad(inside, (0, 0, 0, length - native))
-        return teacher_states(self.model, self.rotary, input_ids, native, self.lesson.stride, bos)
+        return teacher_states(self.model, self.rotary, input_ids, native, self.config.stride, bos)

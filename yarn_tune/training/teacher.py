@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ..models import Transform, by_chunks, hidden_states
-from ..tunable import TunableRotary, untouched
+from ..tunable import TunableRotary, base_model_active
 
 
 def windows(length: int, native: int, stride: int) -> list[tuple[int, int]]:
@@ -44,7 +44,7 @@ def teacher_states(
     planned = windows(length, native, stride)
     most = max(1, length // size)
     parts = []
-    with untouched(rotary):
+    with base_model_active(rotary):
         for at in range(0, len(planned), most):
             group = planned[at : at + most]
             ids = torch.cat([input_ids[:, end - size : end] for end, _ in group])

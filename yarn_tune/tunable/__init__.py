@@ -4,18 +4,18 @@ from .folding import Folded, fold_checkpoint, fold_parameters
 from .lora import NO_LORA, PREFIX, Factors, LoraSize, lora_config, lora_size, merge_checkpoint, with_lora
 from .parameters import Learned, Start
 from .query_gains import FollowedQueries, gains_for
-from .replacement import Attached, move_only
-from .rotary import TunableRotary, at_start, attach, attach_fixed, detach, untouched
+from .replacement import RotaryProxy, move_only
+from .rotary import TunableRotary, at_start, attach, attach_fixed, base_model_active, detach
 
 __all__ = [
     "NO_LORA",
     "PREFIX",
-    "Attached",
     "Factors",
     "Folded",
     "FollowedQueries",
     "Learned",
     "LoraSize",
+    "RotaryProxy",
     "Start",
     "TunableRotary",
     "at_start",

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..models import Site, save_weights, scaled, site_of
+from ..models import QuerySite, query_site, save_weights, scaled
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Folded:
     """Root mean square of the relative change by rounding to the checkpoint's dtype; 0 for float32 to its precision."""
 
 
-def gains_of(site: Site, gain: float, gains: Tensor | None = None) -> Tensor:
+def gains_of(site: QuerySite, gain: float, gains: Tensor | None = None) -> Tensor:
     """What queries are multiplied by in all, `[tuned layers, groups, d/2]`: `gain`, and learned `gains` on top."""
     shape = (len(site.layers), site.groups, site.pairs.numel() // 2)
     return gain * (torch.ones(shape, dtype=torch.float64) if gains is None else gains)
 
 
-def fold(tensor: Tensor, site: Site, gains: Tensor) -> Tensor:
+def fold(tensor: Tensor, site: QuerySite, gains: Tensor) -> Tensor:
     """One weight or bias with its rotated query rows multiplied, in its own dtype.
 
     Args:
@@ -53,7 +53,7 @@ def fold(tensor: Tensor, site: Site, gains: Tensor) -> Tensor:
     return (scaled(rows_last, site, gains).movedim(-1, 0) - site.shift).to(tensor.dtype)
 
 
-def fold_named(name: str, tensor: Tensor, site: Site, gains: Tensor) -> tuple[Tensor, Tensor]:
+def fold_named(name: str, tensor: Tensor, site: QuerySite, gains: Tensor) -> tuple[Tensor, Tensor]:
     """`fold` for a tensor by its name, and the same without rounding (float64); gains are those of all layers."""
     flat = tensor.reshape(-1) if site.normed else tensor
     exact = fold(flat.double(), site, site.gains_for(name, gains)).reshape(tensor.shape)
@@ -62,7 +62,7 @@ def fold_named(name: str, tensor: Tensor, site: Site, gains: Tensor) -> tuple[Te
 
 def fold_parameters(model: nn.Module, config: dict[str, Any], gain: float, gains: Tensor | None) -> dict[str, Tensor]:
     """What `fold_checkpoint` makes of a model's parameters, by name, on the CPU; the model stays as it is."""
-    site = site_of(config)
+    site = query_site(config)
     whole = gains_of(site, gain, gains)
     named = {name: p.detach().cpu() for name, p in model.named_parameters() if site.holds(name)}
     return {name: fold_named(name, tensor, site, whole)[0] for name, tensor in named.items()}
@@ -80,7 +80,7 @@ def fold_checkpoint(folder: Path, config: dict[str, Any], gain: float, gains: Te
     Raises:
         UserError: if this family cannot carry it, and nothing is written then; or if a file cannot be written.
     """
-    site = site_of(config)
+    site = query_site(config)
     whole = gains_of(site, gain, gains)
     tensors = numbers = 0
     squares = 0.0

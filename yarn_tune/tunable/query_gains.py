@@ -24,13 +24,13 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ..errors import UserError
-from ..models import Site, scaled, site_of
+from ..models import QuerySite, query_site, scaled
 
 
 class Gains(nn.Module):
     """The learned offsets of one rung."""
 
-    def __init__(self, site: Site, temperature: str) -> None:
+    def __init__(self, site: QuerySite, temperature: str) -> None:
         super().__init__()
         self.site, self.temperature = site, temperature
         layers, groups, pairs = len(site.layers), site.groups, site.pairs.numel() // 2
@@ -71,7 +71,7 @@ def gains_for(config: dict[str, Any], temperature: str) -> Gains | None:
     if temperature == "global":
         return None
     try:
-        site = site_of(config)
+        site = query_site(config)
     except UserError as error:
         reason = str(error).removeprefix("folding: ")
         raise UserError(f"rope.temperature: {temperature} is folded into the queries, and {reason}") from error
@@ -86,7 +86,7 @@ def gains_for(config: dict[str, Any], temperature: str) -> Gains | None:
     return Gains(site, temperature)
 
 
-def scale_queries(model: PreTrainedModel, site: Site, gains: Callable[[], Tensor | None]) -> list[RemovableHandle]:
+def scale_queries(model: PreTrainedModel, site: QuerySite, gains: Callable[[], Tensor | None]) -> list[RemovableHandle]:
     """Multiply the queries of every tuned layer by `gains()`, asked anew in each forward; None leaves them alone.
 
     Raises:
@@ -106,7 +106,7 @@ def scale_queries(model: PreTrainedModel, site: Site, gains: Callable[[], Tensor
     return [module.register_forward_hook(hook_of(f"{name}.weight")) for name, module in modules.items()]
 
 
-def query_modules(model: PreTrainedModel, site: Site) -> dict[str, nn.Module]:
+def query_modules(model: PreTrainedModel, site: QuerySite) -> dict[str, nn.Module]:
     """The modules whose output is queries, by name.
 
     Raises:
@@ -121,7 +121,7 @@ def query_modules(model: PreTrainedModel, site: Site) -> dict[str, nn.Module]:
 class FollowedQueries:
     """The hooks of `scale_queries` on a model in which modules may still be wrapped and unwrapped, as LoRA does."""
 
-    def __init__(self, model: PreTrainedModel, site: Site, gains: Callable[[], Tensor | None]) -> None:
+    def __init__(self, model: PreTrainedModel, site: QuerySite, gains: Callable[[], Tensor | None]) -> None:
         self._model, self._site, self._gains = model, site, gains
         self._places: list[tuple[nn.Module, str, nn.Module]] = []
         self._handles: list[RemovableHandle] = []

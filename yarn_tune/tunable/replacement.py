@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from ..models import FULL, rotary_site
 
 
-class StandIn(nn.Module):
+class RotaryReplacement(nn.Module):
     """Stands in for a stock rotary module; subclasses say which table and multiplier it computes."""
 
     def __init__(self, stock: nn.Module) -> None:
@@ -56,16 +56,16 @@ class StandIn(nn.Module):
         return self._layout(SimpleNamespace(**values), x, position_ids, *kind)
 
 
-class Attached(nn.Module):
+class RotaryProxy(nn.Module):
     """Stands in a model for such a module, whose numbers are not the model's own: sharding and casting pass them by."""
 
-    def __init__(self, rotary: StandIn) -> None:
+    def __init__(self, rotary: RotaryReplacement) -> None:
         super().__init__()
         # In a tuple, so that it is not registered as a child.
         self._rotary = (rotary,)
 
     @property
-    def rotary(self) -> StandIn:
+    def rotary(self) -> RotaryReplacement:
         """The module with the numbers."""
         return self._rotary[0]
 
@@ -73,7 +73,7 @@ class Attached(nn.Module):
         """As `StandIn.forward`."""
         return self.rotary(*args, **kwargs)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Attached":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryProxy":
         """Where the model goes, the numbers follow."""
         self.rotary._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
@@ -85,7 +85,7 @@ class Attached(nn.Module):
         )
 
 
-class FixedRotary(StandIn):
+class FixedRotary(RotaryReplacement):
     """A given table, for comparing methods: `table_of(longest position + 1)` gives `[d/2]` and a multiplier."""
 
     def __init__(self, stock: nn.Module, table_of: Callable[[int], tuple[Tensor, float]]) -> None:
@@ -97,21 +97,21 @@ class FixedRotary(StandIn):
         return self._table_of(int(positions.max()) + 1)
 
 
-StandInT = TypeVar("StandInT", bound=StandIn)
+ReplacementT = TypeVar("ReplacementT", bound=RotaryReplacement)
 
 
-def swap(model: PreTrainedModel, make: Callable[[nn.Module], StandInT]) -> StandInT:
+def swap(model: PreTrainedModel, make: Callable[[nn.Module], ReplacementT]) -> ReplacementT:
     """Put a stand-in where the rotary module is, and freeze the model.
 
     Raises:
         RuntimeError: if there is one already.
     """
-    if any(isinstance(module, Attached) for module in model.modules()):
+    if any(isinstance(module, RotaryProxy) for module in model.modules()):
         raise RuntimeError("this model has a yarn_tune rotary module attached already; call detach(model) first")
     parent, name = rotary_site(model)
     rotary = make(getattr(parent, name))
     model.requires_grad_(False)
-    setattr(parent, name, Attached(rotary))
+    setattr(parent, name, RotaryProxy(rotary))
     return rotary
 
 

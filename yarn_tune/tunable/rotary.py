@@ -27,16 +27,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import UserError
-from ..models import config_json, site_of
+from ..models import config_json, query_site
 from ..recipe import Lora, Recipe
 from ..rope import default_inv_freq
 from .lora import PREFIX, add_lora, factors_of, remove_lora, switch_lora
 from .parameters import Learned, Start
 from .query_gains import Gains, gains_for, scale_queries
-from .replacement import Attached, FixedRotary, StandIn, move_only, swap
+from .replacement import FixedRotary, RotaryProxy, RotaryReplacement, move_only, swap
 
 
-class TunableRotary(StandIn):
+class TunableRotary(RotaryReplacement):
     """The learned numbers. See the module docstring for what is learned under each `learn`."""
 
     def __init__(self, stock: nn.Module, start: Start, learn: str, gains: Gains | None = None) -> None:
@@ -192,12 +192,12 @@ def attach_fixed(
         double = model.dtype == torch.float64
         real, turned = (torch.float64, torch.complex128) if double else (torch.float32, torch.complex64)
         placed = gains.to(turned if gains.is_complex() else real).to(model.device)  # not every device has doubles
-        rotary.handles = scale_queries(model, site_of(model.config.to_dict()), lambda: placed)
+        rotary.handles = scale_queries(model, query_site(model.config.to_dict()), lambda: placed)
     return rotary
 
 
 @contextmanager
-def untouched(rotary: TunableRotary) -> Iterator[None]:
+def base_model_active(rotary: TunableRotary) -> Iterator[None]:
     """For a while, the model it is attached to computes what the base does."""
     rotary.bypassed = True
     switch_lora(rotary.adapters, False)
@@ -213,7 +213,7 @@ def detach(model: PreTrainedModel) -> None:
     remove_lora(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, Attached):
+            if isinstance(child, RotaryProxy):
                 for handle in child.rotary.handles:
                     handle.remove()
                 setattr(parent, name, child.rotary.stock)

@@ -9,8 +9,8 @@ from ..data import HUB, Coverage, RowSet, build_rows, check_heldout, missing_fil
 from ..errors import UserError
 from ..models import GIB, is_hub_id, load_config, load_tokenizer
 from ..recipe import YARN, Recipe
-from ..runs import earlier_of
-from ..serving import Target, settle
+from ..runs import previous_run
+from ..serving import Target, make_representable
 from ..tunable import Start, TunableRotary, at_start, lora_size
 from .cost import Cost, estimate_cost, largest_rows
 
@@ -117,7 +117,7 @@ def _begins_text(recipe: Recipe, begun: bool, readable: bool) -> str:
         return f"rope.init: {recipe.rope.init} is not here yet, which training will ask for"
     if not readable:
         return f"rope.init: whether {recipe.rope.init} fits is not checked without the base"
-    earlier = earlier_of(recipe)
+    earlier = previous_run(recipe)
     cost = f", from {earlier.tokens:,} tokens" if earlier is not None and earlier.tokens else ""
     return f"begins with what was learned in {recipe.rope.init}{cost}"
 
@@ -134,7 +134,7 @@ def _untrained_text(recipe: Recipe, share: float) -> str:
 def _target(recipe: Recipe, begin: TunableRotary, notes: list[str]) -> Target:
     """The stacks to be served; raises if one of those asked for cannot be."""
     target = Target.of_recipe(recipe)
-    settle(begin.learned(), target)
+    make_representable(begin.learned(), target)
     notes += [f"not served: {name} {reason}" for name, reason in (target.left_out or {}).items()]
     return target
 

@@ -19,15 +19,15 @@ from ..files import write_json
 from ..models import base_identity, bos_of, load_tokenizer
 from ..recipe import Recipe, load_recipe
 from ..rope import dynamic_ntk_inv_freq, linear_inv_freq, ntk_inv_freq
-from ..runs import Run, Tuned, tuned_of
+from ..runs import Run, TunedRow, tuned_row
 from ..tunable import Start
-from .methods import Meter, Method, TableOf
-from .perplexity import Nats, bucket_edges, by_position, span_nats
-from .recall import recall
+from .methods import Method, NllCache, TableOf
+from .perplexity import NllSum, bucket_edges, by_position, span_nats
 from .results import Comparison, Row, as_json, key_tokens
+from .retrieve_methods import retrieve_methods
 
 
-def named_rows(run: Run, others: list[Path]) -> tuple[dict[str, Tuned], list[Path]]:
+def named_rows(run: Run, others: list[Path]) -> tuple[dict[str, TunedRow], list[Path]]:
     """Rows to add to the search-free ones: (name -> learned numbers, checkpoints measured as they are).
 
     The run itself is `tuned`, or `tuned-<name>` beside other runs.
@@ -51,7 +51,7 @@ def named_rows(run: Run, others: list[Path]) -> tuple[dict[str, Tuned], list[Pat
             f"compare: {', '.join(twice)} would be the name of two rows each, which are called after their folders; "
             "name every folder once, and rename one of two that are called alike"
         )
-    return {name: tuned_of(one) for name, one in zip(names, runs, strict=True)}, checkpoints
+    return {name: tuned_row(one) for name, one in zip(names, runs, strict=True)}, checkpoints
 
 
 def _on_same_base(run: Run, other: Run) -> Run:
@@ -69,7 +69,7 @@ def _checkpoint_name(path: Path) -> str:
     return f"checkpoint {path.parent.name}/{path.name}"
 
 
-def methods(start: Start, tuned: dict[str, Tuned]) -> dict[str, Method | None]:
+def methods(start: Start, tuned: dict[str, TunedRow]) -> dict[str, Method | None]:
     """Method name -> how it rotates; None is the base with its native window slid."""
     facts, native, factor = start.facts, start.native, start.stretch
     theta, dim = facts.theta, facts.dim
@@ -93,7 +93,7 @@ def methods(start: Start, tuned: dict[str, Tuned]) -> dict[str, Method | None]:
 
 
 def compare(
-    run: Run, tuned: dict[str, Tuned], checkpoints: list[Path] | None = None, only: list[str] | None = None
+    run: Run, tuned: dict[str, TunedRow], checkpoints: list[Path] | None = None, only: list[str] | None = None
 ) -> Comparison:
     """Measure every method and write compare.json into the run folder; or `only` some, and write nothing.
 
@@ -112,26 +112,26 @@ def compare(
     excerpts = heldout_excerpts(recipe, tokenizer, max(lengths), recipe.eval.documents)
     documents = [ids for _, ids in excerpts]
     edges = bucket_edges(max(lengths), recipe.eval.buckets)
-    meter = Meter(recipe.base, run.folder / "nats", recipe.eval.chunk, bos_of(tokenizer))
+    cache = NllCache(recipe.base, run.folder / "nats", recipe.eval.chunk, bos_of(tokenizer))
     comparison = Comparison(start.native, start.window, edges, [label for label, _ in excerpts], [])
     measured: dict[str, list[Tensor]] = {}
     for method, how in tqdm(methods(start, tuned).items(), unit="method", file=sys.stderr):
         if only is not None and method not in only:
             continue
-        measure = _measurer(meter, how, start.native, recipe.eval.stride)
+        measure = _measurer(cache, how, start.native, recipe.eval.stride)
         by_length = how is not None and how.by_length
         row, measured[method] = _row(method, measure, documents, lengths, edges, start.native, by_length)
         if method in tuned:
             row = replace(row, tokens_spent=tuned[method].tokens, seconds_spent=tuned[method].seconds)
         comparison.rows.append(row)
     for path in checkpoints or []:
-        stock = Meter(replace(recipe.base, model=str(path), revision=None), run.folder / "nats", recipe.eval.chunk)
+        stock = NllCache(replace(recipe.base, model=str(path), revision=None), run.folder / "nats", recipe.eval.chunk)
         name = _checkpoint_name(path)
         row, measured[name] = _row(name, lambda d, n: stock.stock(d[:n]), documents, lengths, edges, start.native)  # noqa: B023
         comparison.rows.append(row)
     comparison = key_tokens(comparison, measured, recipe.eval.key_gain, recipe.eval.key_floor)
     if recipe.eval.retrieval is not None:
-        comparison = _with_retrieval(run, meter, comparison, methods(start, tuned), tuned)
+        comparison = _with_retrieval(run, cache, comparison, methods(start, tuned), tuned)
     if only is None:  # what reads it, such as the card of an export, counts on every method
         write_json(run.folder / "compare.json", as_json(comparison))
     return comparison
@@ -146,11 +146,11 @@ Measure = Callable[[Tensor, int], tuple[Tensor, float]]
 """(document, length) -> nats of its first `length` tokens `[length - 1]`, and seconds."""
 
 
-def _measurer(meter: Meter, how: Method | None, native: int, stride: int | None) -> Measure:
+def _measurer(cache: NllCache, how: Method | None, native: int, stride: int | None) -> Measure:
     def measure(document: Tensor, length: int) -> tuple[Tensor, float]:
         if how is None:
-            return meter.slid(document[:length], native, stride or max(1, native // 4))
-        return meter.tabled(how, document[:length])
+            return cache.slid(document[:length], native, stride or max(1, native // 4))
+        return cache.tabled(how, document[:length])
 
     return measure
 
@@ -169,9 +169,9 @@ def _row(
     The model is causal, so a document's beginning scores the same whatever follows, and one forward of the
     longest length serves all: except where the table depends on the length read.
     """
-    per_length = dict.fromkeys(lengths, Nats(0.0, 0))
-    buckets = [Nats(0.0, 0)] * (len(edges) - 1)
-    short, seconds, kept = Nats(0.0, 0), 0.0, []
+    per_length = dict.fromkeys(lengths, NllSum(0.0, 0))
+    buckets = [NllSum(0.0, 0)] * (len(edges) - 1)
+    short, seconds, kept = NllSum(0.0, 0), 0.0, []
     inside = min(native, max(lengths))
     for document in documents:
         nats, took = measure(document, max(lengths))
@@ -190,11 +190,11 @@ def _row(
 
 
 def _with_retrieval(
-    run: Run, meter: Meter, comparison: Comparison, hows: dict[str, Method | None], tuned: dict[str, Tuned]
+    run: Run, cache: NllCache, comparison: Comparison, hows: dict[str, Method | None], tuned: dict[str, TunedRow]
 ) -> Comparison:
     """Needles for the base, for search-free YaRN and for everything tuned."""
     rows = {row.method for row in comparison.rows} & {"none", "yarn", *tuned}
     asked = {name: how for name, how in hows.items() if name in rows and how is not None}
-    found = recall(run, meter, asked, comparison.native)
+    found = retrieve_methods(run, cache, asked, comparison.native)
     shares = {name: one.accuracy(beyond=comparison.native) for name, one in found.items()}
     return replace(comparison, rows=[replace(row, retrieved=shares.get(row.method)) for row in comparison.rows])

@@ -16,9 +16,9 @@ import torch
 from ..errors import UserError
 from ..models import FULL, config_json, layout_of
 from ..rope import yarn_attention_factor
-from .readers import ORIGINAL, Reading, Section
+from .readers import ORIGINAL, EffectiveRope, Section
 from .rules import v5_sections
-from .selection import Target, Wanted, faults, frequency_error
+from .selection import ExpectedRope, Target, frequency_error, mismatches
 from .stacks import STACKS, reading
 
 
@@ -83,7 +83,7 @@ def verify(checkpoint: str, stacks: Sequence[str] | None = None) -> Verification
     return Verification(checkpoint, reference, lines, traps, errors)
 
 
-def _reference(checkpoint: str, config: dict[str, Any]) -> tuple[str, Wanted]:
+def _reference(checkpoint: str, config: dict[str, Any]) -> tuple[str, ExpectedRope]:
     """fidelity.json, or transformers 5."""
     stock = reading("transformers", config)
     fidelity = Path(checkpoint) / "fidelity.json"
@@ -94,15 +94,15 @@ def _reference(checkpoint: str, config: dict[str, Any]) -> tuple[str, Wanted]:
         others = {k: (tables[-1].inv_freq, tables[-1].multiplier) for k, tables in stock.tables.items() if k != kind}
         fold = float(said.get("fold", {}).get("gain", 1.0))
         tables = {kind: [tuned]} | {k: [t] for k, t in others.items()}
-        return "fidelity.json", Wanted(tables, said["window"], said.get("softmax_gain", 1.0), fold)
+        return "fidelity.json", ExpectedRope(tables, said["window"], said.get("softmax_gain", 1.0), fold)
     if stock.refusal is not None:
         raise UserError(f"{checkpoint}: transformers 5 itself does not load this rope section: {stock.refusal}")
     tables = {kind: [(t.inv_freq, t.multiplier) for t in regimes] for kind, regimes in stock.tables.items()}
-    return "transformers 5", Wanted(tables, stock.window, stock.softmax_gain)
+    return "transformers 5", ExpectedRope(tables, stock.window, stock.softmax_gain)
 
 
-def _line(name: str, found: Reading, wanted: Wanted) -> Line:
-    problems = faults(found, wanted)
+def _line(name: str, found: EffectiveRope, wanted: ExpectedRope) -> Line:
+    problems = mismatches(found, wanted)
     if found.refusal is not None:
         return Line(name, STACKS[name].versions, None, None, found.window, problems)
     errors = [

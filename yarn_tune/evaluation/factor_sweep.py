@@ -15,9 +15,9 @@ from ..models import bos_of, load_tokenizer
 from ..recipe import Recipe
 from ..runs import Run
 from ..tunable import Start
-from .compare import methods
-from .methods import Meter
-from .perplexity import Nats, span_nats
+from .comparison import methods
+from .methods import NllCache
+from .perplexity import NllSum, span_nats
 
 SWEPT = ("linear", "ntk", "dynamic", "yarn")
 
@@ -61,23 +61,23 @@ def sweep(run: Run, factors: list[float]) -> list[Cell]:
     recipe, cells = run.recipe, []
     begin = Start.of_recipe(recipe)
     tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
-    meter = Meter(recipe.base, run.folder / "nats", recipe.eval.chunk, bos_of(tokenizer))
+    cache = NllCache(recipe.base, run.folder / "nats", recipe.eval.chunk, bos_of(tokenizer))
     stride = recipe.eval.stride or max(1, begin.native // 4)
     for factor in factors:
         length = round(factor * begin.native)
         documents = [ids for _, ids in heldout_excerpts(recipe, tokenizer, length, recipe.eval.documents)]
-        slid = _mean([meter.slid(document, begin.native, stride)[0] for document in documents], length)
+        slid = _mean([cache.slid(document, begin.native, stride)[0] for document in documents], length)
         hows = methods(replace(begin, factor=factor * begin.factor / begin.stretch, window=length), {})
         for method in SWEPT:
             how = hows[method]
             assert how is not None
-            nats = [meter.tabled(how, document)[0] for document in documents]
+            nats = [cache.tabled(how, document)[0] for document in documents]
             cells.append(Cell(method, factor, length, _mean(nats, length), slid))
     return cells
 
 
 def _mean(nats: list[Tensor], length: int) -> float:
-    return sum((span_nats(each, 1, length) for each in nats), Nats(0.0, 0)).mean
+    return sum((span_nats(each, 1, length) for each in nats), NllSum(0.0, 0)).mean
 
 
 def sweep_table(cells: list[Cell]) -> str:
