@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from yarn_tune.data import heldout
 from yarn_tune.data.heldout import heldout_excerpts
 from yarn_tune.errors import UserError
-from yarn_tune.evaluation import retrieve_methods
+from yarn_tune.evaluation import recall
 from yarn_tune.evaluation.comparison import compare, named_rows
 from yarn_tune.evaluation.perplexity import full_nats
 from yarn_tune.evaluation.results import SEARCH_FREE, Comparison, Row, key_tokens, table
@@ -132,11 +132,11 @@ def test_needles_are_asked_of_the_model_that_was_measured(tmp_path, monkeypatch)
     base = save_tiny(tmp_path / "base")
     recipe = parse_recipe(recipe_tree(base, tmp_path), ["eval.retrieval={per_cell: 1, depths: [0.5]}"])
     run, loaded, asked = Run(recipe, tmp_path / "run"), [], []
-    load, score = models.AutoModelForCausalLM.from_pretrained, retrieve_methods.score_transformers
+    load, score = models.AutoModelForCausalLM.from_pretrained, recall.score_transformers
     monkeypatch.setattr(
         models.AutoModelForCausalLM, "from_pretrained", lambda *a, **k: loaded.append(1) or load(*a, **k)
     )
-    monkeypatch.setattr(retrieve_methods, "score_transformers", lambda *a: asked.append(1) or score(*a))
+    monkeypatch.setattr(recall, "score_transformers", lambda *a: asked.append(1) or score(*a))
     first = compare(run, {}, only=["none", "yarn"])
     assert (len(loaded), len(asked)) == (1, 2 * 3)
     assert compare(run, {}, only=["none", "yarn"]) == first

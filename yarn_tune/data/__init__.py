@@ -27,5 +27,5 @@ __all__ = [
     "missing_files",
     "pack_long",
     "place_contiguous",
-    "plant",
+    "plant_needles",
 ]

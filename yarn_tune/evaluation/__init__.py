@@ -9,7 +9,7 @@ from .retrieval import heat_map, retrieval_table, retrieve, score_server, score_
 
 __all__ = [
     "Comparison",
-    "Nats",
+    "NllSum",
     "as_json",
     "bucket_edges",
     "by_position",

@@ -23,8 +23,8 @@ from ..runs import Run, TunedRow, tuned_row
 from ..tunable import Start
 from .methods import Method, NllCache, TableOf
 from .perplexity import NllSum, bucket_edges, by_position, span_nats
+from .recall import retrieve_methods
 from .results import Comparison, Row, as_json, key_tokens
-from .retrieve_methods import retrieve_methods
 
 
 def named_rows(run: Run, others: list[Path]) -> tuple[dict[str, TunedRow], list[Path]]:

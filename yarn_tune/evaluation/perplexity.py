@@ -19,7 +19,7 @@ class NllSum:
     total: float
     count: int
 
-    def __add__(self, other: "Nats") -> "Nats":
+    def __add__(self, other: "NllSum") -> "NllSum":
         return NllSum(self.total + other.total, self.count + other.count)
 
     @property

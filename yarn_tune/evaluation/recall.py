@@ -20,7 +20,7 @@ def retrieve_methods(run: Run, cache: NllCache, methods: dict[str, Method], nati
 
     Args:
         run: whose recipe has `eval.retrieval`.
-        meter: of the recipe's base; its model is asked, and loaded if something is missing.
+        cache: of the recipe's base; its model is asked, and loaded if something is missing.
         methods: by name.
         native: the base's window.
     """

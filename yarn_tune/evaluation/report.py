@@ -11,9 +11,9 @@ from ..models import load_tokenizer
 from ..rope import ntk_inv_freq
 from ..runs import Run, TunedRow, taught
 from ..tunable import Learned, Start
+from .recall import of_json as cells_of
 from .results import Comparison, table
 from .retrieval import heat_map
-from .retrieve_methods import of_json as cells_of
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first)

@@ -163,10 +163,10 @@ def step_memory(recipe: Recipe, config: PreTrainedConfig, row_tokens: int, lora:
         reading += rows * row_tokens**2 * (1 + e)
     kept, worst = _training(recipe, shape, e, tokens)
     native = recipe.rope.native or rope_facts(config).native
-    config = ObjectiveConfig.of(recipe, native)
-    if config.taught:
+    aim = ObjectiveConfig.of(recipe, native)
+    if aim.taught:
         # The base is asked while all that was kept of the model is held; its states then wait for the backward pass.
-        asked = reading if config.objective != "next-token" else rows * min(native, row_tokens) * _reading(shape, e)
+        asked = reading if aim.objective != "next-token" else rows * min(native, row_tokens) * _reading(shape, e)
         states = tokens * shape.hidden * e
         kept, worst = kept + states, max(kept + asked, worst + states)
     return max(worst, kept + logits)

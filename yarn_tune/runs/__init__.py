@@ -11,7 +11,7 @@ __all__ = [
     "MetricsLog",
     "Run",
     "State",
-    "Tuned",
+    "TunedRow",
     "claimed",
     "end_training",
     "latest_state",

@@ -12,8 +12,8 @@ __all__ = [
     "Target",
     "Verification",
     "ask_vllm",
+    "choose_encoding",
+    "make_representable",
     "representable_parameters",
-    "serve",
-    "settle",
     "verify",
 ]

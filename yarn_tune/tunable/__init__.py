@@ -21,6 +21,7 @@ __all__ = [
     "at_start",
     "attach",
     "attach_fixed",
+    "base_model_active",
     "detach",
     "fold_checkpoint",
     "fold_parameters",
@@ -29,6 +30,5 @@ __all__ = [
     "lora_size",
     "merge_checkpoint",
     "move_only",
-    "untouched",
     "with_lora",
 ]
