@@ -21,40 +21,40 @@ from yarn_tune.runs import Run
 from yarn_tune.training import train
 
 SMALL = (
-    "rope.temperature=global",
+    "rope.query_gains=none",
     "data.needles=0",
-    "train.batch_rows=1",
-    "train.micro_rows=1",
+    "train.batch_size=1",
+    "train.micro_batch_size=1",
     "eval.retrieval.per_cell=2",
 )
 """The demo's recipe down to one factor a pair, t, and one row a step."""
-PHASE = ("rope.temperature=phase",)
+PHASE = ("rope.query_gains=pair_phase",)
 ASKED = (*PHASE, "data.wording=demo", "data.needles=0.25")
-ALONE = ("rope.learn=yarn", "train.batch_rows=4", "train.micro_rows=4")
+ALONE = ("rope.frequencies=fixed", "train.batch_size=4", "train.micro_batch_size=4")
 LINES: dict[str, tuple[str, ...]] = {
     # Rungs: next-token loss, full rows.
-    "scale and t": ("rope.learn=scale",),
-    "scale, betas and t": ("rope.learn=ramp",),
+    "scale and t": ("rope.frequencies=scale",),
+    "scale, betas and t": ("rope.frequencies=ramp",),
     "frequency and t": (),
-    "+ layer": ("rope.temperature=layer",),
-    "+ head": ("rope.temperature=head",),
-    "+ spectral": ("rope.temperature=spectral",),
+    "+ layer": ("rope.query_gains=layer",),
+    "+ head": ("rope.query_gains=head",),
+    "+ spectral": ("rope.query_gains=pair",),
     "+ phase": PHASE,
     # Objectives: frequency, t and phase.
     "phase, needles": ASKED,
-    "phase, needles, guard 1": (*ASKED, "train.guard=1.0"),
+    "phase, needles, guard 1": (*ASKED, "train.short_context_kl=1.0"),
     "phase, distill": (*PHASE, "train.objective=distill"),
     "phase, distill, needles": (*ASKED, "train.objective=distill"),
     # Row plans: frequency, t and phase, needles.
     "phase, needles, staged": (*ASKED, "data.lengths=[512,1024,2048]", "data.order=staged"),
     "phase, needles, mixed": (*ASKED, "data.lengths=[256,2048]"),
     # The table left as YaRN's: gains and phases alone, which short rows can teach.
-    "phase alone, needles": (*ASKED, "rope.learn=yarn"),
-    "phase alone, needles, rows of 1024": (*ASKED, "rope.learn=yarn", "data.row_tokens=1024"),
+    "phase alone, needles": (*ASKED, "rope.frequencies=fixed"),
+    "phase alone, needles, rows of 1024": (*ASKED, "rope.frequencies=fixed", "data.row_tokens=1024"),
     "phase alone, needles, rows of 512": (*ASKED, *ALONE, "data.row_tokens=512"),
     "phase alone, needles, rows of 256": (*ASKED, *ALONE, "data.row_tokens=256"),
     # Weights moved as well: what the ladder leaves.
-    "frequency and t, LoRA 8, needles": (*ASKED, "rope.temperature=global", "lora.rank=8"),
+    "frequency and t, LoRA 8, needles": (*ASKED, "rope.query_gains=none", "lora.rank=8"),
     "phase, LoRA 8, needles": (*ASKED, "lora.rank=8"),
 }  # fmt: skip
 

@@ -53,7 +53,7 @@ def recipe_of(way: str, tokens: int, dtype: str) -> Recipe:
     tree = {
         "name": "memory",
         "base": {"model": "random", "dtype": dtype},
-        "rope": {"window": tokens, "native": 2048, "temperature": "phase"},
+        "rope": {"window": tokens, "native": 2048, "query_gains": "pair_phase"},
         "data": {"train": ["a"], "heldout": ["b"]},
     }
     return parse_recipe(tree, WAYS[way])
@@ -106,8 +106,8 @@ def cell(recipe: Recipe) -> float:
     model.config.use_cache = False
     tokens = recipe.rope.window
     start = Start.of(rope_facts(model.config), Rope(window=tokens, native=2048))
-    gains = gains_for(model.config.to_dict(), recipe.rope.temperature)
-    rotary = attach(model, start, "frequency", gains, recipe.lora)
+    gains = gains_for(model.config.to_dict(), recipe.rope.query_gains)
+    rotary = attach(model, start, "per_pair", gains, recipe.lora)
     if recipe.train.gradient_checkpointing:
         checkpoint_layers(model, recipe.train.keep_attention)
         model.train()

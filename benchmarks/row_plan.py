@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ablation import ASKED, SMALL, measure, table
 
-FOUR = ("rope.learn=yarn", "train.batch_rows=4", "train.micro_rows=4")
+FOUR = ("rope.frequencies=fixed", "train.batch_size=4", "train.micro_batch_size=4")
 PLANS: dict[str, tuple[int, tuple[str, ...]]] = {
     "rows of 2048, 100 steps": (100, ("data.row_tokens=2048",)),
     "rows of 1024, 140 steps": (140, ("data.row_tokens=1024",)),

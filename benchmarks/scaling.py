@@ -22,7 +22,13 @@ SPREAD = {
     "fsdp": ["runtime.fsdp=true"],
     "sequence: 2": ["runtime.sequence=2"],
 }
-PLAIN = ["base.dtype=float32", "train.guard=0", "train.objective=next-token", "runtime.threads=1", "train.micro_rows=1"]
+PLAIN = [
+    "base.dtype=float32",
+    "train.short_context_kl=0",
+    "train.objective=next-token",
+    "runtime.threads=1",
+    "train.micro_batch_size=1",
+]
 
 
 def main() -> None:
@@ -32,7 +38,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    rows = [f"train.batch_rows={options.processes}", f"train.steps={options.steps}"]
+    rows = [f"train.batch_size={options.processes}", f"train.steps={options.steps}"]
     seconds = {}
     for name, settings in SPREAD.items():
         count = 1 if name == "one process" else options.processes

@@ -25,7 +25,7 @@ from yarn_tune.tunable import Start, TunableRotary
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
-CLASSIC = ("rope.temperature=global", "data.needles=0", "eval.retrieval=null")
+CLASSIC = ("rope.query_gains=none", "data.needles=0", "eval.retrieval=null")
 """The demo's recipe down to one factor a pair and t, which is what the search learns."""
 
 BACKWARD = 3
@@ -61,7 +61,7 @@ def by_gradient(folder: Path) -> list[dict[str, float]]:
         state = load_file(path / "state.safetensors")
         numbers = {k.removeprefix("numbers."): v for k, v in state.items() if k.startswith("numbers.")}
         points[int(path.name[5:])] = numbers
-    tokens = recipe.train.batch_rows * recipe.row_tokens() * BACKWARD
+    tokens = recipe.train.batch_size * recipe.row_tokens() * BACKWARD
     return measured(run, begin, {step * tokens: numbers for step, numbers in points.items()})
 
 
@@ -79,7 +79,7 @@ def measured(run: Run, begin: Start, points: dict) -> list[dict[str, float]]:
     """Held-out NLL of each set of numbers, by tokens spent."""
     tuned = {}
     for tokens, numbers in points.items():
-        rotary = TunableRotary(torch.nn.Identity(), begin, "frequency")
+        rotary = TunableRotary(torch.nn.Identity(), begin, "per_pair")
         if "yarn" not in numbers:
             rotary.load_numbers(numbers)
         tuned[f"tuned-{tokens}"] = TunedRow(rotary.learned(), tokens, 0.0)

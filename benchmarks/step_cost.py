@@ -56,7 +56,7 @@ def cell(model_name: str, dtype: str, way: str, tokens: int) -> dict[str, float]
     """Median seconds and peak MiB of one way to read a row."""
     model = to_device(load_model(model_name, dtype=dtype))
     start = Start.of(rope_facts(model.config), Rope(window=tokens))
-    rotary = attach(model, start, "frequency", gains_for(model.config.to_dict(), "phase"))
+    rotary = attach(model, start, "per_pair", gains_for(model.config.to_dict(), "pair_phase"))
     if way in ("checkpointing", "attention kept"):
         checkpoint_layers(model, way == "attention kept")
         model.train()

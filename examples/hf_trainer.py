@@ -25,7 +25,7 @@ def main(words: list[str] | None = None) -> Trainer:
     parser.add_argument("documents", help="a .jsonl file with a field `text`")
     parser.add_argument("output")
     parser.add_argument("--window", type=int, required=True)
-    parser.add_argument("--temperature", default="global", help="global, layer, head, spectral or phase")
+    parser.add_argument("--temperature", default="none", help="global, layer, head, spectral or phase")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--save-steps", type=int, default=50)
     parser.add_argument("--rows", type=int, default=1, help="documents a step, on each device")

@@ -19,7 +19,7 @@ def main(words: list[str] | None = None) -> SFTTrainer:
     parser.add_argument("documents", help="a .jsonl file with a field `text`")
     parser.add_argument("output")
     parser.add_argument("--window", type=int, required=True)
-    parser.add_argument("--temperature", default="global", help="global, layer, head, spectral or phase")
+    parser.add_argument("--temperature", default="none", help="global, layer, head, spectral or phase")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--save-steps", type=int, default=50)
     parser.add_argument("--learning-rate", type=float, default=0.01)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 import yarn_tune
-from conftest import recipe_tree, save_tiny
+from tiny import recipe_tree, save_tiny
 from yarn_tune.cli.main import main
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import finished_run, recipe_tree, save_tiny, write_documents
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tiny import finished_run, recipe_tree, save_tiny, write_documents
 from yarn_tune.cli.main import main
 from yarn_tune.errors import UserError
 from yarn_tune.recipe.loading import RecipeError, parse_recipe
@@ -31,7 +31,7 @@ VALUES = st.one_of(
     st.integers(-(2**70), 2**70),
     st.floats(),
     st.text(max_size=8),
-    st.sampled_from(["phase", "distill", "concat", "hub:a/b", "/", "../x", "1e-3", ""]),
+    st.sampled_from(["pair_phase", "distill", "concat", "hub:a/b", "/", "../x", "1e-3", ""]),
     st.lists(st.integers(-1, 512), max_size=3),
     st.lists(st.text(max_size=4), max_size=2),
     st.dictionaries(st.sampled_from(["gain", "phase", "rank", "x"]), st.floats(), max_size=2),
@@ -122,7 +122,7 @@ def test_what_parses_is_written_and_read_alike(good):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return finished_run(tmp_path_factory.mktemp("run"), "frequency", settings=("rope.temperature=phase",))
+    return finished_run(tmp_path_factory.mktemp("run"), "per_pair", settings=("rope.query_gains=pair_phase",))
 
 
 @pytest.mark.parametrize("seed", range(30))

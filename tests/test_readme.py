@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import recipe_tree, save_tiny
+from tiny import recipe_tree, save_tiny
 from yarn_tune.cli.main import _parser
 from yarn_tune.evaluation.results import of_json, table
 from yarn_tune.models.families import FAMILIES

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import NATIVE, save_tiny, write_documents
 from published import PUBLISHED, published
+from tiny import NATIVE, save_tiny, write_documents
 from yarn_tune.cli.main import main
 from yarn_tune.planning.cost import RESERVE, estimate_cost
 from yarn_tune.recipe.loading import load_recipe
@@ -88,9 +88,9 @@ def test_plan_answers(path, capsys, monkeypatch):
     assert main(["plan", str(path), "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     recipe = load_recipe(path)
-    short = recipe.rope.learn == "yarn" and recipe.row_tokens() * 2 == recipe.rope.window
+    short = recipe.rope.frequencies == "fixed" and recipe.row_tokens() * 2 == recipe.rope.window
     assert plan["coverage"]["untrained"] == (0.5 if short else 0)
-    reads = recipe.train.steps * recipe.train.batch_rows * recipe.row_tokens()
+    reads = recipe.train.steps * recipe.train.batch_size * recipe.row_tokens()
     assert (
         f"Reads {reads / 1e6:.1f} million tokens" in path.read_text() or f"Reads {reads / 1e6:.2f}" in path.read_text()
     )
@@ -116,7 +116,7 @@ def test_two_steps_on_a_shrunken_model(path, tmp_path, monkeypatch, capsys):
         "train": [str(write_documents(tmp_path / "train.jsonl", [window * 9], ids=True))],
         "heldout": [str(write_documents(tmp_path / "heldout.jsonl", [window * 2], seed=5, ids=True))],
     }
-    tree["train"] |= {"steps": 2, "batch_rows": 2}
+    tree["train"] |= {"steps": 2, "batch_size": 2}
     if recipe.data.row_tokens is not None:
         tree["data"]["row_tokens"] = recipe.data.row_tokens * NATIVE // native
     if recipe.data.lengths is not None:

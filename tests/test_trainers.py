@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NATIVE, VOCABULARY, save_tiny, write_documents
 from peft import PeftModel
 from safetensors.torch import load_file
+from tiny import NATIVE, VOCABULARY, save_tiny, write_documents
 from transformers import AutoModelForCausalLM
 from yarn_tune.adapter.model import YarnTuneConfig
 from yarn_tune.cli.main import main

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import recipe_tree, save_tiny
 from safetensors.torch import load_file
+from tiny import recipe_tree, save_tiny
 from yarn_tune.runs.checkpoint import latest_state
 
 KILLS = Path(__file__).with_name("kills.py")
@@ -22,7 +22,7 @@ ALONE = os.environ | {"OMP_NUM_THREADS": "1"}
 @pytest.fixture
 def recipe(tmp_path):
     """A recipe file of twelve steps, each saved."""
-    tree = recipe_tree(save_tiny(tmp_path / "base"), tmp_path, steps=12, batch_rows=4, checkpoint_every=1)
+    tree = recipe_tree(save_tiny(tmp_path / "base"), tmp_path, steps=12, batch_size=4, checkpoint_every=1)
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(tree | {"name": "run"}))
     return path

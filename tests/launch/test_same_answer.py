@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import recipe_tree, save_tiny, tiny_model
 from safetensors.torch import load_file
+from tiny import recipe_tree, save_tiny, tiny_model
 from yarn_tune.distributed.sharding import check_numbers, check_weights
 from yarn_tune.errors import CheckFailed, UserError
 from yarn_tune.models.families import rope_facts
@@ -29,15 +29,15 @@ from yarn_tune.tunable.parameters import Start
 from yarn_tune.tunable.rotary import attach
 
 WAYS: dict[str, list[str]] = {
-    "scale": ["rope.learn=scale", "rope.temperature=layer"],
-    "ramp": ["rope.learn=ramp", "train.clip=0.001"],
-    "frequency": ["rope.learn=frequency", "rope.temperature=head", "data.needles=0.5"],
-    "spectral": ["rope.learn=yarn", "rope.temperature=spectral", "train.micro_rows=2"],
-    "phase": ["rope.learn=frequency", "rope.temperature=phase", "train.clip=0"],
+    "scale": ["rope.frequencies=scale", "rope.query_gains=layer"],
+    "ramp": ["rope.frequencies=ramp", "train.clip=0.001"],
+    "frequency": ["rope.frequencies=per_pair", "rope.query_gains=head", "data.needles=0.5"],
+    "spectral": ["rope.frequencies=fixed", "rope.query_gains=pair", "train.micro_batch_size=2"],
+    "phase": ["rope.frequencies=per_pair", "rope.query_gains=pair_phase", "train.clip=0"],
     "lora": ["lora.rank=2"],
-    "lengths": ["rope.temperature=layer", "data.lengths=[256, 64]"],
-    "guarded": ["rope.temperature=phase", "train.guard=0.5", "data.lengths=[256, 64]"],
-    "distilled": ["rope.temperature=phase", "train.objective=distill", "train.gradient_checkpointing=false"],
+    "lengths": ["rope.query_gains=layer", "data.lengths=[256, 64]"],
+    "guarded": ["rope.query_gains=pair_phase", "train.short_context_kl=0.5", "data.lengths=[256, 64]"],
+    "distilled": ["rope.query_gains=pair_phase", "train.objective=distill", "train.gradient_checkpointing=false"],
 }
 """Of learning."""
 WHOLE = [way for way in WAYS if way not in ("guarded", "distilled")]
@@ -65,7 +65,7 @@ def two() -> list[tuple[str, str]]:
 
 def four() -> list[tuple[str, str]]:
     """One way each, so that every spread and every way is there."""
-    whole = [way for way in WHOLE if "train.micro_rows=2" not in WAYS[way]]
+    whole = [way for way in WHOLE if "train.micro_batch_size=2" not in WAYS[way]]
     pairs = [(spread, whole[at % len(whole)]) for at, spread in enumerate(SPREAD)]
     return pairs + [(("zero-3", "fsdp")[at % 2], way) for at, way in enumerate(WAYS) if way not in WHOLE]
 
@@ -78,7 +78,7 @@ class Runs:
         self.base = save_tiny(folder / "base")
 
     def recipe(self, settings: list[str], dtype: str) -> dict[str, object]:
-        tree = recipe_tree(self.base, self.folder, steps=3, batch_rows=4, learning_rate=0.02)
+        tree = recipe_tree(self.base, self.folder, steps=3, batch_size=4, learning_rate=0.02)
         return parse_recipe(tree, [*settings, f"base.dtype={dtype}", "runtime.threads=1"]).to_dict()
 
     def alone(self, way: str, dtype: str = "float32") -> Path:

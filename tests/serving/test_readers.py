@@ -19,7 +19,7 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import ENGINES, tiny_config, tiny_model
+from tiny import ENGINES, tiny_config, tiny_model
 from torch import Tensor
 from transformers import CONFIG_MAPPING, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding

@@ -66,8 +66,8 @@ class YarnTuneConfig(PeftConfig):
     window: int = 0
     native: int | None = None
     factor: float | None = None
-    learn: str = Rope.learn
-    temperature: str = Rope.temperature
+    frequencies: str = Rope.frequencies
+    query_gains: str = Rope.query_gains
     beta_fast: float = Rope.beta_fast
     beta_slow: float = Rope.beta_slow
     stacks: list[str] | None = None
@@ -89,7 +89,7 @@ class YarnTuneConfig(PeftConfig):
 
     def rope(self) -> Rope:
         """These values as the section of a recipe."""
-        keys = ("window", "native", "factor", "learn", "temperature", "beta_fast", "beta_slow")
+        keys = ("window", "native", "factor", "frequencies", "query_gains", "beta_fast", "beta_slow")
         return parse_rope({key: getattr(self, key) for key in keys}, "YarnTuneConfig")
 
     def start(self, facts: RopeFacts) -> Start:

@@ -68,8 +68,8 @@ class YarnTuneLayer(nn.Module, BaseTunerLayer):
 
     def add(self, adapter: str, start: Start, config: YarnTuneConfig) -> None:
         """One more adapter, at its start."""
-        gains = gains_for(self._model[0].config.to_dict(), config.temperature)
-        rotary = TunableRotary(self.base_layer, start, config.learn, gains)
+        gains = gains_for(self._model[0].config.to_dict(), config.query_gains)
+        rotary = TunableRotary(self.base_layer, start, config.frequencies, gains)
         named = {last: rotary.get_parameter(name) for last, name in last_names(rotary).items()}
         self.rotaries[adapter] = rotary
         self._used.discard(adapter)
@@ -130,7 +130,7 @@ class YarnTuneLayer(nn.Module, BaseTunerLayer):
 
     def _freeze(self) -> None:
         for adapter, rotary in self.rotaries.items():
-            if rotary.learn == "yarn":
+            if rotary.frequencies == "fixed":
                 for name in ("log_scale", "log_temperature"):
                     self.yarn_tune_numbers[adapter][name].requires_grad_(False)  # type: ignore[index]
 

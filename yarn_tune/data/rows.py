@@ -25,13 +25,13 @@ class RowSet:
     bos: int | None = None
     """What every row begins with, in place of its first token, where the tokenizer puts a token before a text."""
 
-    def batch(self, step: int, batch_rows: int, seed: int) -> list[Placed]:
+    def batch(self, step: int, batch_size: int, seed: int) -> list[Placed]:
         """The rows of one step. A function of its arguments alone, so that a resumed run reads on exactly.
 
         Rows are shuffled anew for every pass over them.
         """
         chosen = []
-        for slot in range(step * batch_rows, (step + 1) * batch_rows):
+        for slot in range(step * batch_size, (step + 1) * batch_size):
             epoch, place = divmod(slot, len(self.rows))
             order = list(range(len(self.rows)))
             random.Random(f"{seed}/{epoch}").shuffle(order)

@@ -136,10 +136,11 @@ def start(recipe: Recipe, folder: Path) -> World:
     if world % sequence:
         raise UserError(f"runtime.sequence: {sequence} processes a row do not divide the {world} that are running")
     groups = world // sequence
-    if recipe.train.batch_rows % (groups * recipe.train.micro_rows):
+    if recipe.train.batch_size % (groups * recipe.train.micro_batch_size):
         raise UserError(
-            f"train.batch_rows: {recipe.train.batch_rows} rows cannot be shared by {groups} "
-            f"{'processes' if sequence == 1 else 'groups of processes'} in micro-batches of {recipe.train.micro_rows}"
+            f"train.batch_size: {recipe.train.batch_size} rows cannot be shared by {groups} "
+            f"{'processes' if sequence == 1 else 'groups of processes'} in micro-batches of "
+            f"{recipe.train.micro_batch_size}"
         )
     set_seed(recipe.train.seed)
     return World(accelerator, sequence)

@@ -67,7 +67,7 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
         "zero_optimization": zero,
         # Not a mixed precision, since there is no optimizer: the dtype that weights are loaded in.
         "bf16": {"enabled": recipe.base.dtype == "bfloat16"},
-        "train_micro_batch_size_per_gpu": recipe.train.micro_rows,
+        "train_micro_batch_size_per_gpu": recipe.train.micro_batch_size,
     }
 
 
@@ -143,7 +143,7 @@ def _rows_split(model: PreTrainedModel, recipe: Recipe, world: World) -> Iterato
     before = ALL_ATTENTION_FUNCTIONS.get(attention)
     try:
         UlyssesSPAttentionHF.register_with_transformers(
-            model, attention, sequence_parallel_size=world.sequence, micro_batch_size=recipe.train.micro_rows
+            model, attention, sequence_parallel_size=world.sequence, micro_batch_size=recipe.train.micro_batch_size
         )
     except ValueError as error:
         raise UserError(f"runtime.sequence: {error}") from error
@@ -181,7 +181,7 @@ def world_text(recipe: Recipe, world: World, model: nn.Module, numbers: int) -> 
     # A weight in shards is empty until it is used, and says its size elsewhere.
     sizes = [getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters() if not p.requires_grad]
     count = "1 process" if world.processes == 1 else f"{world.processes} processes"
-    rows = f"{recipe.train.batch_rows} rows a step" + (f" shared by {world.groups}" if world.groups > 1 else "")
+    rows = f"{recipe.train.batch_size} rows a step" + (f" shared by {world.groups}" if world.groups > 1 else "")
     parts = f", each row in {world.sequence} parts" if world.sequence > 1 else ""
     by = "DeepSpeed's ZeRO-3" if recipe.runtime.zero == 3 else "FSDP2"
     waiting = ", waiting in the CPU's memory" if recipe.runtime.offload == "cpu" else ""

@@ -46,7 +46,7 @@ def write_report(run: Run, comparison: Comparison, tuned: TunedRow, start: Start
     text = (
         f"# {recipe.name}\n\n{comparison.verdict()}\n\n"
         f"Base `{recipe.base.model}`, native window {start.native}, extended to {start.window} tokens; learned "
-        f"`{recipe.rope.learn}`{taught(run)} and in {tuned.seconds:.0f} seconds.\n\n"
+        f"`{recipe.rope.frequencies}`{taught(run)} and in {tuned.seconds:.0f} seconds.\n\n"
         f"Nats per token by position on {len(comparison.excerpts)} held-out excerpts:\n\n{table(comparison)}\n\n"
         f"{comparison.by_excerpt()}\n\n"
         "`short tax`: change inside the native window against the base. `key tokens`: mean over tokens that need far "

@@ -56,7 +56,7 @@ def export(run: Run, overrides_only: bool = False) -> Path:
     if overrides_only:
         # Overrides are a thing of vLLM alone, so the other stacks need not be able to carry them.
         vllm = tuple(name for name in aim.stacks if name.startswith("vllm")) or OVERRIDABLE
-        for place, held in (("rope.temperature", learned.gains), ("lora", learned.lora)):
+        for place, held in (("rope.query_gains", learned.gains), ("lora", learned.lora)):
             if held is not None:
                 raise UserError(f"{place}: what is learned there is in the weights, so overrides of the base's config "
                                 "cannot carry it; export a checkpoint")  # fmt: skip

@@ -197,4 +197,4 @@ def _refusal(config: dict[str, Any], section: dict[str, Any], inv_freq: Tensor, 
                 f"--yarn-orig-ctx {original} --yarn-beta-fast {fast:.9g} --yarn-beta-slow {slow:.9g} --override-kv "
                 f"{kind}.rope.scaling.attn_factor=float:{multiplier / yarn_attention_factor(scale):.9g}"
             )
-    return f"{text}; flags can carry a YaRN ramp that ends at whole pairs (rope.learn: scale), which this is not"
+    return f"{text}; flags can carry a YaRN ramp that ends at whole pairs (rope.frequencies: scale), which this is not"

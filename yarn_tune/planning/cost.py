@@ -24,7 +24,7 @@ from ..tunable import NO_LORA, LoraSize
 
 BACK = 2.5
 """Operations of attention's backward pass, in those of its forward."""
-SCALED = {"global": 0, "layer": 1, "head": 1, "spectral": 1, "phase": 2}
+SCALED = {"none": 0, "layer": 1, "head": 1, "pair": 1, "pair_phase": 2}
 """Copies of the queries that their gains keep for their gradient; with phases also the partner of each."""
 STATE = 16
 """Bytes a learned number: value, gradient and two moments, in float32."""
@@ -109,7 +109,7 @@ def estimate_cost(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1, lo
     flops = sum(row_flops(recipe, length, native, forward) * (row_tokens // length) for length in lengths)
     return Cost(
         parameters,
-        flops * train.batch_rows / train.steps,
+        flops * train.batch_size / train.steps,
         _weights(recipe, config, parameters, embedding, numbers) / GIB,
         step_memory(recipe, config, row_tokens, lora) / GIB,
         forward,
@@ -153,7 +153,7 @@ def step_memory(recipe: Recipe, config: PreTrainedConfig, row_tokens: int, lora:
     """Bytes of activations at the worst moment of a step with rows of so many tokens."""
     shape, train = Shape.of(config, lora), recipe.train
     e = _size(recipe)
-    rows = train.micro_rows
+    rows = train.micro_batch_size
     tokens = rows * row_tokens / recipe.runtime.sequence
     logits = 3 * CHUNK * shape.vocabulary * 4
     reading = tokens * _reading(shape, e)
@@ -182,7 +182,7 @@ def _training(recipe: Recipe, shape: Shape, e: int, tokens: float) -> tuple[floa
     """Bytes kept between the passes, and held at the worst moment of the backward pass."""
     h, q, k, m = shape.hidden, shape.queries, shape.keys, shape.inner
     norm = h * 4 if e == 2 else 0  # norms compute in float32, of a copy
-    attention = SCALED[recipe.rope.temperature] * q * e  # queries, for their gains
+    attention = SCALED[recipe.rope.query_gains] * q * e  # queries, for their gains
     attention += (2 * q + 2 * k) * e  # queries and keys, and their halves exchanged: for cos and sin
     attention += (2 * q + 2 * k) * e + norm  # turned queries and keys, values and output: for attention
     attention += 4 * (shape.shared if e == 4 else shape.copied)  # what adapters read, for the gradients of their A
@@ -201,7 +201,7 @@ def _training(recipe: Recipe, shape: Shape, e: int, tokens: float) -> tuple[floa
         # And gradients: of the layer's output, of the MLP's product and of both its factors.
         return tokens * (kept + outside), tokens * (held + (h + 3 * m) * e)
     # The worst is in the MLP's tiles, in the norm before it (float32), or in attention.
-    part = recipe.train.micro_rows * tile * (h + 6 * m) * e
+    part = recipe.train.micro_batch_size * tile * (h + 6 * m) * e
     in_norm, in_attention = h * e + 3 * h * 4, (2 * h + 2 * q + 2 * k) * e
     worst = max(tokens * (held + 2 * h * e) + part, tokens * (held - mlp + max(in_norm + norm + h * e, in_attention)))
     return tokens * (kept + outside), worst

@@ -46,8 +46,8 @@ class Plan:
                     f"  continues the base's own {scaling.rope_type} scaling, which reads {self.start.native} tokens"
                 )
         lines.append(
-            f"  reads     {train.steps} steps x {train.batch_rows} rows x {size} = "
-            f"{train.steps * train.batch_rows * size:,} tokens"
+            f"  reads     {train.steps} steps x {train.batch_size} rows x {size} = "
+            f"{train.steps * train.batch_size * size:,} tokens"
         )
         if self.rows is not None:
             lines.append(f"  rows      {_rows_text(self.rows)}")
@@ -126,7 +126,7 @@ def _untrained_text(recipe: Recipe, share: float) -> str:
     """What to make of distances that no row trains."""
     said = f"{share:.0%} of the target window's distances are never trained"
     # Gains, phases and LoRA know no distance; on SmolLM2 rows of half the window taught phases as much as whole ones.
-    if recipe.rope.learn == "yarn" and share <= 0.5:
+    if recipe.rope.frequencies == "fixed" and share <= 0.5:
         return f"{said}, nor need they be: what is learned beside YaRN's table acts at all distances alike"
     return f"WARNING: {said}; use longer rows (data.row_tokens, data.lengths), data.packing: long, or longer documents"
 
@@ -142,8 +142,8 @@ def _target(recipe: Recipe, begin: TunableRotary, notes: list[str]) -> Target:
 def _numbers_text(recipe: Recipe, numbers: dict[str, int]) -> str:
     """How many numbers are learned, and of which kinds."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in numbers.items())
-    rung = "" if recipe.rope.temperature == "global" else f", temperature {recipe.rope.temperature}"
-    return f"{sum(numbers.values())} numbers ({recipe.rope.learn}{rung}: {kinds})"
+    rung = "" if recipe.rope.query_gains == "none" else f", temperature {recipe.rope.query_gains}"
+    return f"{sum(numbers.values())} numbers ({recipe.rope.frequencies}{rung}: {kinds})"
 
 
 def _config(recipe: Recipe, notes: list[str]) -> PreTrainedConfig | None:

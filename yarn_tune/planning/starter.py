@@ -14,8 +14,8 @@ from ..serving import Target, make_representable
 from ..tunable import at_start
 from .cost import Cost, estimate_cost
 
-LEARN = ("frequency", "scale")
-TEMPERATURE = ("phase", "spectral", "layer", "global")
+FREQUENCIES = ("per_pair", "scale")
+QUERY_GAINS = ("pair_phase", "pair", "layer", "none")
 """In order of preference."""
 
 
@@ -60,16 +60,16 @@ def propose(
         "base": {"model": model, **({"revision": revision} if revision else {})},
         "rope": {"window": window, "native": facts.native},
         "data": {"train": train, "heldout": heldout, "needles": 0.25},
-        "train": {"steps": 100, "batch_rows": 8, "guard": 1.0},
+        "train": {"steps": 100, "batch_size": 8, "short_context_kl": 1.0},
         "eval": {"documents": 8, "retrieval": {}},
     }
-    for learn, temperature in itertools.product(LEARN, TEMPERATURE):
-        tree["rope"] |= {"learn": learn, "temperature": temperature}
+    for frequencies, query_gains in itertools.product(FREQUENCIES, QUERY_GAINS):
+        tree["rope"] |= {"frequencies": frequencies, "query_gains": query_gains}
         recipe = parse_recipe(tree, [], "init")
         try:
             make_representable(at_start(recipe).learned(), Target.of_recipe(recipe))
         except UserError as error:
-            refusals.append(f"{learn}, {temperature}: {str(error).splitlines()[0]}")
+            refusals.append(f"{frequencies}, {query_gains}: {str(error).splitlines()[0]}")
         else:
             break
     else:
@@ -89,7 +89,7 @@ def _fitted(tree: dict[str, Any], gpu_gib: float, gpus: int) -> tuple[Recipe, Co
     config = load_config(tree["base"]["model"], tree["base"].get("revision"))
     spread: list[Way] = [{}]
     if gpus > 1:
-        rows = {"batch_rows": gpus * math.ceil(tree["train"]["batch_rows"] / gpus)}
+        rows = {"batch_size": gpus * math.ceil(tree["train"]["batch_size"] / gpus)}
         spread = [{"train": rows}, {"train": rows, "runtime": {"zero": 3, "processes": gpus}}]
     for way, over in itertools.product(_ways(tree), spread):
         sections = {
@@ -119,16 +119,16 @@ def _ways(tree: dict[str, Any]) -> list[Way]:
     ways: list[Way] = [{"train": way} for way in whole]
     # Such rows teach gains, not a table: where there are none to learn, they would teach nothing. As much as whole rows
     # do at factors 2 (SmolLM2) and 8 (the demo); shorter ones do not.
-    if native < window <= 8 * native and tree["rope"]["temperature"] != "global":
+    if native < window <= 8 * native and tree["rope"]["query_gains"] != "none":
         half = max(native, window // 2)
-        ways += [{"rope": {"learn": "yarn"}, "data": {"row_tokens": half}, "train": way} for way in whole]
+        ways += [{"rope": {"frequencies": "fixed"}, "data": {"row_tokens": half}, "train": way} for way in whole]
     return ways
 
 
 def _text(recipe: Recipe, cost: Cost, native: int, gpu_gib: float, path: str, refusals: list[str]) -> str:
     """Commented YAML: only what differs from the defaults, and why."""
     rope, data, train = recipe.rope, recipe.data, recipe.train
-    tokens = train.steps * train.batch_rows * recipe.row_tokens()
+    tokens = train.steps * train.batch_size * recipe.row_tokens()
     lines = [
         f"# {recipe.base.model} from {native} to {rope.window} tokens (factor {rope.window / native:g}).",
         "#",
@@ -144,9 +144,9 @@ def _text(recipe: Recipe, cost: Cost, native: int, gpu_gib: float, path: str, re
         "rope:",
         f"  window: {rope.window}",
         f"  native: {native}               # the config's max_position_embeddings; correct it if training was shorter",
-        f"  learn: {rope.learn}",
-        f"  temperature: {rope.temperature}"
-        + ("" if rope.temperature == "global" else "       # folded into the queries at export"),
+        f"  frequencies: {rope.frequencies}",
+        f"  query_gains: {rope.query_gains}"
+        + ("" if rope.query_gains == "none" else "       # folded into the queries at export"),
         "data:",
         f"  train: {_plain(data.train)}",
         f"  heldout: {_plain(data.heldout)}      # measured on, never trained on",
@@ -155,8 +155,8 @@ def _text(recipe: Recipe, cost: Cost, native: int, gpu_gib: float, path: str, re
           if data.row_tokens else []),
         "train:",
         f"  steps: {train.steps}",
-        f"  batch_rows: {train.batch_rows}           # must be a multiple of the number of GPUs",
-        f"  guard: {train.guard}              # KL to the base inside the native window",
+        f"  batch_size: {train.batch_size}           # must be a multiple of the number of GPUs",
+        f"  short_context_kl: {train.short_context_kl}              # KL to the base inside the native window",
         f"  gradient_checkpointing: {str(train.gradient_checkpointing).lower()}",
         *(["  keep_attention: true           # checkpointed layers compute all but attention again"]
           if train.keep_attention else []),

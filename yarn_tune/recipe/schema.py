@@ -37,16 +37,16 @@ class Rope:
     """Window the base was trained with; null: its config's `max_position_embeddings`."""
     factor: float | None = None
     """YaRN's scale at the start; null: window / native."""
-    learn: Literal["yarn", "scale", "ramp", "frequency"] = "frequency"
+    frequencies: Literal["fixed", "scale", "ramp", "per_pair"] = "per_pair"
     """yarn: nothing, the table and t stay search-free YaRN's (for `temperature` or `lora` alone, which short rows can
     teach). scale: s and t. ramp: also beta_fast and beta_slow. frequency: one factor per rotary pair, and t."""
-    temperature: Literal["global", "layer", "head", "spectral", "phase"] = "global"
+    query_gains: Literal["none", "layer", "head", "pair", "pair_phase"] = "none"
     """global: one attention temperature for the whole model. On top of it, folded into the queries: layer, head: one
     gain each; spectral: one a head and rotary pair; phase: that, and one angle each."""
     init: str = YARN
     """yarn: every parameterisation starts as search-free YaRN, exactly. Or the folder of a finished run, of a run's
-    checkpoint, or of an adapter, on the same base, with the same `learn`, `temperature` and `lora`: what it learned is
-    the start, and `train.weight_decay` pulls to YaRN still. Take another `train.seed`, or the rows may be those it
+    checkpoint, or of an adapter, on the same base, with the same `frequencies`, `query_gains` and `lora`: what it
+    learned is the start, and `train.weight_decay` pulls to YaRN still. Take another `train.seed`, or the rows may be those it
     read."""
     beta_fast: float = 32.0
     beta_slow: float = 1.0
@@ -126,9 +126,9 @@ class Train:
     """The loop."""
 
     steps: int = 100
-    batch_rows: int = 4
+    batch_size: int = 4
     """Rows a step, over all processes."""
-    micro_rows: int = 1
+    micro_batch_size: int = 1
     """Rows a forward pass, in each process."""
     learning_rate: Rates | float = field(default_factory=Rates)
     warmup: float = 0.1
@@ -140,7 +140,7 @@ class Train:
     a number by at most rate x decay of its distance."""
     objective: Literal["next-token", "distill"] = "next-token"
     """distill: the base's own predictions from its native window, slid along the row."""
-    guard: float = 0.0
+    short_context_kl: float = 0.0
     """Weight of KL(base || tuned) inside the native window: keeps short texts as they were."""
     answer_weight: float = 50.0
     """Of each token of the answer to a planted question (`data.needles`); other tokens count 1."""
@@ -156,11 +156,11 @@ class Train:
     """Steps between saved states; an interrupted run loses at most this many."""
     keep_checkpoints: int = 3
 
-    def rates(self, temperature: str = "global") -> Rates:
-        """All rates, also when the recipe gives one number; `temperature` is the rung."""
+    def rates(self, query_gains: str = "none") -> Rates:
+        """All rates, also when the recipe gives one number; by `rope.query_gains`."""
         if isinstance(self.learning_rate, Rates):
             own = self.learning_rate.gain
-            by_rung = {"layer": 0.01, "head": 0.02}.get(temperature, 0.03)
+            by_rung = {"layer": 0.01, "head": 0.02}.get(query_gains, 0.03)
             return dataclasses.replace(self.learning_rate, gain=by_rung if own is None else own)
         rate = self.learning_rate
         return Rates(frequency=rate, temperature=rate, gain=rate, phase=rate, lora=rate)
@@ -276,7 +276,7 @@ class Recipe:
 
     def rows(self) -> int:
         """Rows to prepare, the default filled in."""
-        return self.data.rows or self.train.steps * self.train.batch_rows
+        return self.data.rows or self.train.steps * self.train.batch_size
 
     def sharded(self) -> bool:
         """Whether frozen weights are split over the processes."""

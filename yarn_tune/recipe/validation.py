@@ -75,7 +75,7 @@ def _length_checks(recipe: Recipe) -> list[Check]:
     lengths = data.lengths
     fit = lengths is None or (bool(lengths) and all(2 <= n <= row_tokens and row_tokens % n == 0 for n in lengths))
     whole = "needs rows of one span each: set data.packing to long"
-    taught = train.objective != "next-token" or train.guard > 0
+    taught = train.objective != "next-token" or train.short_context_kl > 0
     return [
         (fit, "data.lengths", lengths, f"lengths that divide data.row_tokens ({row_tokens}), or null"),
         (lengths is None or data.packing == "long", "data.lengths", lengths, whole),
@@ -90,15 +90,15 @@ def _length_checks(recipe: Recipe) -> list[Check]:
 
 def _train_checks(train: Train) -> list[Check]:
     rates, decays = train.rates(), train.decays()
-    micro = train.micro_rows >= 1 and train.batch_rows % max(train.micro_rows, 1) == 0
+    micro = train.micro_batch_size >= 1 and train.batch_size % max(train.micro_batch_size, 1) == 0
     return [
         (train.steps >= 1, "train.steps", train.steps, "at least 1"),
-        (train.batch_rows >= 1, "train.batch_rows", train.batch_rows, "at least 1"),
-        (micro, "train.micro_rows", train.micro_rows, f"must divide train.batch_rows ({train.batch_rows})"),
+        (train.batch_size >= 1, "train.batch_size", train.batch_size, "at least 1"),
+        (micro, "train.micro_batch_size", train.micro_batch_size, f"must divide train.batch_size ({train.batch_size})"),
         *[(rate > 0, f"train.learning_rate.{kind}", rate, "must be positive") for kind, rate in asdict(rates).items()],
         *[(d >= 0, f"train.weight_decay.{kind}", d, "must not be negative") for kind, d in asdict(decays).items()],
         (0 <= train.warmup < 1, "train.warmup", train.warmup, "a share of the steps, from 0 to below 1"),
-        (train.guard >= 0, "train.guard", train.guard, "must not be negative"),
+        (train.short_context_kl >= 0, "train.short_context_kl", train.short_context_kl, "must not be negative"),
         (train.answer_weight >= 0, "train.answer_weight", train.answer_weight, "must not be negative"),
         (
             not train.keep_attention or train.gradient_checkpointing,
@@ -122,9 +122,9 @@ def _train_checks(train: Train) -> list[Check]:
 
 def _learned_checks(recipe: Recipe) -> list[Check]:
     lora = recipe.lora
-    nothing = recipe.rope.learn == "yarn" and recipe.rope.temperature == "global" and lora is None
+    nothing = recipe.rope.frequencies == "fixed" and recipe.rope.query_gains == "none" and lora is None
     return [
-        (not nothing, "rope.learn", "yarn", "learns nothing by itself; set rope.temperature, or add lora"),
+        (not nothing, "rope.frequencies", "fixed", "learns nothing by itself; set rope.query_gains, or add lora"),
         (lora is None or lora.rank >= 1, "lora.rank", lora and lora.rank, "at least 1"),
         (lora is None or bool(lora.targets), "lora.targets", lora and lora.targets, "name at least one module"),
     ]
@@ -169,7 +169,7 @@ def _runtime_checks(recipe: Recipe) -> list[Check]:
     runtime, train, data = recipe.runtime, recipe.train, recipe.data
     count, split = runtime.processes, runtime.sequence
     lengths = [recipe.row_tokens(), *(data.lengths or [])]
-    plain = train.objective == "next-token" and train.guard == 0
+    plain = train.objective == "next-token" and train.short_context_kl == 0
     return [
         (count is None or count >= 1, "runtime.processes", count, "at least 1"),
         (runtime.threads is None or runtime.threads >= 1, "runtime.threads", runtime.threads, "at least 1"),
@@ -198,7 +198,8 @@ def _runtime_checks(recipe: Recipe) -> list[Check]:
             split == 1 or plain,
             "runtime.sequence",
             split,
-            "the base cannot be asked about a part of a row: set train.objective to next-token and train.guard to 0",
+            "the base cannot be asked about a part of a row: set train.objective to next-token and "
+            "train.short_context_kl to 0",
         ),
         (
             split == 1 or data.packing == "long",

@@ -67,8 +67,8 @@ def _check_fit(folder: Path, before: Recipe, now: Recipe) -> None:
     found, wanted = (
         {
             "base.model, base.revision": base_identity(recipe.base),
-            "rope.learn": recipe.rope.learn,
-            "rope.temperature": recipe.rope.temperature,
+            "rope.frequencies": recipe.rope.frequencies,
+            "rope.query_gains": recipe.rope.query_gains,
             "lora": recipe.lora and (recipe.lora.rank, sorted(recipe.lora.targets)),
         }
         for recipe in (before, now)

@@ -46,7 +46,10 @@ def write_learned(run: Run, rotary: TunableRotary, learned: Learned, place: str)
     """What a run leaves when it is done: its numbers, the adapter for the rotary module at `place`, and a summary."""
     write_atomically(run.numbers_path, save(rotary.numbers()))
     write_adapter(run.folder / "adapter", run.recipe, rotary, place)
-    write_json(run.folder / "learned.json", {"learn": learned.learn, "numbers": rotary.count(), **learned.summary()})
+    write_json(
+        run.folder / "learned.json",
+        {"frequencies": learned.frequencies, "numbers": rotary.count(), **learned.summary()},
+    )
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def make_representable(learned: Learned, target: Target) -> Learned:
     """
     if learned.gains is not None and target.fold == "never":
         raise UserError("export.fold: never, but gains by layer, head or pair can only be folded into the queries; "
-                        "set rope.temperature: global, or allow folding")  # fmt: skip
+                        "set rope.query_gains: none, or allow folding")  # fmt: skip
     for folded in (False, True):
         for numbers in forms(learned):
             if _first(numbers, target, folded) is not None:
@@ -197,7 +197,7 @@ def _refusal(learned: Learned, target: Target) -> str:
             f"With the best one ({carrier}):",
             *lines,
             f"Leave these stacks out of export.stacks{allow}, or learn something they can carry "
-            "(rope.learn: scale needs least).",
+            "(rope.frequencies: scale needs least).",
         ]
     )
 

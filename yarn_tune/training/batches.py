@@ -17,7 +17,7 @@ class Batch:
     """The rows of one step, over all processes."""
 
     rows: list[Placed]
-    micro_rows: int
+    micro_batch_size: int
     """Rows a forward pass."""
     targets: int
 
@@ -25,10 +25,10 @@ class Batch:
     def of(cls, recipe: Recipe, rows: RowSet, step: int) -> "Batch":
         """Read rows, cut to the step's length, with the targets that count."""
         train = recipe.train
-        read = rows.batch(step, train.batch_rows, train.seed)
+        read = rows.batch(step, train.batch_size, train.seed)
         length = recipe.data.length_at(step, train.steps) or recipe.row_tokens()
         cut = [piece for row in read for piece in row.pieces(length, rows.bos)]
-        micro = train.micro_rows
+        micro = train.micro_batch_size
         if recipe.runtime.sequence == 1:  # the exchange of split rows takes no other number of them
             # Shorter rows, more of them at once: as many tokens as the longest rows have.
             micro *= recipe.row_tokens() // length
@@ -37,8 +37,8 @@ class Batch:
     def micro_batches(self, world: World) -> Iterator[dict[str, Tensor]]:
         """This process's share, collated: its group's rows, and of these its part."""
         mine = self.rows[world.group :: world.groups]
-        for at in range(0, len(mine), self.micro_rows):
-            inputs = collate(mine[at : at + self.micro_rows], world.device)
+        for at in range(0, len(mine), self.micro_batch_size):
+            inputs = collate(mine[at : at + self.micro_batch_size], world.device)
             if world.sequence > 1:
                 inputs = {name: tensor.chunk(world.sequence, 1)[world.part] for name, tensor in inputs.items()}
             yield inputs

@@ -1,6 +1,6 @@
 """The loop: a few learned numbers, a frozen model, a few hundred steps. Read it from top to bottom.
 
-A step reads `batch_rows` rows (the same whatever the number of processes), sums nats over micro-batches, clips,
+A step reads `batch_size` rows (the same whatever the number of processes), sums nats over micro-batches, clips,
 and moves the numbers. The rate and the rows of a step are functions of the step's number, so a run continued
 from a checkpoint ends with the same values, bit for bit, as one that was never interrupted.
 """
@@ -97,7 +97,7 @@ def prepare(recipe: Recipe, world: World, begin: TunableRotary) -> tuple[PreTrai
         model.to(world.device)  # type: ignore[arg-type]
     check_weights(model, recipe.base.dtype)
     switch_off_dropout(model)
-    rotary = attach(model, begin.start, begin.learn, begin.gains, recipe.lora).to(world.device)
+    rotary = attach(model, begin.start, begin.frequencies, begin.gains, recipe.lora).to(world.device)
     if recipe.train.gradient_checkpointing:
         checkpoint_layers(model, recipe.train.keep_attention)
     if recipe.train.offload_activations:
@@ -144,7 +144,7 @@ def fit(run: Run, world: World, model: PreTrainedModel, rotary: TunableRotary, r
 
             # Tell, and save.
             seconds, learned = time.monotonic() - begun, rotary.sketch()
-            tokens = settings.batch_rows * recipe.row_tokens()
+            tokens = settings.batch_size * recipe.row_tokens()
             log.write(step + 1, loss, norm, tokens, seconds, learned)
             bar.set_postfix_str(progress_text(loss, learned, tokens / seconds))
             bar.update()

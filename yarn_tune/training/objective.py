@@ -27,7 +27,7 @@ class ObjectiveConfig:
     """The settings of an objective."""
 
     objective: str = "next-token"
-    guard: float = 0.0
+    short_context_kl: float = 0.0
     answer_weight: float = 1.0
     native: int = 1
     stride: int = 1
@@ -40,12 +40,12 @@ class ObjectiveConfig:
         """Those of a recipe."""
         train = recipe.train
         stride = min(max(1, native // 2), native - 1)
-        return cls(train.objective, train.guard, train.answer_weight, native, stride, bos)
+        return cls(train.objective, train.short_context_kl, train.answer_weight, native, stride, bos)
 
     @property
     def taught(self) -> bool:
         """Whether the base is asked."""
-        return self.objective != "next-token" or self.guard > 0
+        return self.objective != "next-token" or self.short_context_kl > 0
 
 
 class Objective(Reader):
@@ -98,7 +98,7 @@ class Objective(Reader):
         taught = self._taught(input_ids)[counted]
         if config.objective == "distill":
             weights = torch.where(asked[counted], weights, 0.0)
-        pulls = inside * config.guard + (1.0 if config.objective == "distill" else 0.0)
+        pulls = inside * config.short_context_kl + (1.0 if config.objective == "distill" else 0.0)
         pulls = torch.where(asked[counted], 0.0, pulls)
         pulled = pulls > 0
         head = self.model.get_output_embeddings()

@@ -30,6 +30,6 @@ def rate_share(step: int, steps: int, warmup: float) -> float:
 def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int) -> None:
     """Give each kind of number its rate for this step."""
     share = rate_share(step, recipe.train.steps, recipe.train.warmup)
-    rates = recipe.train.rates(recipe.rope.temperature)
+    rates = recipe.train.rates(recipe.rope.query_gains)
     for group in optimizer.param_groups:
         group["lr"] = share * getattr(rates, group["name"])

@@ -21,7 +21,7 @@ class Learned:
     the betas matters.
     """
 
-    learn: str
+    frequencies: str
     facts: RopeFacts
     native: int
     window: int
@@ -60,7 +60,7 @@ class Learned:
         shown = {"temperature": self.temperature}
         if self.scale is not None:
             shown["scale"] = self.scale
-        if self.learn == "ramp":
+        if self.frequencies == "ramp":
             shown |= {"beta_fast": self.beta_fast or 0.0, "beta_slow": self.beta_slow or 0.0}
         if self.factors is not None:
             shown |= {"slowest_factor": self.factors[-1], "largest_factor": max(self.factors)}
@@ -120,7 +120,8 @@ class Start:
         if (rope.beta_fast, rope.beta_slow) not in (own, (Rope.beta_fast, Rope.beta_slow)):
             raise UserError(
                 f"rope.beta_fast, rope.beta_slow: {rope.beta_fast:g} and {rope.beta_slow:g}, but the base ships YaRN "
-                f"with {own[0]:g} and {own[1]:g}, which is continued; leave them out (rope.learn: ramp learns them)"
+                f"with {own[0]:g} and {own[1]:g}, which is continued; leave them out (rope.frequencies: ramp "
+                "learns them)"
             )
         # The least a base's own YaRN does is what it does: a window of the base's needs no larger factor.
         least = ramp.factor if ramp else 0.0

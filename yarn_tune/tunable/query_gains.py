@@ -30,13 +30,13 @@ from ..models import QuerySite, query_site, scaled
 class Gains(nn.Module):
     """The learned offsets of one rung."""
 
-    def __init__(self, site: QuerySite, temperature: str) -> None:
+    def __init__(self, site: QuerySite, kind: str) -> None:
         super().__init__()
-        self.site, self.temperature = site, temperature
+        self.site, self.kind = site, kind
         layers, groups, pairs = len(site.layers), site.groups, site.pairs.numel() // 2
-        shape = {"layer": (layers, 1, 1), "head": (layers, groups, 1)}.get(temperature, (layers, groups, pairs))
+        shape = {"layer": (layers, 1, 1), "head": (layers, groups, 1)}.get(kind, (layers, groups, pairs))
         self.log_gain = nn.Parameter(torch.zeros(shape))
-        self.phase = nn.Parameter(torch.zeros(shape)) if temperature == "phase" else None
+        self.phase = nn.Parameter(torch.zeros(shape)) if kind == "pair_phase" else None
 
     def forward(self) -> Tensor:
         """Gains `[tuned layers, groups, d/2]`, differentiable; complex with phases."""
@@ -58,32 +58,34 @@ class Gains(nn.Module):
         return groups if self.phase is None else groups | {"phase": [self.phase]}
 
 
-def gains_for(config: dict[str, Any], temperature: str) -> Gains | None:
+def gains_for(config: dict[str, Any], query_gains: str) -> Gains | None:
     """The rung a recipe asks for, at identity; None for one temperature of the whole model.
 
     Args:
         config: config.json of the base.
-        temperature: as `rope.temperature`.
+        query_gains: as `rope.query_gains`.
 
     Raises:
         UserError: if this family cannot carry it, with the reason.
     """
-    if temperature == "global":
+    if query_gains == "none":
         return None
     try:
         site = query_site(config)
     except UserError as error:
         reason = str(error).removeprefix("folding: ")
-        raise UserError(f"rope.temperature: {temperature} is folded into the queries, and {reason}") from error
-    kind = config["model_type"]
-    if site.normed and temperature == "phase":
-        raise UserError(f"rope.temperature: phase cannot be folded here: {kind} normalises queries; use spectral")
-    if site.groups == 1 and temperature == "head":
+        raise UserError(f"rope.query_gains: {query_gains} is folded into the queries, and {reason}") from error
+    model_type = config["model_type"]
+    if site.normed and query_gains == "pair_phase":
         raise UserError(
-            f"rope.temperature: head cannot be folded here: heads of {kind} share one norm of the queries; "
-            "use layer or spectral (one gain a layer and pair)"
+            f"rope.query_gains: pair_phase cannot be folded here: {model_type} normalises queries; use pair"
         )
-    return Gains(site, temperature)
+    if site.groups == 1 and query_gains == "head":
+        raise UserError(
+            f"rope.query_gains: head cannot be folded here: heads of {model_type} share one norm of the queries; "
+            "use layer or pair (one gain a layer and pair)"
+        )
+    return Gains(site, query_gains)
 
 
 def scale_queries(model: PreTrainedModel, site: QuerySite, gains: Callable[[], Tensor | None]) -> list[RemovableHandle]:

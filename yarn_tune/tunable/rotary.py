@@ -39,9 +39,9 @@ from .replacement import FixedRotary, RotaryProxy, RotaryReplacement, move_only,
 class TunableRotary(RotaryReplacement):
     """The learned numbers. See the module docstring for what is learned under each `learn`."""
 
-    def __init__(self, stock: nn.Module, start: Start, learn: str, gains: Gains | None = None) -> None:
+    def __init__(self, stock: nn.Module, start: Start, frequencies: str, gains: Gains | None = None) -> None:
         super().__init__(stock)
-        self.start, self.learn, self.gains = start, learn, gains
+        self.start, self.frequencies, self.gains = start, frequencies, gains
         self.lora: dict[str, nn.Parameter] = {}
         """LoRA factors by name; they are parameters of the model's adapters, not of this module."""
         self.adapters: list[nn.Module] = []
@@ -50,10 +50,10 @@ class TunableRotary(RotaryReplacement):
             "scale": {"log_scale": 1},
             "ramp": {"log_scale": 1, "log_beta_fast": 1, "log_beta_slow": 1},
             "frequency": {"log_factor": start.facts.dim // 2},
-        }[learn]
+        }[frequencies]
         self.offsets = nn.ParameterDict({name: nn.Parameter(torch.zeros(n)) for name, n in sizes.items()})
         self.log_temperature = nn.Parameter(torch.zeros(1))
-        if learn == "yarn":
+        if frequencies == "fixed":
             self.log_temperature.requires_grad_(False)
             self.offsets.requires_grad_(False)
         self._attention_factor = start.attention_factor
@@ -89,7 +89,7 @@ class TunableRotary(RotaryReplacement):
         """`learned` without the LoRA factors, which may be many: cheap enough for every step."""
         temperature = math.exp(self.log_temperature.item()) / self._attention_factor**2
         common: dict[str, Any] = {
-            "learn": self.learn,
+            "frequencies": self.frequencies,
             "facts": self.start.facts,
             "native": self.start.native,
             "window": self.start.window,
@@ -138,7 +138,9 @@ class TunableRotary(RotaryReplacement):
         own = {**dict(self.named_parameters()), **self.lora}
         if {n: tuple(t.shape) for n, t in numbers.items()} != {n: tuple(p.shape) for n, p in own.items()}:
             shapes = {n: tuple(t.shape) for n, t in numbers.items()}
-            raise UserError(f"saved numbers {shapes} do not fit rope.learn={self.learn!r} on this base model")
+            raise UserError(
+                f"saved numbers {shapes} do not fit rope.frequencies={self.frequencies!r} on this base model"
+            )
         if not all(bool(tensor.isfinite().all()) for tensor in numbers.values()):
             raise UserError("saved numbers contain NaN or Inf; use an earlier checkpoint of the run")
         for name, parameter in own.items():
@@ -164,18 +166,18 @@ def at_start(recipe: Recipe) -> TunableRotary:
         UserError: if this base cannot carry what is to be learned.
     """
     start = Start.of_recipe(recipe)
-    gains = gains_for(config_json(recipe.base.model, recipe.base.revision), recipe.rope.temperature)
-    return TunableRotary(nn.Identity(), start, recipe.rope.learn, gains)
+    gains = gains_for(config_json(recipe.base.model, recipe.base.revision), recipe.rope.query_gains)
+    return TunableRotary(nn.Identity(), start, recipe.rope.frequencies, gains)
 
 
 def attach(
-    model: PreTrainedModel, start: Start, learn: str, gains: Gains | None = None, lora: Lora | None = None
+    model: PreTrainedModel, start: Start, frequencies: str, gains: Gains | None = None, lora: Lora | None = None
 ) -> TunableRotary:
     """Freeze the model, swap its rotary module for a trainable one; gains go on its queries, LoRA beside its weights.
 
     The model must be loaded in its final dtype already, and starts as search-free YaRN. `detach` undoes it.
     """
-    rotary = swap(model, lambda stock: TunableRotary(stock, start, learn, gains).to(model.device))
+    rotary = swap(model, lambda stock: TunableRotary(stock, start, frequencies, gains).to(model.device))
     if lora is not None:
         rotary.lora, rotary.adapters = add_lora(model, lora)
     if gains is not None:

@@ -1,0 +1,127 @@
+"""Kept attention, offloaded activations, tiled MLPs: the same gradient; refused where tokens are not independent."""
+
+import pytest
+import torch
+from tiny import FAMILY_SIZES, NATIVE, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from yarn_tune.distributed import activation_memory as longrows
+from yarn_tune.distributed.activation_memory import checkpoint_layers, offload_inputs, tile_mlps
+from yarn_tune.errors import UserError
+from yarn_tune.models.families import rope_facts
+from yarn_tune.models.loading import switch_off_dropout
+from yarn_tune.recipe.schema import Rope
+from yarn_tune.training.objective import Objective, ObjectiveConfig
+from yarn_tune.tunable.parameters import Start
+from yarn_tune.tunable.rotary import attach
+
+EXPERTS = (
+    "deepseek_v2", "deepseek_v3", "gpt_oss", "granitemoe", "mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next"
+)  # fmt: skip
+
+
+def gradient(family, tile=None, offload=False, checkpointing=True, keep=False):
+    """(what is minimised, gradients) of one row of 200 tokens."""
+    model = tiny_model(family)
+    switch_off_dropout(model)
+    rotary = attach(model, Start.of(rope_facts(model.config), Rope(window=4 * NATIVE)), "per_pair")
+    if checkpointing:
+        checkpoint_layers(model, keep)
+        model.train()
+    if offload:
+        offload_inputs(model)
+    if tile:
+        tile_mlps(model, tile)
+    ids = torch.randint(128, (1, 201), generator=torch.Generator().manual_seed(0))
+    value = Objective(model, rotary, ObjectiveConfig())(ids[:, :-1], torch.arange(200)[None], ids[:, 1:].contiguous())
+    value[0].backward()
+    return value[0].item(), [p.grad for p in rotary.trainable()]
+
+
+WAYS = ({"tile": 64}, {"tile": 64, "checkpointing": False}, {"offload": True}, {"keep": True, "offload": True})
+
+
+CASES = [(family, way) for family in FAMILY_SIZES for way in WAYS if family not in EXPERTS or "tile" not in way]
+
+
+@pytest.mark.parametrize(("family", "options"), CASES)
+def test_the_gradient_is_the_same(family, options):
+    wanted, gradients = gradient(family)
+    found, others = gradient(family, **options)
+    assert found == pytest.approx(wanted, rel=1e-6)
+    for one, other in zip(gradients, others, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5 * one.abs().max().item())
+
+
+class Kernels(TorchDispatchMode):
+    """Counts attention's kernels as they run."""
+
+    def __init__(self):
+        super().__init__()
+        self.forward = self.backward = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name.startswith("_scaled_dot_product"):
+            self.backward += "backward" in name
+            self.forward += "backward" not in name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("keep", "times"), [(False, 2), (True, 1)])
+def test_what_attention_gave_is_kept_and_not_computed_again(keep, times):
+    with Kernels() as ran:
+        gradient("llama", keep=keep)
+    assert (ran.forward, ran.backward) == (3 * times, 3)
+
+
+def test_tiles_are_what_an_mlp_sees():
+    model = tiny_model()
+    seen = []
+    for layer in model.model.layers:
+        layer.mlp.gate_proj.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[1]))
+    tile_mlps(model, 64)
+    with torch.no_grad():
+        model(torch.zeros(1, 200, dtype=torch.long))
+    assert seen == 3 * [64, 64, 64, 8]
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+def test_experts_are_refused(family):
+    with pytest.raises(UserError, match=f"train.tiled_mlp: layers of {family} have no plain MLP"):
+        tile_mlps(tiny_model(family), 64)
+
+
+def test_only_the_inputs_of_layers_wait(monkeypatch):
+    """Not the frozen matrices, which are on the device anyway, and nothing that a layer computes again."""
+    sizes = []
+
+    class Counting(longrows.save_on_cpu):
+        def __init__(self, **options):
+            super().__init__(**options)
+            pack = self.pack_hook
+            self.pack_hook = lambda tensor: sizes.append(tuple(tensor.shape)) or pack(tensor)
+
+    monkeypatch.setattr(longrows, "save_on_cpu", Counting)
+    gradient("llama", offload=True)
+    assert sizes.count((1, 200, 64)) == 3
+    # And what all layers share: cos and sin, once a layer, as pairs of a head of 16.
+    assert set(sizes) <= {(1, 200, 64), (1, 200, 16), (0,), (1, 200), (200,)}
+
+
+@pytest.mark.parametrize(("device", "pinned"), [(None, False), ("cpu", False), ("cuda", True)])
+def test_inputs_are_pinned_for_the_device_the_model_will_be_on(monkeypatch, device, pinned):
+    """Not for the one it is on: FSDP moves it later."""
+    options = {}
+
+    class Seen(longrows.save_on_cpu):
+        def __init__(self, **given):
+            options.update(given)
+            super().__init__()
+
+    monkeypatch.setattr(longrows, "save_on_cpu", Seen)
+    model = tiny_model()
+    checkpoint_layers(model)
+    offload_inputs(model, device)
+    model.train()
+    model(torch.zeros(1, 8, dtype=torch.long))
+    assert options == {"pin_memory": pinned, "device_type": device or "cpu"}

@@ -1,0 +1,54 @@
+"""The model card: what a visitor of the hub reads, with the base's licence."""
+
+import pytest
+import yaml
+from tiny import finished_run
+from yarn_tune.evaluation.comparison import compare, named_rows
+from yarn_tune.export.checkpoint import export
+from yarn_tune.export.model_card import licence_of, write_card
+
+
+def header(text: str) -> dict:
+    return yaml.safe_load(text.split("---")[1])
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"README.md": "---\nlicense: llama2\nlanguage: en\n---\n# Base\n"}, {"license": "llama2"}),
+        (
+            {"README.md": "---\nlicense: other\nlicense_name: own\nlicense_link: LICENSE.md\n---\n", "LICENSE.md": "x"},
+            {"license": "other", "license_name": "own", "license_link": "LICENSE.md"},
+        ),
+        (
+            {"LICENSE": "text", "README.md": "# no header"},
+            {"license": "other", "license_name": "as-the-base", "license_link": "LICENSE"},
+        ),
+        ({}, {"license": "other", "license_name": "as-the-base"}),
+    ],
+)
+def test_the_licence_is_the_bases(tmp_path, files, expected):
+    run = finished_run(tmp_path, "scale")
+    for name, text in files.items():
+        (tmp_path / "base" / name).write_text(text)
+    assert licence_of(run.recipe) == expected
+
+
+def test_the_card_has_the_base_the_table_the_command_and_the_limits(tmp_path):
+    run = finished_run(tmp_path, "scale", log_temperature=0.1)
+    (run.folder / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 1.0, "tokens": 2048, "seconds": 1.5, "learned": {}}\n'
+    )
+    rows, _ = named_rows(run, [])
+    found = compare(run, rows)
+    target = export(run)
+    text = write_card(run, target).read_text()
+    assert header(text)["base_model"] == str(tmp_path / "base")
+    assert found.verdict() in text
+    assert "| tuned |" in text
+    assert "--max-model-len 256" in text
+    assert "byte for byte" in text
+    assert "## Limits" in text
+    folded = finished_run(tmp_path / "folded", "scale", base=tmp_path / "base", settings=("export.fold=always",),
+                          log_temperature=-0.3)  # fmt: skip
+    assert "but for temperatures folded into the query projections" in write_card(folded, export(folded)).read_text()

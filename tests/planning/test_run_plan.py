@@ -1,0 +1,115 @@
+"""The plan: what would stop a run or a comparison stops it; what is not here becomes a note."""
+
+from pathlib import Path
+
+import pytest
+from tiny import finished_run, recipe_tree, save_tiny
+from yarn_tune.errors import UserError
+from yarn_tune.evaluation.comparison import eval_lengths
+from yarn_tune.planning.run_plan import plan
+from yarn_tune.recipe.loading import parse_recipe
+from yarn_tune.tunable.parameters import Start
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A recipe with held-out documents of 601 and 301 tokens."""
+    folder = tmp_path_factory.mktemp("plan")
+    return recipe_tree(save_tiny(folder / "base"), folder)
+
+
+def planned(tree, *settings):
+    return plan(parse_recipe(tree, list(settings)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "longest"),
+    [
+        (["rope.window=601"], 601),
+        (["rope.window=602"], 602),
+        (["rope.window=700", "eval.lengths=[601,64]"], 601),
+        (["rope.window=700", "eval.lengths=[64,602]"], 602),
+    ],
+)
+def test_heldout_documents_too_short_to_compare_on_stop_a_plan(tree, settings, longest):
+    recipe = parse_recipe(tree, settings)
+    assert max(eval_lengths(recipe, Start.of_recipe(recipe))) == longest
+    if longest <= 601:
+        plan(recipe)
+        return
+    with pytest.raises(UserError, match="data.heldout: the longest of 2 documents has 601 tokens, fewer than the 602"):
+        plan(recipe)
+
+
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        (["data.heldout=[nowhere.txt]"], "data.heldout: no file matches nowhere.txt"),
+        (["data.heldout=[nowhere.txt]", "data.prepare=make documents"], "not here yet: run `make documents`"),
+        (["data.heldout=['hub:org/name']"], "held-out documents are streamed from the hub"),
+    ],
+)
+def test_heldout_documents_that_are_not_here_are_a_note(tree, settings, note):
+    assert any(note in line for line in planned(tree, *settings).notes)
+
+
+def test_an_earlier_run_is_read_for_a_plan_or_a_note(tree, tmp_path):
+    assert any(
+        "rope.init: runs/stage-1 is not here yet" in note for note in planned(tree, "rope.init=runs/stage-1").notes
+    )
+    first = finished_run(tmp_path / "first", base=Path(tree["base"]["model"]))
+    (first.folder / "metrics.jsonl").write_text('{"tokens": 512, "seconds": 1.0}\n' * 3)
+    notes = planned(tree, f"rope.init={first.folder}").notes
+    assert f"begins with what was learned in {first.folder}, from 1,536 tokens" in notes
+    unfit = [f"rope.init={first.folder}", "rope.frequencies=scale"]
+    with pytest.raises(UserError, match="rope.frequencies: per_pair there, scale here"):
+        planned(tree, *unfit)
+    # One that has begun needs it no more, and without the base nothing is looked at.
+    assert f"began with what was learned in {first.folder}" in plan(parse_recipe(tree, unfit), begun=True).notes
+    absent = ["base.model=./nowhere", "base.prepare=make base", *unfit]
+    assert any("is not checked without the base" in note for note in planned(tree, *absent).notes)
+
+
+def test_lora_is_counted(tree):
+    """Its numbers, their state, and what its gradient keeps."""
+    plain, lora = planned(tree), planned(tree, "lora={rank: 2}")
+    assert lora.learned_numbers == plain.learned_numbers | {"lora": 3 * 2 * (2 * (64 + 64) + 2 * (64 + 32))}
+    assert f"{sum(lora.learned_numbers.values())} numbers" in lora.text()
+    state = 16 * lora.learned_numbers["lora"] / 2**30
+    assert lora.cost.weights_gib == pytest.approx(plain.cost.weights_gib + state, rel=1e-9)
+    assert lora.cost.activations_gib > plain.cost.activations_gib
+    with pytest.raises(UserError, match="lora.targets: query: not in this model"):
+        planned(tree, "lora.targets=[query, q_proj]")
+
+
+def test_coverage_is_that_of_rows_as_they_are_cut(tree):
+    assert planned(tree).coverage.untrained == 0
+    for documents in ([], ["data.train=['hub:org/name']"]):
+        short = planned(tree, "data.lengths=[32, 64]", *documents)
+        assert short.coverage.untrained == 0.75
+        assert any("WARNING: 75% of the target window's distances are never trained" in note for note in short.notes)
+        mixed = planned(tree, "data.lengths=[64, 256]", *documents)
+        assert mixed.coverage.untrained == 0
+        near, far = mixed.coverage.pairs[0], mixed.coverage.pairs[-1]
+        whole = planned(tree, *documents).coverage
+        # Far pairs come from the whole row alone; near ones from its four pieces too.
+        assert far == whole.pairs[-1]
+        assert near > 1.8 * whole.pairs[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        (["data.row_tokens=128"], True),
+        (["data.row_tokens=128", "rope.frequencies=fixed"], False),
+        (["data.row_tokens=112", "rope.frequencies=fixed"], True),
+        (["data.lengths=[128]", "rope.frequencies=fixed"], False),
+        (["data.lengths=[64]", "rope.frequencies=fixed"], True),
+    ],
+)
+def test_what_acts_at_all_distances_alike_needs_no_far_ones(tree, settings, warned):
+    """Table and factors do; gains and phases alone, from rows of half the window, do not."""
+    made = planned(tree, "rope.query_gains=pair", *settings)
+    (note,) = (note for note in made.notes if "of the target window's distances are never trained" in note)
+    assert note.startswith(f"{'WARNING: ' if warned else ''}{made.coverage.untrained:.0%} of")
+    assert made.coverage.untrained >= 0.5

@@ -1,0 +1,185 @@
+"""Tiny random models of every family, tiny documents, recipes and finished runs for the tests."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from yarn_tune.models.families import INTERLEAVED
+from yarn_tune.recipe.loading import parse_recipe
+from yarn_tune.runs.folder import Run, claim_folder
+from yarn_tune.serving.selection import Target, make_representable
+from yarn_tune.tunable.rotary import at_start
+
+NATIVE = 64
+VOCABULARY = 128
+
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": NATIVE,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+EXPERTS = {"num_experts": 2, "num_local_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+LATENT = {
+    "q_lora_rank": None, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16,
+    "n_routed_experts": 2, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
+    "moe_intermediate_size": 32, "num_key_value_heads": 4, "n_shared_experts": 1,
+}  # fmt: skip
+SLIDING = {"sliding_window": 32, "layer_types": ["sliding_attention", "full_attention", "full_attention"]}
+FAMILY_SIZES: dict[str, dict[str, object]] = {
+    "arcee": {},
+    "cohere": {},
+    "deepseek_v2": LATENT,
+    "deepseek_v3": {**LATENT, "q_lora_rank": 24},
+    "ernie4_5": {"head_dim": 16},
+    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 3},
+    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False},
+    "gemma": {"head_dim": 16},
+    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, **SLIDING},
+    "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, **SLIDING},
+    "glm": {"head_dim": 16, "partial_rotary_factor": 0.5},
+    "glm4": {"head_dim": 16, "partial_rotary_factor": 0.5},
+    "gpt_neox": {"rotary_pct": 0.25, "hidden_size": 128},
+    "gpt_oss": {
+        "head_dim": 16, **EXPERTS, **SLIDING,
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "beta_fast": 4.0, "beta_slow": 0.5,
+            "truncate": False, "original_max_position_embeddings": NATIVE // 2,
+        },
+    },
+    "granite": {"attention_multiplier": 0.25},
+    "granitemoe": {**EXPERTS, "attention_multiplier": 0.25},
+    "llama": {},
+    "ministral": {"head_dim": 16, **SLIDING},
+    "mistral": {"sliding_window": None},
+    "mixtral": EXPERTS,
+    "nemotron": {"partial_rotary_factor": 0.5},
+    "olmo": {},
+    "olmo2": {},
+    "olmo3": SLIDING,
+    "persimmon": {"partial_rotary_factor": 0.5},
+    "phi": {"partial_rotary_factor": 0.5},
+    "phi3": {"sliding_window": None, "original_max_position_embeddings": NATIVE},
+    "qwen2": {},
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 32},
+    "qwen3": {"head_dim": 32},
+    "qwen3_moe": {**EXPERTS, "head_dim": 32},
+    "qwen3_next": {
+        **EXPERTS, "head_dim": 32, "partial_rotary_factor": 0.25, "shared_expert_intermediate_size": 32,
+        "linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+        "layer_types": ["linear_attention", "full_attention", "full_attention"],
+    },
+    "seed_oss": {"head_dim": 16},
+    "smollm3": {"num_hidden_layers": 4},
+    "stablelm": {"partial_rotary_factor": 0.25, "hidden_size": 128},
+    "starcoder2": {"sliding_window": None},
+}  # fmt: skip
+"""What a small config of each supported family needs beyond `SMALL`."""
+
+
+YARN_ALONE = sorted({*FAMILY_SIZES} & INTERLEAVED | {"gpt_oss"})
+"""Families for which vLLM takes no lists of factors."""
+
+
+def tiny_config(family: str, **extra: object):
+    return AutoConfig.for_model(family, **{**SMALL, **FAMILY_SIZES.get(family, {}), **extra})
+
+
+def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32, **extra: object):
+    """A small random model whose attention is sharp enough for positions to matter."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(family, **extra), dtype=dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.15)
+            elif "bias" in name:
+                parameter.normal_(0, 0.02)
+    model.config.use_cache = False
+    return model.eval()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word `w0` .. `w126`; id 0 ends a text."""
+    vocabulary = {"<end>": 0, **{f"w{i}": i + 1 for i in range(VOCABULARY - 1)}}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", model_max_length=NATIVE)
+
+
+def save_tiny(folder: Path, family: str = "llama", **extra: object) -> Path:
+    """A checkpoint folder with model and tokenizer."""
+    tiny_model(family, **extra).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def words(count: int, seed: int) -> str:
+    generator = torch.Generator().manual_seed(seed)
+    return " ".join(f"w{i}" for i in torch.randint(VOCABULARY - 1, (count,), generator=generator).tolist())
+
+
+def write_documents(path: Path, lengths: list[int], seed: int = 0, ids: bool = False) -> Path:
+    """One document a line, as words or (for families that bring a tokenizer class of their own) as token ids."""
+    texts = [words(n, seed + i) for i, n in enumerate(lengths)]
+    records = [{"input_ids": tiny_tokenizer()(t)["input_ids"]} if ids else {"text": t} for t in texts]
+    lines = [json.dumps(record) for record in records]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def recipe_tree(base: Path, folder: Path, ids: bool = False, **train: object) -> dict[str, object]:
+    """A small valid recipe over `base`, with documents written into `folder`."""
+    return {
+        "name": "small",
+        "base": {"model": str(base), "dtype": "float32"},
+        "rope": {"window": 256},
+        "data": {
+            "train": [str(write_documents(folder / "train.jsonl", [700, 300, 90, 40], ids=ids))],
+            "heldout": [str(write_documents(folder / "heldout.jsonl", [600, 300], seed=50, ids=ids))],
+        },
+        "train": {"steps": 4, "batch_size": 2, "checkpoint_every": 2, **train},
+        "eval": {"documents": 2},
+    }
+
+
+def finished_run(
+    folder: Path,
+    frequencies: str = "per_pair",
+    family: str = "llama",
+    window: int = 256,
+    base: Path | None = None,
+    settings: tuple[str, ...] = (),
+    **offsets: float,
+) -> Run:
+    """A run that has learned something definite, without the training."""
+    folder.mkdir(parents=True, exist_ok=True)
+    base = base or save_tiny(folder / "base", family)
+    overrides = [f"rope.frequencies={frequencies}", f"rope.window={window}", *settings]
+    recipe = parse_recipe(recipe_tree(base, folder), overrides)
+    run = Run(recipe, folder / "run")
+    claim_folder(run)
+    rotary = at_start(recipe)
+    generator = torch.Generator().manual_seed(0)
+    numbers = {n: 0.2 * torch.randn(t.shape, generator=generator) for n, t in rotary.numbers().items()}
+    numbers |= {name: torch.full_like(numbers[name], value) for name, value in offsets.items()}
+    rotary.load_numbers(numbers)
+    if frequencies != "per_pair":
+        settled = make_representable(rotary.learned(), Target.of_recipe(recipe))
+        if settled.scale is not None:
+            rotary.set_scale(settled.scale)
+    save_file(rotary.numbers(), run.numbers_path)
+    return run
+
+
+ENGINES = Path(os.environ.get("YARN_TUNE_ENGINES", Path(__file__).parents[1] / ".engines"))
