@@ -46,8 +46,8 @@ class Rope:
     init: str = YARN
     """yarn: every parameterisation starts as search-free YaRN, exactly. Or the folder of a finished run, of a run's
     checkpoint, or of an adapter, on the same base, with the same `frequencies`, `query_gains` and `lora`: what it
-    learned is the start, and `train.weight_decay` pulls to YaRN still. Take another `train.seed`, or the rows may be those it
-    read."""
+    learned is the start, and `train.weight_decay` pulls to YaRN still. Take another `train.seed`, or the rows may be
+    those it read."""
     beta_fast: float = 32.0
     beta_slow: float = 1.0
 
