@@ -1,5 +1,6 @@
 """Base models: what is known of each family, RoPE facts of a config, where queries are, loading, and the token loss."""
 
+from .base import BaseModel
 from .families import (
     FULL,
     INTERLEAVED,
@@ -40,6 +41,7 @@ __all__ = [
     "IGNORED",
     "INTERLEAVED",
     "LATENT",
+    "BaseModel",
     "Layout",
     "NextToken",
     "QuerySite",

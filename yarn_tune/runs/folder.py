@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import yaml
@@ -11,6 +12,7 @@ from filelock import FileLock, Timeout
 from ..distributed import World
 from ..errors import UserError
 from ..files import write_atomically
+from ..models import BaseModel
 from ..recipe import Recipe, load_recipe
 from .checkpoint import LEARNED
 
@@ -24,6 +26,11 @@ class Run:
 
     recipe: Recipe
     folder: Path
+
+    @cached_property
+    def base(self) -> BaseModel:
+        """The base model of the recipe, resolved once."""
+        return BaseModel(self.recipe.base)
 
     @property
     def recipe_path(self) -> Path:

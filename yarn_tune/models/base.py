@@ -1,0 +1,78 @@
+"""The resolved base model: everything that is derived from a checkpoint's files, derived once."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import UserError
+from ..recipe import Base
+from .families import Layout, RopeFacts, layout_of, rope_facts
+from .loading import bos_of, config_json, load_config, load_model, load_tokenizer
+from .query_layout import QuerySite, query_site
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model as a recipe names it; each property is computed when it is first needed, and then kept."""
+
+    source: Base
+    """The recipe's `base` section."""
+    local_only: bool = False
+    """Whether a hub id must already be in the local cache."""
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """The config as its transformers class holds it.
+
+        Raises:
+            UserError: if there is no such model, or its config cannot be loaded.
+        """
+        return load_config(self.source.model, self.source.revision, self.local_only)
+
+    @cached_property
+    def written(self) -> dict[str, Any]:
+        """config.json as written."""
+        return config_json(self.source.model, self.source.revision)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The shape of the rotary embeddings, without any rope key."""
+        return layout_of(self.written)
+
+    @cached_property
+    def facts(self) -> RopeFacts:
+        """What the config says about the rotary embeddings; raises `UserError` if the model cannot be tuned."""
+        return rope_facts(self.config)
+
+    @cached_property
+    def _site(self) -> QuerySite | str:
+        try:
+            return query_site(self.written)
+        except UserError as error:
+            return str(error).removeprefix("folding: ")
+
+    @property
+    def query_site(self) -> QuerySite | None:
+        """Where the queries can be scaled exactly; None where they cannot."""
+        return None if isinstance(self._site, str) else self._site
+
+    @property
+    def no_query_site(self) -> str:
+        """The reason why there is no `query_site`; empty where there is one."""
+        return self._site if isinstance(self._site, str) else ""
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer beside the model."""
+        return load_tokenizer(self.source.model, self.source.revision)
+
+    @cached_property
+    def bos(self) -> int | None:
+        """The token that the tokenizer puts before a text by itself; None if it puts none."""
+        return bos_of(self.tokenizer)
+
+    def load(self, dtype: str | None = None) -> PreTrainedModel:
+        """The model with stock classes, in `dtype` (by default that of the recipe)."""
+        return load_model(self.source.model, self.source.revision, dtype or self.source.dtype)
