@@ -1,125 +1,98 @@
-"""The house: which modules there are, and who may import whom (only from above)."""
+"""The layout of the package: which packages there are, who may import whom, and how large things may be."""
 
 import ast
 from pathlib import Path
+
+import pytest
 
 PACKAGE = Path(__file__).parents[1] / "yarn_tune"
 ORDER = (
     "errors",
     "rope",
-    "base_scaling",
-    "schema",
-    "sections",
-    "checks",
+    "files",
     "recipe",
-    "packing",
-    "positions",
-    "families",
     "models",
-    "queries",
-    "lora",
-    "gains",
-    "learned",
-    "standin",
-    "tunable",
-    "objectives",
-    "teacher",
-    "lessons",
-    "longrows",
-    "documents",
     "data",
-    "runtime",
-    "sharding",
-    "perplexity",
-    "retrieval",
-    "heldout",
-    "needles",
-    "batches",
-    "interrupts",
+    "tunable",
+    "distributed",
     "serving",
-    "serving.readers",
-    "serving.rules",
-    "serving.stacks",
-    "serving.folding",
-    "serving.carriers",
-    "serving.profiles",
-    "serving.page",
-    "serving.gguf",
-    "serving.verification",
-    "serving.vllm_child",
-    "serving.engines",
-    "checkpoint",
-    "metrics",
-    "adapter_config",
     "adapter",
-    "adapter_files",
-    "earlier",
-    "train",
-    "cost",
-    "plan",
-    "init",
-    "fidelity",
+    "runs",
+    "training",
+    "evaluation",
     "export",
-    "measure",
-    "recall",
-    "results",
-    "compare",
-    "sweep",
-    "card",
-    "push",
-    "shipped",
+    "planning",
     "api",
-    "report",
-    "measuring",
-    "commands",
     "cli",
     "__main__",
     "__init__",
 )
+"""Every package and every file beside them: each imports only from those above it."""
+FILES = {"errors", "rope", "files", "api", "__main__", "__init__"}
+PATHS = sorted(PACKAGE.rglob("*.py"))
+MOST_LINES, MOST_PARAMETERS = 330, 7
 
 
-def module_name(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return ".".join(parts[:-1]) if len(parts) > 1 and parts[-1] == "__init__" else ".".join(parts)
+def room(path: Path) -> str:
+    """The package (or the file beside the packages) that a module belongs to."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
 
 
-def imports(path: Path) -> list[tuple[str, bool]]:
-    """(module of ours, whether inside a function) for every relative import."""
+def imports(path: Path) -> list[tuple[list[str], bool]]:
+    """(dotted parts below `yarn_tune`, whether inside a function) of every relative import."""
     tree = ast.parse(path.read_text())
-    inside = {
-        id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
-        for node in ast.walk(function)
-    }
+    functions = [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    inside = {id(node) for function in functions for node in ast.walk(function)}
+    folder = list(path.relative_to(PACKAGE).parts[:-1])
     found = []
-    own = module_name(path).split(".")[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
-            base = own[: len(own) - (node.level - 1)]
-            modules = [node.module] if node.module else [alias.name for alias in node.names]
-            found += [(".".join([*base, module]), id(node) in inside) for module in modules]
+            above = folder[: len(folder) - (node.level - 1)]
+            named = node.module.split(".") if node.module else []
+            modules = [named] if named else [[alias.name] for alias in node.names]
+            found += [([*above, *module], id(node) in inside) for module in modules]
     return found
 
 
-def test_every_module_has_its_floor():
-    assert sorted(ORDER) == sorted(module_name(path) for path in PACKAGE.rglob("*.py"))
+def test_every_package_is_in_the_order():
+    assert sorted(ORDER) == sorted({room(path) for path in PATHS})
 
 
-def test_imports_go_up_only():
-    for path in PACKAGE.rglob("*.py"):
-        name = module_name(path)
-        for imported, _ in imports(path):
-            assert ORDER.index(imported) < ORDER.index(name), f"{name} imports {imported}"
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports(path):
+    own = room(path)
+    for parts, inside in imports(path):
+        if parts[0] != own or own in FILES:
+            assert ORDER.index(parts[0]) < ORDER.index(own), f"{path} imports {'.'.join(parts)}, which is below it"
+            assert len(parts) == 1, f"{path} reaches into {'.'.join(parts)}: import from the package"
+        assert not inside or own in ("cli", "__init__"), f"{path}: only cli imports inside functions"
 
 
-def test_only_the_command_line_imports_inside_functions():
-    for path in PACKAGE.rglob("*.py"):
-        if module_name(path) not in ("cli", "commands", "measuring"):
-            assert not [imported for imported, inside in imports(path) if inside], path
+@pytest.mark.parametrize("package", sorted({*ORDER} - FILES))
+def test_packages_have_three_to_nine_modules_and_list_what_they_export(package):
+    folder = PACKAGE / package
+    assert 3 <= len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= 9
+    body = ast.parse((folder / "__init__.py").read_text()).body
+    assert isinstance(body[0], ast.Expr)
+    assert all(isinstance(node, ast.ImportFrom) and node.level == 1 for node in body[1:-1])
+    imported = [alias.name for node in body[1:-1] for alias in node.names]
+    assert isinstance(body[-1], ast.Assign)
+    assert sorted(ast.literal_eval(body[-1].value)) == sorted(imported)
+    modules = {path.stem for path in folder.glob("*.py")}
+    assert not modules & {*imported} - {"main"}, "an exported name hides a module of the same name"
 
 
-def test_modules_stay_small():
-    for path in PACKAGE.rglob("*.py"):
-        lines = len(path.read_text().splitlines())
-        assert lines <= 330, f"{path.name} has {lines} lines"
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_modules_and_signatures_stay_small(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= MOST_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and node.name not in LONG:
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = len([each for each in given if each.arg not in ("self", "cls")])
+            assert count <= MOST_PARAMETERS, f"{path.name}: {node.name} has {count} parameters"
+
+
+LONG = {"_create_and_replace", "retrieve", "propose", "yarn_inv_freq"}
+"""Functions with more: the first is prescribed by PEFT; the others are to be cut."""

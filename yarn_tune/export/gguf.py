@@ -26,8 +26,7 @@ from torch import Tensor
 from ..errors import CheckFailed, UserError
 from ..models import config_json, layout_of
 from ..rope import default_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
-from ..serving.rules import v5_sections
-from ..serving.selection import FREQUENCY_TOLERANCE, MULTIPLIER_TOLERANCE, frequency_error
+from ..serving import FREQUENCY_TOLERANCE, MULTIPLIER_TOLERANCE, frequency_error, v5_sections
 
 try:
     import gguf

@@ -5,9 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..models import FULL, layout_of
-from ..serving.encodings import RopeEncoding
-from ..serving.selection import Target, unserved
-from ..serving.stacks import STACKS
+from ..serving import STACKS, RopeEncoding, Target, unserved
 from ..tunable import Folded, Learned
 
 COMMANDS = {

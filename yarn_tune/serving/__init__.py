@@ -1,19 +1,36 @@
 """What each serving stack computes from a config, and which encoding carries learned numbers to it."""
 
 from .encodings import EXTRA_KEYS, RopeEncoding
-from .selection import Target, choose_encoding, make_representable, representable_parameters
+from .rules import v5_sections
+from .selection import (
+    FREQUENCY_TOLERANCE,
+    MULTIPLIER_TOLERANCE,
+    Target,
+    choose_encoding,
+    frequency_error,
+    make_representable,
+    representable_parameters,
+    unserved,
+)
+from .stacks import STACKS
 from .verification import Verification, verify
 from .vllm import TOLERANCE, ask_vllm
 
 __all__ = [
     "EXTRA_KEYS",
+    "FREQUENCY_TOLERANCE",
+    "MULTIPLIER_TOLERANCE",
+    "STACKS",
     "TOLERANCE",
     "RopeEncoding",
     "Target",
     "Verification",
     "ask_vllm",
     "choose_encoding",
+    "frequency_error",
     "make_representable",
     "representable_parameters",
+    "unserved",
+    "v5_sections",
     "verify",
 ]
