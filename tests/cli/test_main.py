@@ -47,7 +47,7 @@ WRONG = [
     ("base.model=nowhere", "neither a checkpoint folder"),
     ("base.model=./nowhere/at-all", "neither a checkpoint folder"),
     ("base.model=org/not-on-this-machine", "could not be loaded"),
-    ("rope.frequencies=magic", "must be one of yarn, scale, ramp, frequency"),
+    ("rope.frequencies=magic", "must be one of fixed, scale, ramp, per_pair"),
     ("train.batch_size=x", "must be a whole number"),
     ("runtime.processes=7", "runtime.processes: the recipe asks for 7, 1 are running"),
 ]

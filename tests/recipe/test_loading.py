@@ -58,7 +58,7 @@ def test_rates_by_kind():
         ("rope.factor=0.5", "rope.factor: a factor below 1 shrinks; found 0.5"),
         ("rope.native=2048", "rope.native: the native window must be between 2 and rope.window (1024)"),
         ("rope.beta_fast=0.5", "rope.beta_fast: must exceed rope.beta_slow (1.0); are the betas swapped?"),
-        ("rope.frequencies=all", "rope.frequencies: must be one of yarn, scale, ramp, frequency; found 'all'"),
+        ("rope.frequencies=all", "rope.frequencies: must be one of fixed, scale, ramp, per_pair; found 'all'"),
         ("data.train=[]", "data.train: no documents"),
         ("data.train=a.txt", "data.train: must be a list, as in [a.txt]; found 'a.txt'"),
         ("data.heldout=[a.txt]", "data.heldout: stands in data.train too"),

@@ -48,7 +48,7 @@ def random_learned(rng: random.Random, kind: str) -> Learned:
         partial_rotary_factor=partial,
     )  # fmt: skip
     attention = rng.uniform(0.5, 2.5)
-    common = {"learn": kind, "facts": facts, "native": native, "window": window, "temperature": attention**-2}
+    common = {"frequencies": kind, "facts": facts, "native": native, "window": window, "temperature": attention**-2}
     if kind == "frequency":
         return Learned(**common, factors=[rng.uniform(0.5, 64) for _ in range(dim // 2)])
     if kind == "scale":

@@ -46,10 +46,10 @@ class TunableRotary(RotaryReplacement):
         """LoRA factors by name; they are parameters of the model's adapters, not of this module."""
         self.adapters: list[nn.Module] = []
         sizes = {
-            "yarn": {"log_scale": 1},
+            "fixed": {"log_scale": 1},
             "scale": {"log_scale": 1},
             "ramp": {"log_scale": 1, "log_beta_fast": 1, "log_beta_slow": 1},
-            "frequency": {"log_factor": start.facts.dim // 2},
+            "per_pair": {"log_factor": start.facts.dim // 2},
         }[frequencies]
         self.offsets = nn.ParameterDict({name: nn.Parameter(torch.zeros(n)) for name, n in sizes.items()})
         self.log_temperature = nn.Parameter(torch.zeros(1))
