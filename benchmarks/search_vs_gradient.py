@@ -17,6 +17,7 @@ import torch
 from longrope_search import improvements, offsets_of, searched
 from safetensors.torch import load_file
 from yarn_tune.evaluation import compare
+from yarn_tune.models import BaseModel
 from yarn_tune.recipe import load_recipe
 from yarn_tune.runs import Run, TunedRow
 from yarn_tune.training import train
@@ -55,7 +56,7 @@ def by_gradient(folder: Path) -> list[dict[str, float]]:
     run = Run(recipe, folder)
     if not run.numbers_path.is_file():
         train(run)
-    begin = Start.of_recipe(recipe)
+    begin = Start.of(BaseModel(recipe.base).facts, recipe.rope)
     points = {0: {"yarn": None}}
     for path in sorted((folder / "checkpoints").glob("step-*")):
         state = load_file(path / "state.safetensors")
@@ -68,7 +69,7 @@ def by_gradient(folder: Path) -> list[dict[str, float]]:
 def by_search(folder: Path, rows: int) -> list[dict[str, float]]:
     """Points after the generations that found something better."""
     recipe = load_recipe("recipes/tiny-demo.yaml", list(CLASSIC))
-    begin = Start.of_recipe(recipe)
+    begin = Start.of(BaseModel(recipe.base).facts, recipe.rope)
     tokens = rows * recipe.row_tokens()
     best = improvements(searched(recipe, folder, rows))
     points = {count * tokens: offsets_of(factors, begin) for count, factors in best.items()}

@@ -169,7 +169,7 @@ def finished_run(
     recipe = parse_recipe(recipe_tree(base, folder), overrides)
     run = Run(recipe, folder / "run")
     claim_folder(run)
-    rotary = at_start(recipe)
+    rotary = at_start(run.base, recipe.rope)
     generator = torch.Generator().manual_seed(0)
     numbers = {n: 0.2 * torch.randn(t.shape, generator=generator) for n, t in rotary.numbers().items()}
     numbers |= {name: torch.full_like(numbers[name], value) for name, value in offsets.items()}

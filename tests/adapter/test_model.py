@@ -62,7 +62,7 @@ def scatter(model, seed=0):
 
 def adapter_of(run):
     """The adapter that training would have left in a finished run."""
-    rotary = at_start(run.recipe)
+    rotary = at_start(run.base, run.recipe.rope)
     rotary.load_numbers(read_tensors(run.numbers_path))
     folder = run.folder / "adapter"
     write_adapter(folder, run.recipe, rotary, place_of(load(run.recipe.base.model)))

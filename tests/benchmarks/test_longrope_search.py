@@ -10,6 +10,7 @@ import torch
 from tiny import recipe_tree, save_tiny
 from torch.nn.functional import cross_entropy
 from yarn_tune.data.rows import build_rows
+from yarn_tune.models.base import BaseModel
 from yarn_tune.models.families import RopeFacts
 from yarn_tune.models.loading import load_model, load_tokenizer
 from yarn_tune.recipe.loading import parse_recipe
@@ -136,7 +137,7 @@ def test_candidates_are_judged_by_their_nats_on_the_first_rows(recipe, tmp_path)
     state = searched(recipe, tmp_path, 2, SMALL)
     assert SearchState.from_json((tmp_path / "search.json").read_text()) == state
     assert state.evaluations == 8 + 3 * 4
-    begin = Start.of_recipe(recipe)
+    begin = Start.of(BaseModel(recipe.base).facts, recipe.rope)
     numbers = offsets_of(state.best, begin)
     rotary = TunableRotary(torch.nn.Identity(), begin, "per_pair")
     rotary.load_numbers(numbers)
@@ -180,7 +181,7 @@ def test_the_benchmark_searches_what_the_demos_recipe_allows(tmp_path, monkeypat
 
     def none(recipe, folder, rows):
         ran.append((recipe.rope.frequencies, recipe.rope.query_gains, rows))
-        start = Start.of_recipe(recipe)
+        start = Start.of(BaseModel(recipe.base).facts, recipe.rope)
         return search(lambda factors: factors[0], initial_factors(start), 8.0, Settings(population=3, generations=0))
 
     monkeypatch.setattr(search_vs_gradient, "searched", none)

@@ -15,6 +15,7 @@ from yarn_tune.errors import UserError
 from yarn_tune.evaluation.comparison import compare, methods
 from yarn_tune.evaluation.methods import NllCache
 from yarn_tune.export.checkpoint import export
+from yarn_tune.models.base import BaseModel
 from yarn_tune.models.families import rope_facts
 from yarn_tune.models.loading import load_tokenizer, rotary_site
 from yarn_tune.recipe.loading import parse_recipe
@@ -237,7 +238,7 @@ def test_a_window_inside_the_bases_own_is_refused(tmp_path):
     )
     recipe = parse_recipe(recipe_tree(base, tmp_path), [f"rope.window={REACH // 2}"])
     with pytest.raises(UserError, match=f"smaller than the base model's native window {REACH}"):
-        at_start(recipe)
+        at_start(BaseModel(recipe.base), recipe.rope)
 
 
 def test_what_a_run_learned_is_settled_over_the_bases_table(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from tiny import FAMILY_SIZES, NATIVE, recipe_tree, save_tiny
 from yarn_tune.errors import UserError
 from yarn_tune.export.gguf import ARCHITECTURES, BY_FLAGS
+from yarn_tune.models.base import BaseModel
 from yarn_tune.models.families import FAMILIES
 from yarn_tune.models.loading import config_json
 from yarn_tune.models.query_layout import query_site
@@ -50,7 +51,7 @@ def row(family: str, folder: Path) -> str:
 
     def settles(frequencies: str):
         recipe = parse_recipe(recipe_tree(base, folder), [f"rope.frequencies={frequencies}"])
-        rotary = at_start(recipe)
+        rotary = at_start(BaseModel(recipe.base), recipe.rope)
         rotary.load_numbers({name: numbers + 0.07 for name, numbers in rotary.numbers().items()})  # off the start
         return lambda: make_representable(rotary.learned(), Target.of_recipe(recipe))
 

@@ -6,6 +6,7 @@ import pytest
 from tiny import finished_run, recipe_tree, save_tiny
 from yarn_tune.errors import UserError
 from yarn_tune.evaluation.comparison import eval_lengths
+from yarn_tune.models.base import BaseModel
 from yarn_tune.planning.run_plan import plan
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.tunable.parameters import Start
@@ -33,7 +34,7 @@ def planned(tree, *settings):
 )
 def test_heldout_documents_too_short_to_compare_on_stop_a_plan(tree, settings, longest):
     recipe = parse_recipe(tree, settings)
-    assert max(eval_lengths(recipe, Start.of_recipe(recipe))) == longest
+    assert max(eval_lengths(recipe, Start.of(BaseModel(recipe.base).facts, recipe.rope))) == longest
     if longest <= 601:
         plan(recipe)
         return

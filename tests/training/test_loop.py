@@ -19,6 +19,7 @@ from yarn_tune.data.positions import place_contiguous
 from yarn_tune.data.rows import RowSet
 from yarn_tune.errors import CheckFailed, UserError
 from yarn_tune.files import write_json
+from yarn_tune.models.base import BaseModel
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.runs.checkpoint import latest_state
 from yarn_tune.runs.folder import Run
@@ -233,7 +234,8 @@ def test_other_rows_are_another_beginning(make_run):
     recipe = make_run().recipe
     rows = [place_contiguous(Row(list(range(at, at + 50)), [50])) for at in (1, 2)]
     packed = Packed([], 2, 100, 2)
-    told = [beginning(recipe, at_start(recipe), RowSet(own, packed, 2), 0) for own in (rows, rows[::-1], rows)]
+    begin = at_start(BaseModel(recipe.base), recipe.rope)
+    told = [beginning(recipe, begin, RowSet(own, packed, 2), 0) for own in (rows, rows[::-1], rows)]
     assert told[0] == told[2]
     assert told[0]["rows"] != told[1]["rows"]
     assert {name for name in told[0] if told[0][name] != told[1][name]} == {"rows"}
@@ -297,8 +299,8 @@ def test_numbers_are_taken_over_to_a_longer_window(make_run):
     longer = ["rope.query_gains=pair", "rope.window=512", f"rope.init={first.folder}"]
     second = make_run("second", *longer, steps=1, learning_rate=1e-12)
     train(second)
-    start = at_start(second.recipe).start
-    assert start.factor == 2 * at_start(first.recipe).start.factor
+    start = at_start(second.base, second.recipe.rope).start
+    assert start.factor == 2 * at_start(first.base, first.recipe.rope).start.factor
     for name, value in numbers(second).items():
         torch.testing.assert_close(value, numbers(first)[name], rtol=0, atol=1e-10)
 

@@ -176,7 +176,7 @@ def run_command(options: argparse.Namespace) -> Result:
     comparison = compare(run, tuned)
     path = tuning.export()
     checked = tuning.verify()
-    report = write_report(run, comparison, next(iter(tuned.values())), Start.of_recipe(run.recipe))
+    report = write_report(run, comparison, next(iter(tuned.values())), Start.of(run.base.facts, run.recipe.rope))
     text = (
         f"{comparison.verdict()}\n\n{table(comparison)}\n\n{comparison.by_excerpt()}\n\nreport   {report}\npicture  "
         f"{run.folder / 'nll_by_position.png'}\nexport   {path}\nverified {', '.join(n.stack for n in checked.lines)}\n"

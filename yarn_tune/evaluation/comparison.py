@@ -106,7 +106,7 @@ def compare(
         only: names of methods; what was measured before costs nothing.
     """
     recipe = run.recipe
-    start = Start.of_recipe(recipe)
+    start = Start.of(run.base.facts, recipe.rope)
     lengths = eval_lengths(recipe, start)
     tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
     excerpts = heldout_excerpts(recipe, tokenizer, max(lengths), recipe.eval.documents)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data import heldout_excerpts
 from ..errors import UserError
-from ..models import bos_of, load_tokenizer
+from ..models import BaseModel, bos_of, load_tokenizer
 from ..recipe import Recipe
 from ..runs import Run
 from ..tunable import Start
@@ -49,7 +49,7 @@ def check_factors(recipe: Recipe, factors: list[float]) -> None:
     if wrong:
         raise UserError(f"--factors: finite and at least 1, since less would shrink the window; found {wrong[0]:g}")
     if factors:
-        longest = round(max(factors) * Start.of_recipe(recipe).native)
+        longest = round(max(factors) * Start.of(BaseModel(recipe.base).facts, recipe.rope).native)
         heldout_excerpts(recipe, load_tokenizer(recipe.base.model, recipe.base.revision), longest, 1)
 
 
@@ -59,7 +59,7 @@ def sweep(run: Run, factors: list[float]) -> list[Cell]:
     Per-token nats are kept in the run folder.
     """
     recipe, cells = run.recipe, []
-    begin = Start.of_recipe(recipe)
+    begin = Start.of(run.base.facts, recipe.rope)
     tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
     cache = NllCache(recipe.base, run.folder / "nats", recipe.eval.chunk, bos_of(tokenizer))
     stride = recipe.eval.stride or max(1, begin.native // 4)

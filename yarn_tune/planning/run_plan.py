@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 
 from ..data import HUB, Coverage, RowSet, build_rows, check_heldout, missing_files, pack_long, place_contiguous
 from ..errors import UserError
-from ..models import GIB, is_hub_id, load_config, load_tokenizer
+from ..models import GIB, BaseModel, is_hub_id, load_config, load_tokenizer
 from ..recipe import YARN, Recipe
 from ..runs import previous_run
 from ..serving import Target, make_representable
@@ -80,7 +80,7 @@ def plan(recipe: Recipe, begun: bool = False) -> Plan:
     """
     notes: list[str] = []
     config = _config(recipe, notes)
-    begin = None if config is None else at_start(recipe)
+    begin = None if config is None else at_start(BaseModel(recipe.base), recipe.rope)
     if recipe.rope.init != YARN:
         notes.append(_begins_text(recipe, begun, config is not None))
     rows = None

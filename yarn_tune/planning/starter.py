@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ..errors import UserError
-from ..models import load_config, rope_facts
+from ..models import BaseModel, load_config, rope_facts
 from ..recipe import Recipe, parse_recipe
 from ..serving import Target, make_representable
 from ..tunable import at_start
@@ -67,7 +67,7 @@ def propose(
         tree["rope"] |= {"frequencies": frequencies, "query_gains": query_gains}
         recipe = parse_recipe(tree, [], "init")
         try:
-            make_representable(at_start(recipe).learned(), Target.of_recipe(recipe))
+            make_representable(at_start(BaseModel(recipe.base), recipe.rope).learned(), Target.of_recipe(recipe))
         except UserError as error:
             refusals.append(f"{frequencies}, {query_gains}: {str(error).splitlines()[0]}")
         else:
@@ -96,7 +96,7 @@ def _fitted(tree: dict[str, Any], gpu_gib: float, gpus: int) -> tuple[Recipe, Co
             key: tree.get(key, {}) | over.get(key, {}) | way.get(key, {}) for key in {*tree, *over, *way} - {"name"}
         }
         recipe = parse_recipe({"name": tree["name"], **sections}, [], "init")
-        cost = estimate_cost(recipe, config, sum(at_start(recipe).count().values()))
+        cost = estimate_cost(recipe, config, sum(at_start(BaseModel(recipe.base), recipe.rope).count().values()))
         if cost.weights_gib + cost.activations_gib <= 0.9 * gpu_gib:
             return recipe, cost
     need = cost.weights_gib + cost.activations_gib

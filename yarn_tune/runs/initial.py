@@ -10,7 +10,7 @@ from pathlib import Path
 from ..adapter import adapter_numbers, adapter_recipe, is_adapter
 from ..errors import UserError
 from ..files import Tensors, read_tensors, write_json
-from ..models import base_identity
+from ..models import BaseModel, base_identity
 from ..recipe import YARN, Recipe, load_recipe
 from ..tunable import at_start
 from .checkpoint import LEARNED, read_state
@@ -55,7 +55,7 @@ def previous_run(recipe: Recipe) -> PreviousRun | None:
     if is_adapter(folder):
         before = adapter_recipe(folder, [])
         _check_fit(folder, before, recipe)
-        return PreviousRun(folder, adapter_numbers(folder, at_start(before)), 0, 0, 0.0)
+        return PreviousRun(folder, adapter_numbers(folder, at_start(BaseModel(before.base), before.rope)), 0, 0, 0.0)
     raise UserError(
         f"rope.init: {folder} is no finished run (with {LEARNED}), no checkpoint of one (checkpoints/step-...) and no "
         f"adapter of yarn_tune; train that one to the end first, or set it to {YARN}"

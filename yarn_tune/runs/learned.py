@@ -23,7 +23,7 @@ def learned_of(run: Run) -> Learned:
         UserError: if the run is not finished, or the numbers are damaged, another base's or another recipe's.
     """
     recipe = run.recipe
-    rotary = at_start(recipe)
+    rotary = at_start(run.base, recipe.rope)
     own = adapter_recipe(run.folder, []) if is_adapter(run.folder) else None
     changed = changes(run, MEANING, begins=False)
     if own is not None and own.rope != replace(recipe.rope, init=own.rope.init):

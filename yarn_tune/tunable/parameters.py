@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UserError
-from ..models import RopeFacts, load_config, rope_facts
-from ..recipe import Recipe, Rope
+from ..models import RopeFacts
+from ..recipe import Rope
 from ..rope import Scalar, default_inv_freq, longrope_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
 from .lora import Factors
 
@@ -135,11 +135,6 @@ class Start:
             beta_slow=own[1],
             truncate=ramp.truncate if ramp else True,
         )
-
-    @classmethod
-    def of_recipe(cls, recipe: Recipe) -> "Start":
-        """`of` for the base a recipe names; reads its config, no weights."""
-        return cls.of(rope_facts(load_config(recipe.base.model, recipe.base.revision)), recipe.rope)
 
     @property
     def laid_over(self) -> Tensor | None:

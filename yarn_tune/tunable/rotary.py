@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import UserError
-from ..models import config_json, query_site
-from ..recipe import Lora, Recipe
+from ..models import BaseModel, query_site
+from ..recipe import Lora, Rope
 from ..rope import default_inv_freq
 from .lora import PREFIX, add_lora, factors_of, remove_lora, switch_lora
 from .parameters import Learned, Start
@@ -159,15 +159,14 @@ class TunableRotary(RotaryReplacement):
         return super()._apply(move, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def at_start(recipe: Recipe) -> TunableRotary:
-    """What a recipe learns, at its start and without a model: to count, to settle, to load saved numbers into.
+def at_start(base: BaseModel, rope: Rope) -> TunableRotary:
+    """The parameters of a `rope` section at their start, without a loaded model: to count, check, or load into.
 
     Raises:
         UserError: if this base cannot carry what is to be learned.
     """
-    start = Start.of_recipe(recipe)
-    gains = gains_for(config_json(recipe.base.model, recipe.base.revision), recipe.rope.query_gains)
-    return TunableRotary(nn.Identity(), start, recipe.rope.frequencies, gains)
+    start = Start.of(base.facts, rope)
+    return TunableRotary(nn.Identity(), start, rope.frequencies, gains_for(base.written, rope.query_gains))
 
 
 def attach(
