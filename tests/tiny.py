@@ -175,7 +175,7 @@ def finished_run(
     numbers |= {name: torch.full_like(numbers[name], value) for name, value in offsets.items()}
     rotary.load_numbers(numbers)
     if frequencies != "per_pair":
-        settled = make_representable(rotary.learned(), Target.of_recipe(recipe))
+        settled = make_representable(rotary.learned(), Target.of_model(run.base, recipe.export))
         if settled.scale is not None:
             rotary.set_scale(settled.scale)
     save_file(rotary.numbers(), run.numbers_path)

@@ -52,7 +52,7 @@ def export(run: Run, overrides_only: bool = False) -> Path:
         CheckFailed: if the reloaded checkpoint does not compute what was learned.
     """
     learned = learned_of(run)
-    aim = Target.of_recipe(run.recipe)
+    aim = Target.of_model(run.base, run.recipe.export)
     if overrides_only:
         # Overrides are a thing of vLLM alone, so the other stacks need not be able to carry them.
         vllm = tuple(name for name in aim.stacks if name.startswith("vllm")) or OVERRIDABLE

@@ -133,7 +133,7 @@ def _untrained_text(recipe: Recipe, share: float) -> str:
 
 def _target(recipe: Recipe, begin: TunableRotary, notes: list[str]) -> Target:
     """The stacks to be served; raises if one of those asked for cannot be."""
-    target = Target.of_recipe(recipe)
+    target = Target.of_model(BaseModel(recipe.base), recipe.export)
     make_representable(begin.learned(), target)
     notes += [f"not served: {name} {reason}" for name, reason in (target.left_out or {}).items()]
     return target

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from ..errors import UserError
-from ..models import BaseModel, load_config, rope_facts
-from ..recipe import Recipe, parse_recipe
+from ..models import BaseModel, load_config
+from ..recipe import Base, Recipe, parse_recipe
 from ..serving import Target, make_representable
 from ..tunable import at_start
 from .cost import Cost, estimate_cost
@@ -53,7 +53,8 @@ def propose(
     Raises:
         UserError: if this model cannot be tuned, with the reason; or if nothing fits the memory.
     """
-    facts = rope_facts(load_config(model, revision))
+    base = BaseModel(Base(model=model, revision=revision))
+    facts = base.facts
     refusals: list[str] = []
     tree: dict[str, Any] = {
         "name": f"{model.rstrip('/').rsplit('/', 1)[-1].lower()}-{_short(window)}",
@@ -67,7 +68,7 @@ def propose(
         tree["rope"] |= {"frequencies": frequencies, "query_gains": query_gains}
         recipe = parse_recipe(tree, [], "init")
         try:
-            make_representable(at_start(BaseModel(recipe.base), recipe.rope).learned(), Target.of_recipe(recipe))
+            make_representable(at_start(base, recipe.rope).learned(), Target.of_model(base, recipe.export))
         except UserError as error:
             refusals.append(f"{frequencies}, {query_gains}: {str(error).splitlines()[0]}")
         else:

@@ -2,11 +2,12 @@
 
 from .bundled import copy_recipe, shipped_recipes
 from .loading import load_recipe, parse_recipe, parse_rope
-from .schema import YARN, Base, Lora, Recipe, Retrieve, Rope
+from .schema import YARN, Base, Export, Lora, Recipe, Retrieve, Rope
 
 __all__ = [
     "YARN",
     "Base",
+    "Export",
     "Lora",
     "Recipe",
     "Retrieve",

@@ -39,7 +39,7 @@ def learned_of(run: Run) -> Learned:
         rotary.load_numbers(adapter_numbers(run.folder, rotary))
     else:
         raise UserError(f"{run.folder}: nothing learned here yet; run `yarn-tune train` to the end first")
-    return representable_parameters(rotary, Target.of_recipe(recipe))
+    return representable_parameters(rotary, Target.of_model(run.base, recipe.export))
 
 
 def write_learned(run: Run, rotary: TunableRotary, learned: Learned, place: str) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckFailed, UserError
-from ..models import FULL, LATENT, config_json, layout_of, query_site
-from ..recipe import Recipe
+from ..models import FULL, LATENT, BaseModel, layout_of, query_site
+from ..recipe import Export
 from ..rope import default_inv_freq
 from ..tunable import Learned, TunableRotary
 from .encodings import RopeEncoding, default_section, forms, longrope_carriers, yarn_carriers
@@ -56,10 +56,9 @@ class Target:
         return cls(base, tuple(n for n in DEFAULT if n not in left_out), fold, left_out)
 
     @classmethod
-    def of_recipe(cls, recipe: Recipe) -> "Target":
-        """`of` for the base and the stacks a recipe names; reads the base's config, no weights."""
-        base = config_json(recipe.base.model, recipe.base.revision)
-        return cls.of(base, recipe.export.stacks, recipe.export.fold)
+    def of_model(cls, base: BaseModel, export: Export) -> "Target":
+        """`of` for a base model and the `export` section of a recipe; reads the base's config, no weights."""
+        return cls.of(base.written, export.stacks, export.fold)
 
 
 def make_representable(learned: Learned, target: Target) -> Learned:

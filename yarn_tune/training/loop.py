@@ -68,7 +68,7 @@ def train(run: Run) -> Learned:
     """
     recipe = run.recipe
     # What cannot be served is refused before anything is learned.
-    begin, target = at_start(run.base, recipe.rope), Target.of_recipe(recipe)
+    begin, target = at_start(run.base, recipe.rope), Target.of_model(run.base, recipe.export)
     make_representable(begin.learned(), target)
     if latest_state(run.checkpoints) is None:
         previous_run(recipe)
