@@ -52,7 +52,7 @@ def test_two_processes_with_the_weights_in_shards(launched):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 processes on cpu: 4 rows a step shared by 2" in done.stderr
+    assert "2 processes on cpu: 4 rows per step shared by 2" in done.stderr
     assert "in 2 shards (DeepSpeed's ZeRO-3)" in done.stderr
     assert json.loads((work / "runs/two/environment.json").read_text())["processes"] == 2
     assert "verified " in done.stdout

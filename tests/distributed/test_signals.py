@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny import recipe_tree, save_tiny
 from yarn_tune.distributed.processes import environment, start
 from yarn_tune.distributed.signals import TWICE, Request, stop_on_signal
-from yarn_tune.recipe.loading import load_recipe
+from yarn_tune.recipe.schema import Runtime
 from yarn_tune.runs.checkpoint import latest_state
 
 ROOT = Path(__file__).parents[2]
@@ -161,7 +161,7 @@ def test_while_it_saves_the_launchers_signal_is_the_same_request(monkeypatch):
 
 
 def test_without_git_there_is_no_commit(monkeypatch, tmp_path):
-    world = start(load_recipe(ROOT / "recipes/tiny-demo.yaml"), tmp_path)
+    world = start(Runtime(), 0, 1, 1, tmp_path)
     assert len(environment(world)["commit"] or 40 * "0") == 40
     monkeypatch.setenv("PATH", str(tmp_path))
     assert environment(world)["commit"] is None

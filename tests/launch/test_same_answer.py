@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import recipe_tree, save_tiny, tiny_model
-from yarn_tune.distributed.sharding import check_numbers, check_weights
+from yarn_tune.distributed.sharding import check_parameters, check_weights
 from yarn_tune.errors import CheckFailed, UserError
 from yarn_tune.models.families import rope_facts
 from yarn_tune.recipe.loading import parse_recipe
@@ -186,10 +186,10 @@ def test_numbers_that_were_cast_are_found():
     """A bfloat16 step near log 4 is 0.8% of the factor: small ones would be lost."""
     model = tiny_model()
     rotary = attach(model, Start.of(rope_facts(model.config), Rope(window=256)), "ramp")
-    check_numbers(rotary.trainable())
+    check_parameters(rotary.trainable())
     for spoiled in (rotary.log_temperature.bfloat16(), torch.zeros(0)):
         with pytest.raises(CheckFailed, match="float32 and whole"):
-            check_numbers([*rotary.trainable(), torch.nn.Parameter(spoiled)])
+            check_parameters([*rotary.trainable(), torch.nn.Parameter(spoiled)])
 
 
 def test_weights_of_another_dtype_are_found():

@@ -1,11 +1,11 @@
-"""Processes, devices and logs: the `accelerate` set-up, made from the recipe alone.
+"""Processes, devices and trackers: the `accelerate` set-up, built from the recipe's `runtime` section.
 
-Precision: frozen weights and activations have the recipe's `base.dtype` because they are loaded in it; learned
-numbers are float32. No autocast and no mixed-precision wrapper stands between, so there is one source of truth.
+Precision: the frozen weights are loaded in `base.dtype` and computed with in it; the learned parameters are float32.
+There is no autocast and no mixed-precision wrapper.
 
-Every process holds all learned numbers and reads its share of a step's rows; gradients are sums over all processes,
-taken here and nowhere else. What shards the frozen weights (`sharding.py`) never sees the numbers, so it cannot cast,
-clip, rescale or lose them.
+Every process holds all learned parameters and reads its share of the rows of a step. Gradients are summed over all
+processes here and nowhere else. The sharding of the frozen weights (`sharding.py`) does not touch the learned
+parameters, so it cannot cast, clip or rescale them.
 """
 
 import os
@@ -26,7 +26,7 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object, set_seed
 from torch import Tensor, nn
 
 from ..errors import CheckFailed, Interrupted, UserError
-from ..recipe import Recipe
+from ..recipe import Runtime
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "safetensors", "yarn_tune")
 
@@ -36,24 +36,24 @@ FOREIGN = {
     "ACCELERATE_USE_MEGATRON_LM": "runtime.zero",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "runtime.sequence",
 }
-"""Switches of `accelerate launch` and its config file -> the recipe's key for the same."""
+"""Environment variables set by `accelerate launch` from its config file -> the recipe key for the same setting."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, in groups of `sequence` that share each row."""
+    """The processes of a run, in groups of `sequence` processes that share each row."""
 
     accelerator: Accelerator
     sequence: int = 1
 
     @property
     def device(self) -> torch.device:
-        """Of this process."""
+        """The device of this process."""
         return self.accelerator.device  # type: ignore[no-any-return]
 
     @property
     def processes(self) -> int:
-        """How many there are."""
+        """The number of processes."""
         return int(self.accelerator.num_processes)
 
     @property
@@ -63,17 +63,17 @@ class World:
 
     @property
     def group(self) -> int:
-        """Which group this process is in: the group's rows are every `groups`-th of a step."""
+        """Index of this process's group, which reads every `groups`-th row of a step."""
         return int(self.accelerator.process_index) // self.sequence
 
     @property
     def groups(self) -> int:
-        """How many groups share a step's rows."""
+        """The number of groups that share the rows of a step."""
         return self.processes // self.sequence
 
     @property
     def part(self) -> int:
-        """Which part of its group's rows this process reads."""
+        """Index of the part of each row that this process reads."""
         return int(self.accelerator.process_index) % self.sequence
 
     def total(self, values: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class World:
         return self.accelerator.reduce(values, reduction="sum")  # type: ignore[no-any-return]
 
     def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Replace gradients by their sums over all processes, in one exchange."""
+        """Replace the gradients by their sums over all processes, in one all-reduce."""
         if self.processes == 1:
             return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -90,10 +90,13 @@ class World:
             parameter.grad = part.view_as(parameter)
 
     def check_agreement(self, facts: dict[str, object]) -> None:
-        """Every process must start from the same facts, and read other rows than the other groups.
+        """Check that all processes start from the same values and that no two read the same part of the same rows.
+
+        Args:
+            facts: name -> value; values are compared between processes.
 
         Raises:
-            CheckFailed: naming what differs.
+            CheckFailed: naming the value that differs.
         """
         found = gather_object([(self.group, self.part, facts)])
         for name in facts:
@@ -103,55 +106,68 @@ class World:
             raise CheckFailed("start: two processes would read the same rows; is each launched with its own RANK?")
 
 
-def start(recipe: Recipe, folder: Path) -> World:
-    """Set up processes, seeds and trackers.
+def start(runtime: Runtime, seed: int, batch_size: int, micro_batch_size: int, folder: Path) -> World:
+    """Set up the process group, the random seed and the trackers.
+
+    Args:
+        runtime: section of the recipe.
+        seed: of all random number generators.
+        batch_size: rows per step, over all processes.
+        micro_batch_size: rows per forward pass.
+        folder: the run folder, in which trackers write.
 
     Raises:
-        UserError: if fewer or more processes run than were asked for, or the launcher wants what the recipe says.
+        UserError: if the number of processes is not the one the recipe names or cannot share the batch, or if the
+            launcher's own config sets what the recipe's `runtime` section sets.
     """
-    if recipe.runtime.threads:
-        torch.set_num_threads(recipe.runtime.threads)
-    if "wandb" in recipe.runtime.trackers and not os.environ.get("WANDB_API_KEY"):
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    if "wandb" in runtime.trackers and not os.environ.get("WANDB_API_KEY"):
         os.environ.setdefault("WANDB_MODE", "offline")
     for variable, key in FOREIGN.items():
         if os.environ.get(variable, "false").lower() in ("1", "true", "yes"):
             raise UserError(
-                f"{variable} is set: the launcher's config would set up what {key} says in the recipe; launch with "
-                "recipes/accelerate/gpus.yaml, or ./launch.sh"
+                f"{variable} is set: the config of `accelerate launch` sets up what the recipe sets with {key}; launch "
+                "with recipes/accelerate/gpus.yaml, or with ./launch.sh"
             )
-    # Without `cpu=True`, accelerate on a machine with no accelerator lets every process train alone.
+    # Without `cpu=True` and without an accelerator, accelerate starts no process group: every process trains alone.
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision="no",
-        log_with=list(recipe.runtime.trackers) or None,
+        log_with=list(runtime.trackers) or None,
         project_dir=str(folder),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=recipe.runtime.timeout_minutes))],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=runtime.timeout_minutes))],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    world, sequence = accelerator.num_processes, recipe.runtime.sequence
+    world, sequence = accelerator.num_processes, runtime.sequence
     if world != launched:
-        raise UserError(f"{launched} processes were launched but {world} found each other; use ./launch.sh")
-    if recipe.runtime.processes not in (None, world):
-        raise UserError(f"runtime.processes: the recipe asks for {recipe.runtime.processes}, {world} are running")
-    if world % sequence:
-        raise UserError(f"runtime.sequence: {sequence} processes a row do not divide the {world} that are running")
-    groups = world // sequence
-    if recipe.train.batch_size % (groups * recipe.train.micro_batch_size):
+        raise UserError(f"{launched} processes were launched but {world} found each other; launch with ./launch.sh")
+    if runtime.processes not in (None, world):
         raise UserError(
-            f"train.batch_size: {recipe.train.batch_size} rows cannot be shared by {groups} "
-            f"{'processes' if sequence == 1 else 'groups of processes'} in micro-batches of "
-            f"{recipe.train.micro_batch_size}"
+            f"runtime.processes: the recipe is for {runtime.processes} processes, but {world} are running; launch "
+            "that many, or set it to null"
         )
-    set_seed(recipe.train.seed)
+    if world % sequence:
+        raise UserError(
+            f"runtime.sequence: {world} processes cannot be divided into groups of {sequence}; launch a multiple of it"
+        )
+    groups = world // sequence
+    if batch_size % (groups * micro_batch_size):
+        raise UserError(
+            f"train.batch_size: {batch_size} rows cannot be shared by {groups} "
+            f"{'processes' if sequence == 1 else 'groups of processes'} in micro-batches of {micro_batch_size}; make "
+            f"it a multiple of {groups * micro_batch_size}"
+        )
+    set_seed(seed)
     return World(accelerator, sequence)
 
 
 @contextmanager
 def report_lost_peers(world: World, folder: Path) -> Iterator[None]:
-    """What torch raises when the other processes are gone, or late, becomes a message.
+    """Replace the error that torch raises when other processes died or timed out by a message.
 
     Raises:
-        CheckFailed: naming the folder that holds what was saved.
+        CheckFailed: naming the folder with the saved checkpoints.
     """
     try:
         yield
@@ -162,13 +178,13 @@ def report_lost_peers(world: World, folder: Path) -> Iterator[None]:
             raise
         reason = str(error).strip().split("\n")[0]
         raise CheckFailed(
-            f"another process of this run died, or took longer than runtime.timeout_minutes ({reason}); what was saved "
-            f"in {folder / 'checkpoints'} is kept, and the same command continues from there"
+            f"another process of this run died, or took longer than runtime.timeout_minutes ({reason}); the checkpoints "
+            f"in {folder / 'checkpoints'} are kept, and the same command continues from the last one"
         ) from error
 
 
 def environment(world: World) -> dict[str, Any]:
-    """What a reader needs to repeat the run: versions, commit, device, processes."""
+    """Versions, commit, device, processes and threads, to repeat the run with."""
     return {
         "versions": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
@@ -180,17 +196,17 @@ def environment(world: World) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Of this code, where it is a checkout and git is installed."""
-    asked = ["git", "rev-parse", "HEAD"]
+    """The git commit of this code; None if it is no checkout or git is not installed."""
+    command = ["git", "rev-parse", "HEAD"]
     try:
-        said = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout
+        printed = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout
     except OSError:
         return None
-    return said.strip() or None
+    return printed.strip() or None
 
 
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:  # DeepSpeed is for Linux alone
+    except metadata.PackageNotFoundError:  # DeepSpeed is installed on Linux only
         return None

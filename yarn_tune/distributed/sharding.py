@@ -1,18 +1,19 @@
-"""One model over many processes: its frozen weights in shards (DeepSpeed's ZeRO-3, torch's FSDP2), its rows in parts.
+"""One model over many processes: frozen weights in shards (DeepSpeed's ZeRO-3 or torch's FSDP2), rows in parts.
 
-What is learned stays whole and float32 in every process, out of the sharded modules' sight (`tunable.RotaryProxy`). So
-neither DeepSpeed nor FSDP holds an optimizer, a gradient, a clipping or a mixed precision here: they gather a layer's
-weights before it is used and drop them after. ZeRO-1 and ZeRO-2 shard the states and gradients of what is learned, of
-which there is next to nothing: they are the same as plain data parallelism.
+The learned parameters stay whole and float32 in every process, hidden from module traversal (`tunable.RotaryProxy`).
+DeepSpeed and FSDP therefore have no optimizer, gradients, clipping or mixed precision here: they only gather the
+weights of a layer before it is used and release them afterwards. ZeRO-1 and ZeRO-2 would shard the optimizer states and
+gradients of a few learned parameters, which saves nothing over data parallelism, so they are not offered.
 
-Rows in parts is DeepSpeed's Ulysses: a process holds every `sequence`-th part of each row, and exchanges tokens for
-heads around attention. The exchange passes gradients on exactly, so they are sums over processes, as all others are.
+Rows in parts is DeepSpeed's Ulysses: each of `runtime.sequence` processes holds one part of a row, and attention
+exchanges tokens for heads. The backward pass of the exchange is exact, so gradients are sums over processes.
 """
 
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,22 +26,56 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..errors import CheckFailed, UserError
 from ..models import decoder_layers, has_sliding_layers, slow_dtype
-from ..recipe import Recipe
+from ..recipe import Runtime
 from .processes import World
 
 Release = Callable[[], None]
-"""To be called after each backward pass: gives gathered weights back."""
+"""To be called after each backward pass: releases gathered weights."""
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How a run's frozen weights and rows are distributed over its processes."""
+
+    runtime: Runtime
+    """Section of the recipe."""
+    dtype: str
+    """Of the frozen weights."""
+    micro_batch_size: int
+    """Rows per forward pass."""
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether shards are kept in the CPU's memory."""
+        return self.runtime.offload == "cpu"
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds only a part of the frozen weights."""
+        return self.runtime.zero == 3 or self.runtime.fsdp
+
+    def deepspeed_config(self) -> dict[str, Any]:
+        """DeepSpeed's config. It has no learning rate and no clipping: the training loop does both."""
+        zero: dict[str, Any] = {"stage": 3}
+        if self.offloaded:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": torch.accelerator.is_available()}
+        return {
+            "zero_optimization": zero,
+            # Without an optimizer this is not mixed precision: it is the dtype in which weights are loaded.
+            "bf16": {"enabled": self.dtype == "bfloat16"},
+            "train_micro_batch_size_per_gpu": self.micro_batch_size,
+        }
 
 
 @contextmanager
-def loading(recipe: Recipe, world: World) -> Iterator[None]:
-    """While a model is loaded here, each process keeps only its shard of every weight, under `runtime.zero: 3`."""
-    if recipe.runtime.zero != 3:
+def loading(sharding: Sharding, world: World) -> Iterator[None]:
+    """Under `runtime.zero: 3`, a model that is loaded in this context is sharded while it is loaded."""
+    if sharding.runtime.zero != 3:
         yield
         return
     _with_deepspeed(world)
     # transformers loads in shards for as long as this object lives.
-    announced = HfDeepSpeedConfig(deepspeed_config(recipe))
+    announced = HfDeepSpeedConfig(sharding.deepspeed_config())
     try:
         yield
     finally:
@@ -48,77 +83,71 @@ def loading(recipe: Recipe, world: World) -> Iterator[None]:
 
 
 def check_weights(model: nn.Module, dtype: str) -> None:
-    """Frozen weights must have the dtype that was asked for: loading in shards may ignore it without a word.
+    """Check the dtype of the frozen weights, which loading in shards may silently ignore.
 
     Raises:
-        CheckFailed: if most of them have another.
+        CheckFailed: if most of them have another dtype.
     """
     found = Counter(parameter.dtype for parameter in model.parameters()).most_common(1)[0][0]
     if found != getattr(torch, dtype):
         raise CheckFailed(f"start: weights were loaded as {found}, though base.dtype is {dtype}")
 
 
-def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
-    """All that DeepSpeed is told. Learning rate, clipping and batch are the loop's own and stand nowhere here."""
-    zero: dict[str, Any] = {"stage": 3}
-    if recipe.runtime.offload == "cpu":
-        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.accelerator.is_available()}
-    return {
-        "zero_optimization": zero,
-        # Not a mixed precision, since there is no optimizer: the dtype that weights are loaded in.
-        "bf16": {"enabled": recipe.base.dtype == "bfloat16"},
-        "train_micro_batch_size_per_gpu": recipe.train.micro_batch_size,
-    }
-
-
 @contextmanager
 def spread(
-    objective: nn.Module, model: PreTrainedModel, parameters: list[nn.Parameter], recipe: Recipe, world: World
+    objective: nn.Module, model: PreTrainedModel, parameters: list[nn.Parameter], sharding: Sharding, world: World
 ) -> Iterator[Release]:
-    """For as long as it lasts, the objective runs over all processes of the world.
+    """In this context the objective runs over all processes of the world.
+
+    Args:
+        objective: the module whose forward pass is the loss.
+        model: the frozen model inside it.
+        parameters: the learned ones, which must stay whole.
+        sharding: how to distribute weights and rows.
+        world: the processes.
 
     Raises:
-        UserError: if this model cannot be sharded or its rows split, with the reason.
-        CheckFailed: if learned numbers did not stay as they were.
+        UserError: if this model cannot be sharded or its rows cannot be split, with the reason.
+        CheckFailed: if a learned parameter was cast or sharded.
     """
     release: Release = lambda: None  # noqa: E731
-    with _rows_split(model, recipe, world):
-        if recipe.runtime.zero == 3:
-            release = _zero(objective, recipe, world)
-        elif recipe.runtime.fsdp:
-            _fsdp(objective, model, recipe, world)
-        check_numbers(parameters)
+    with _rows_split(model, sharding.micro_batch_size, world):
+        if sharding.runtime.zero == 3:
+            release = _zero(objective, sharding, world)
+        elif sharding.runtime.fsdp:
+            _fsdp(objective, model, sharding, world)
+        check_parameters(parameters)
         yield release
 
 
-def check_numbers(parameters: list[nn.Parameter]) -> None:
-    """What is learned must be float32 and whole, whatever was done to the model.
+def check_parameters(parameters: list[nn.Parameter]) -> None:
+    """Check that the learned parameters are float32 and whole; otherwise steps would be lost in rounding.
 
     Raises:
-        CheckFailed: if a number was cast or taken apart: steps would be lost in rounding, without a word.
+        CheckFailed: if one was cast or sharded.
     """
     for parameter in parameters:
         if parameter.dtype != torch.float32 or not parameter.numel():
             kind = f"{parameter.dtype}, shape {tuple(parameter.shape)}"
-            raise CheckFailed(f"start: learned numbers must be float32 and whole in every process, found {kind}")
+            raise CheckFailed(f"start: learned parameters must be float32 and whole in every process, found {kind}")
 
 
-def _zero(objective: nn.Module, recipe: Recipe, world: World) -> Release:
+def _zero(objective: nn.Module, sharding: Sharding, world: World) -> Release:
     deepspeed = _with_deepspeed(world)
     for module in objective.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.requires_grad:
-                # A LoRA factor: still the module's attribute, and no longer a parameter that DeepSpeed would shard.
+                # A LoRA factor stays the module's attribute, but not a registered parameter that DeepSpeed would shard.
                 del module._parameters[name]
                 module.__dict__[name] = parameter
-    engine, *_ = deepspeed.initialize(model=objective, config=deepspeed_config(recipe))
+    engine, *_ = deepspeed.initialize(model=objective, config=sharding.deepspeed_config())
     release: Release = engine.empty_partition_cache
     return release
 
 
-def _fsdp(objective: nn.Module, model: PreTrainedModel, recipe: Recipe, world: World) -> None:
+def _fsdp(objective: nn.Module, model: PreTrainedModel, sharding: Sharding, world: World) -> None:
     _connect(world)
-    policy = CPUOffloadPolicy() if recipe.runtime.offload == "cpu" else OffloadPolicy()
+    policy = CPUOffloadPolicy() if sharding.offloaded else OffloadPolicy()
     mesh = init_device_mesh(world.device.type, (world.processes,))
     learned = {parameter for parameter in objective.parameters() if parameter.requires_grad}
     for module in (*decoder_layers(model), objective):
@@ -126,8 +155,8 @@ def _fsdp(objective: nn.Module, model: PreTrainedModel, recipe: Recipe, world: W
 
 
 @contextmanager
-def _rows_split(model: PreTrainedModel, recipe: Recipe, world: World) -> Iterator[None]:
-    """While it lasts, attention of this kind of model sees whole rows of which each process holds a part."""
+def _rows_split(model: PreTrainedModel, micro_batch_size: int, world: World) -> Iterator[None]:
+    """In this context, attention sees whole rows of which each process of a group holds a part."""
     if world.sequence == 1:
         yield
         return
@@ -137,13 +166,13 @@ def _rows_split(model: PreTrainedModel, recipe: Recipe, world: World) -> Iterato
     attention = model.config._attn_implementation
     if has_sliding_layers(model.config):
         raise UserError(
-            f"runtime.sequence: some layers of {model.config.model_type} look back through a sliding window, which "
-            "attention over split rows would ignore; set it to 1"
+            f"runtime.sequence: some layers of {model.config.model_type} have sliding-window attention, which attention "
+            "over split rows would ignore; set it to 1"
         )
     before = ALL_ATTENTION_FUNCTIONS.get(attention)
     try:
         UlyssesSPAttentionHF.register_with_transformers(
-            model, attention, sequence_parallel_size=world.sequence, micro_batch_size=recipe.train.micro_batch_size
+            model, attention, sequence_parallel_size=world.sequence, micro_batch_size=micro_batch_size
         )
     except ValueError as error:
         raise UserError(f"runtime.sequence: {error}") from error
@@ -154,20 +183,20 @@ def _rows_split(model: PreTrainedModel, recipe: Recipe, world: World) -> Iterato
 
 
 def _with_deepspeed(world: World) -> Any:
-    """DeepSpeed, joined to the processes that have found each other already."""
+    """Import DeepSpeed and connect it to the process group that exists already."""
     import deepspeed
 
     _connect(world)
     if world.device.type == "cpu":
-        # Its shared-memory exchange is for inference. It would be compiled now, for minutes, and a run killed meanwhile
-        # leaves a lock on which the next one waits for ever.
+        # Its shared-memory exchange is for inference. It would be compiled now, for minutes; a run that is killed
+        # meanwhile leaves a lock file that makes the next run hang.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_init_required=False)
     return deepspeed
 
 
 def _connect(world: World) -> None:
-    """A process group also for one process alone, which has none, and the environment that a launcher gives."""
+    """For a single process: create a process group, and set the environment variables that a launcher would set."""
     if not distributed.is_initialized():
         assert world.processes == 1
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
@@ -176,25 +205,36 @@ def _connect(world: World) -> None:
         distributed.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
-def world_text(recipe: Recipe, world: World, model: nn.Module, numbers: int) -> str:
-    """What runs where, in plain words, before the first step; `numbers` are learned."""
-    # A weight in shards is empty until it is used, and says its size elsewhere.
+def world_text(
+    sharding: Sharding, world: World, model: nn.Module, batch_size: int, clip: float | None, learned: int
+) -> str:
+    """Describe the processes, the shards and the parameters of a run in three lines.
+
+    Args:
+        sharding: how weights and rows are distributed.
+        world: the processes.
+        model: the frozen model.
+        batch_size: rows per step.
+        clip: largest norm of the gradient, if it is clipped.
+        learned: the number of learned values.
+    """
+    # A sharded weight is empty until it is used; DeepSpeed keeps its size in `ds_numel`.
     sizes = [getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters() if not p.requires_grad]
     count = "1 process" if world.processes == 1 else f"{world.processes} processes"
-    rows = f"{recipe.train.batch_size} rows a step" + (f" shared by {world.groups}" if world.groups > 1 else "")
+    rows = f"{batch_size} rows per step" + (f" shared by {world.groups}" if world.groups > 1 else "")
     parts = f", each row in {world.sequence} parts" if world.sequence > 1 else ""
-    by = "DeepSpeed's ZeRO-3" if recipe.runtime.zero == 3 else "FSDP2"
-    waiting = ", waiting in the CPU's memory" if recipe.runtime.offload == "cpu" else ""
+    by = "DeepSpeed's ZeRO-3" if sharding.runtime.zero == 3 else "FSDP2"
+    where = ", kept in the CPU's memory" if sharding.offloaded else ""
     shards = (
-        f"in {world.processes} shard{'s'[: world.processes - 1]} ({by}){waiting}"
-        if recipe.sharded()
+        f"in {world.processes} shard{'s'[: world.processes - 1]} ({by}){where}"
+        if sharding.sharded
         else "whole in each process"
     )
-    clip = f"clipped at {recipe.train.clip:g}" if recipe.train.clip else "not clipped"
-    slow = slow_dtype(recipe.base.dtype, world.device.type)
+    clipped = f"clipped at {clip:g}" if clip else "not clipped"
+    slow = slow_dtype(sharding.dtype, world.device.type)
     return (
         f"{count} on {world.device.type}: {rows}{parts}\n"
-        f"  frozen    {sum(sizes) / 2**30:.2f} GiB of {recipe.base.dtype} weights, {shards}\n"
-        f"  learned   {numbers:,} float32 numbers, whole in each process; gradients summed over all, {clip}"
+        f"  frozen    {sum(sizes) / 2**30:.2f} GiB of {sharding.dtype} weights, {shards}\n"
+        f"  learned   {learned:,} float32 values, whole in each process; gradients summed over all, {clipped}"
         + (f"\n  {slow}" if slow else "")
     )

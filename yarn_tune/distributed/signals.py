@@ -1,8 +1,8 @@
-"""SIGTERM and SIGINT, as schedulers and people send them: the step is finished and saved, then the run ends.
+"""SIGTERM and SIGINT: the current step is finished and saved, then the run ends.
 
-A second signal ends it at once, unless it is the first one come twice: a scheduler signals every process, and a
-launcher passes on to its processes what it got. The processes of a run agree on stopping, since one alone would leave
-the others waiting for it.
+A second signal ends the run at once, unless it is the same signal delivered twice: a scheduler signals every process,
+and a launcher forwards the signal it got to its processes. All processes of a run stop after the same step, because one
+that stopped alone would leave the others waiting in a collective operation.
 """
 
 import signal
@@ -18,22 +18,22 @@ from accelerate import Accelerator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TWICE = 5.0
-"""Seconds within which the same signal is the same request."""
+"""Seconds within which the same signal counts as one request."""
 
 
 class Request:
-    """Which signal came, if one did."""
+    """The signal that was received, if any."""
 
     def __init__(self) -> None:
         self.signal = 0
         self._last: tuple[int, float] | None = None
-        """The request that may come twice, and when it came."""
+        """The signal that may be delivered twice, and the time of its first delivery."""
 
     def take(self, number: int) -> None:
-        """A signal that came.
+        """Record a signal.
 
         Raises:
-            KeyboardInterrupt: if this is a second request.
+            KeyboardInterrupt: if this is a second request to stop.
         """
         now = time.monotonic()
         if self._last is None:
@@ -42,19 +42,19 @@ class Request:
             raise KeyboardInterrupt
 
     def agreed(self, accelerator: Accelerator) -> int:
-        """The signal that came to any process, 0 if none; every process must ask."""
+        """The signal that any process received, 0 if none; a collective operation: every process must call it."""
         found = self.signal
         if accelerator.num_processes > 1:
             found = int(accelerator.gather(torch.tensor([found], device=accelerator.device)).max())
         if found:
-            # The run ends now. A launcher sends SIGTERM to those still saving when the first process is out.
+            # The run ends now. When the first process exits, a launcher sends SIGTERM to those that are still saving.
             self._last = signal.SIGTERM, time.monotonic()
         return found
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[Request]:
-    """Collect signals instead of dying of them; outside the main thread, where Python takes none, nothing changes."""
+    """Record SIGTERM and SIGINT instead of ending the process; does nothing outside the main thread."""
     request, before = Request(), dict[Any, Any]()
 
     def take(number: int, frame: FrameType | None) -> None:

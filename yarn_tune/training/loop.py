@@ -21,6 +21,7 @@ from ..adapter import place_of
 from ..data import RowSet, build_rows, check_heldout, plant_needles
 from ..distributed import (
     Request,
+    Sharding,
     World,
     check_weights,
     checkpoint_layers,
@@ -75,7 +76,8 @@ def train(run: Run) -> Learned:
     tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
     check_heldout(recipe, tokenizer, begin.start.native)
     rows = plant_needles(build_rows(recipe, tokenizer), recipe, tokenizer)
-    world = start(recipe, run.folder)
+    train = recipe.train
+    world = start(recipe.runtime, train.seed, train.batch_size, train.micro_batch_size, run.folder)
     with report_lost_peers(world, run.folder), claimed(run, world):
         model, rotary = prepare(recipe, world, begin)
         with stop_on_signal() as request:
@@ -91,9 +93,9 @@ def train(run: Run) -> Learned:
 
 def prepare(recipe: Recipe, world: World, begin: TunableRotary) -> tuple[PreTrainedModel, TunableRotary]:
     """The frozen model, as the recipe wants it held in memory, and what is learned of it, at its start."""
-    with loading(recipe, world):
+    with loading(sharding_of(recipe), world):
         model = load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype)
-    if not recipe.sharded():
+    if not sharding_of(recipe).sharded:
         model.to(world.device)  # type: ignore[arg-type]
     check_weights(model, recipe.base.dtype)
     switch_off_dropout(model)
@@ -108,12 +110,17 @@ def prepare(recipe: Recipe, world: World, begin: TunableRotary) -> tuple[PreTrai
     return model, rotary
 
 
+def sharding_of(recipe: Recipe) -> Sharding:
+    """How the recipe distributes the frozen weights and the rows."""
+    return Sharding(recipe.runtime, recipe.base.dtype, recipe.train.micro_batch_size)
+
+
 def fit(run: Run, world: World, model: PreTrainedModel, rotary: TunableRotary, rows: RowSet, request: Request) -> None:
     """The steps themselves; `request` may ask to stop between two of them."""
     recipe, settings = run.recipe, run.recipe.train
     optimizer = make_optimizer(rotary, recipe)
     objective = Objective(model, rotary, ObjectiveConfig.of(recipe, rotary.start.native, rows.bos))
-    parameters = rotary.trainable()
+    parameters, sharding = rotary.trainable(), sharding_of(recipe)
     numbers = sum(parameter.numel() for parameter in parameters)
     done = resume(run, world, rotary, optimizer)
     if world.processes > 1:
@@ -121,9 +128,9 @@ def fit(run: Run, world: World, model: PreTrainedModel, rotary: TunableRotary, r
     log = MetricsLog(run.folder, recipe, world, done)
     bar = tqdm(total=settings.steps, initial=done, unit="step", disable=not world.main, file=sys.stderr)
 
-    with spread(objective, model, parameters, recipe, world) as release:
+    with spread(objective, model, parameters, sharding, world) as release:
         if world.main:
-            bar.write(world_text(recipe, world, model, numbers), file=sys.stderr)
+            bar.write(world_text(sharding, world, model, settings.batch_size, settings.clip, numbers), file=sys.stderr)
         for step in range(done, settings.steps):
             begun = time.monotonic()
             set_rates(optimizer, recipe, step)
