@@ -85,7 +85,7 @@ def tile_mlps(model: PreTrainedModel, tile: int) -> None:
     mlps = [getattr(layer, "mlp", None) for layer in decoder_layers(model)]
     if not mlps or any(mlp is None or hasattr(mlp, "experts") or hasattr(mlp, "gate") for mlp in mlps):
         raise UserError(
-            f"train.tiled_mlp: layers of {model.config.model_type} have no plain MLP that handles each token by itself; "
+            f"train.tiled_mlp: layers of {model.config.model_type} have no plain MLP that handles tokens one by one; "
             "set it to null"
         )
     for mlp in mlps:

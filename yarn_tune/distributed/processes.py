@@ -178,8 +178,8 @@ def report_lost_peers(world: World, folder: Path) -> Iterator[None]:
             raise
         reason = str(error).strip().split("\n")[0]
         raise CheckFailed(
-            f"another process of this run died, or took longer than runtime.timeout_minutes ({reason}); the checkpoints "
-            f"in {folder / 'checkpoints'} are kept, and the same command continues from the last one"
+            f"another process of this run died, or took longer than runtime.timeout_minutes ({reason}); the "
+            f"checkpoints in {folder / 'checkpoints'} are kept, and the same command continues from the last one"
         ) from error
 
 

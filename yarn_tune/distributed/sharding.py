@@ -166,8 +166,8 @@ def _rows_split(model: PreTrainedModel, micro_batch_size: int, world: World) -> 
     attention = model.config._attn_implementation
     if has_sliding_layers(model.config):
         raise UserError(
-            f"runtime.sequence: some layers of {model.config.model_type} have sliding-window attention, which attention "
-            "over split rows would ignore; set it to 1"
+            f"runtime.sequence: some layers of {model.config.model_type} have sliding-window attention, which "
+            "attention over split rows would ignore; set it to 1"
         )
     before = ALL_ATTENTION_FUNCTIONS.get(attention)
     try:

@@ -2,7 +2,7 @@
 
 from .bundled import copy_recipe, shipped_recipes
 from .loading import load_recipe, parse_recipe, parse_rope
-from .schema import YARN, Base, Export, Lora, Recipe, Retrieve, Rope
+from .schema import YARN, Base, Export, Lora, Recipe, Retrieve, Rope, Runtime
 
 __all__ = [
     "YARN",
@@ -12,6 +12,7 @@ __all__ = [
     "Recipe",
     "Retrieve",
     "Rope",
+    "Runtime",
     "copy_recipe",
     "load_recipe",
     "parse_recipe",
