@@ -25,7 +25,7 @@ def main(words: list[str] | None = None) -> Trainer:
     parser.add_argument("documents", help="a .jsonl file with a field `text`")
     parser.add_argument("output")
     parser.add_argument("--window", type=int, required=True)
-    parser.add_argument("--temperature", default="none", help="global, layer, head, spectral or phase")
+    parser.add_argument("--query-gains", default="none", help="none, layer, head, pair or pair_phase")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--save-steps", type=int, default=50)
     parser.add_argument("--rows", type=int, default=1, help="documents a step, on each device")
@@ -36,7 +36,7 @@ def main(words: list[str] | None = None) -> Trainer:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     base = AutoModelForCausalLM.from_pretrained(options.model, dtype="auto")
     base.config.use_cache = False  # with a cache, packed documents see each other
-    model = get_peft_model(base, YarnTuneConfig(window=options.window, temperature=options.temperature))
+    model = get_peft_model(base, YarnTuneConfig(window=options.window, query_gains=options.query_gains))
 
     def tokens(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         return {"input_ids": tokenizer(batch["text"], truncation=True, max_length=options.window)["input_ids"]}

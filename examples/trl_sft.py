@@ -19,7 +19,7 @@ def main(words: list[str] | None = None) -> SFTTrainer:
     parser.add_argument("documents", help="a .jsonl file with a field `text`")
     parser.add_argument("output")
     parser.add_argument("--window", type=int, required=True)
-    parser.add_argument("--temperature", default="none", help="global, layer, head, spectral or phase")
+    parser.add_argument("--query-gains", default="none", help="none, layer, head, pair or pair_phase")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--save-steps", type=int, default=50)
     parser.add_argument("--learning-rate", type=float, default=0.01)
@@ -46,7 +46,7 @@ def main(words: list[str] | None = None) -> SFTTrainer:
             report_to=[],
         ),
         train_dataset=load_dataset("json", data_files=options.documents, split="train"),
-        peft_config=YarnTuneConfig(window=options.window, temperature=options.temperature),
+        peft_config=YarnTuneConfig(window=options.window, query_gains=options.query_gains),
     )
     trainer.train(resume_from_checkpoint=options.resume)
     trainer.save_model(f"{options.output}/adapter")

@@ -41,7 +41,7 @@ def trained(request, folder):
 def run(name, folder, output, *more):
     script, own = EXAMPLES[name]
     given = [str(folder / "base"), str(folder / "documents.jsonl"), str(output), "--window", "256"]
-    settings = ["--temperature", "head", "--steps", "4", "--save-steps", "2", "--learning-rate", "0.01"]
+    settings = ["--query-gains", "head", "--steps", "4", "--save-steps", "2", "--learning-rate", "0.01"]
     return script([*given, *settings, *own, *more])
 
 

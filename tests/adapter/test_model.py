@@ -33,7 +33,7 @@ from yarn_tune.tunable.query_gains import gains_for
 from yarn_tune.tunable.rotary import TunableRotary, at_start, attach
 
 IDS = torch.randint(1, VOCABULARY, (2, 150), generator=torch.Generator().manual_seed(0))
-KINDS = [("yarn", "pair_phase"), ("scale", "none"), ("ramp", "layer"), ("per_pair", "none"), ("per_pair", "pair")]
+KINDS = [("fixed", "pair_phase"), ("scale", "none"), ("ramp", "layer"), ("per_pair", "none"), ("per_pair", "pair")]
 
 
 def logits(model):
@@ -196,7 +196,7 @@ MERGED = [
     ("phi3", "per_pair", "none"),
     ("gpt_neox", "ramp", "head"),
     ("cohere", "scale", "pair_phase"),
-    ("smollm3", "yarn", "head"),
+    ("smollm3", "fixed", "head"),
 ]
 
 

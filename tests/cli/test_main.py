@@ -83,7 +83,7 @@ def test_folders_that_are_no_runs(recipe, tmp_path, capsys):
 def test_the_whole_path_and_json(recipe, capsys):
     assert main(["plan", str(recipe)]) == 0
     assert (
-        "9 numbers (frequency: 8 frequency, 1 temperature), from YaRN at factor 4 over a native window of 64"
+        "9 numbers (per_pair: 8 frequency, 1 temperature), from YaRN at factor 4 over a native window of 64"
         in capsys.readouterr().out
     )
     assert main(["run", str(recipe), "--json"]) == 0

@@ -27,9 +27,9 @@ HEAD = """# Families
 What can be learned and served, by Hugging Face model type. Made by `tests/test_families_table.py` from small random
 models of each: a parameterisation is listed if its numbers settle into a config that all the stacks named read alike,
 a temperature if it folds exactly into the weights named. The tests train, export and reload each of them, and
-`tests/serving/test_vllm.py` runs vLLM on those marked.
+`tests/engines/test_vllm.py` runs vLLM on those marked.
 
-| family | parameterisations | temperatures | folded into | served by default on | vLLM run | llama.cpp | note |
+| family | rope.frequencies | rope.query_gains | folded into | served by default on | vLLM run | llama.cpp | note |
 |---|---|---|---|---|---|---|---|
 """
 VLLM = (Path(__file__).parents[1] / "engines" / "test_vllm.py").read_text()

@@ -94,7 +94,7 @@ def test_up_to_factor_eight_rows_of_half_the_window_follow_whole_ones(tmp_path, 
     assert (wide.rope.frequencies, wide.data.row_tokens) == ("per_pair", None)
     weights = propose(base, window, ["a"], ["b"], 80).cost.weights_gib
     made = propose(base, window, ["a"], ["b"], (weights + 1.6 * window / 8192) / 0.9)
-    assert (made.recipe.rope.frequencies, made.recipe.data.row_tokens) == ("yarn", row_tokens)
+    assert (made.recipe.rope.frequencies, made.recipe.data.row_tokens) == ("fixed", row_tokens)
     (tmp_path / "made.yaml").write_text(made.text)
     assert load_recipe(tmp_path / "made.yaml") == made.recipe
 

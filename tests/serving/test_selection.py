@@ -49,7 +49,7 @@ def random_learned(rng: random.Random, kind: str) -> Learned:
     )  # fmt: skip
     attention = rng.uniform(0.5, 2.5)
     common = {"frequencies": kind, "facts": facts, "native": native, "window": window, "temperature": attention**-2}
-    if kind == "frequency":
+    if kind == "per_pair":
         return Learned(**common, factors=[rng.uniform(0.5, 64) for _ in range(dim // 2)])
     if kind == "scale":
         fast, slow = snapped_betas(facts.theta, dim, native)
@@ -101,7 +101,7 @@ def test_every_default_stack_serves_what_was_learned(kind, fold):
     # LMDeploy reads no key beside a list of factors, and its formula gives only some values above 1.
     assert not refused or (kind, fold) == ("per_pair", "never")
     assert all("lmdeploy: multiplies cos and sin by 1 instead of" in text for text in refused)
-    assert len(refused) < 50
+    assert len(refused) < 60
 
 
 @pytest.mark.parametrize("name", [name for name in STACKS if name not in DEFAULT])

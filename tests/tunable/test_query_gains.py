@@ -153,13 +153,13 @@ def test_plan_says_how_many_numbers(tmp_path, rung, count):
     recipe = parse_recipe(recipe_tree(base, tmp_path), [f"rope.query_gains={rung}"])
     made = plan(recipe)
     assert sum(made.learned_numbers.values()) == 8 + 1 + count
-    assert f"{9 + count} numbers (frequency, temperature {rung}: 8 frequency, 1 temperature, " in made.text()
+    assert f"{9 + count} numbers (per_pair, query gains {rung}: 8 frequency, 1 temperature, " in made.text()
 
 
 @pytest.mark.parametrize(
     ("family", "rung", "extra", "message"),
     [
-        ("qwen3", "head", {}, "heads of qwen3 share one norm of the queries; use layer or spectral"),
+        ("qwen3", "head", {}, "heads of qwen3 share one norm of the queries; use layer or pair"),
         ("qwen3", "pair_phase", {}, "pair_phase cannot be folded here: qwen3 normalises queries; use pair"),
         ("olmo2", "pair_phase", {}, "olmo2 normalises queries"),
         ("olmo", "layer", {"clip_qkv": 8.0}, "this olmo clamps its queries"),
@@ -260,5 +260,5 @@ def test_gains_alone_leave_yarn_as_published(tmp_path, family):
 
 
 def test_yarn_alone_learns_nothing(tmp_path):
-    with pytest.raises(RecipeError, match="rope.frequencies: parameterisations nothing by itself"):
+    with pytest.raises(RecipeError, match="rope.frequencies: learns nothing by itself"):
         parse_recipe(recipe_tree(tmp_path, tmp_path), ["rope.frequencies=fixed"])

@@ -142,8 +142,8 @@ def _target(recipe: Recipe, begin: TunableRotary, notes: list[str]) -> Target:
 def _numbers_text(recipe: Recipe, numbers: dict[str, int]) -> str:
     """How many numbers are learned, and of which kinds."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in numbers.items())
-    rung = "" if recipe.rope.query_gains == "none" else f", temperature {recipe.rope.query_gains}"
-    return f"{sum(numbers.values())} numbers ({recipe.rope.frequencies}{rung}: {kinds})"
+    gains = "" if recipe.rope.query_gains == "none" else f", query gains {recipe.rope.query_gains}"
+    return f"{sum(numbers.values())} numbers ({recipe.rope.frequencies}{gains}: {kinds})"
 
 
 def _config(recipe: Recipe, notes: list[str]) -> PreTrainedConfig | None:
