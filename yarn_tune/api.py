@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
 from .evaluation import Comparison, compare, named_rows
 from .export import export, write_card
 from .planning import Plan, plan
-from .recipe import load_recipe, parse_recipe
+from .recipe import open_recipe
 from .runs import Run, latest_state
 from .serving import Verification, verify
 from .training import train
@@ -30,19 +29,7 @@ class Tuning:
     def __init__(
         self, recipe: str | Path | dict[str, Any], overrides: Sequence[str] = (), folder: str | Path | None = None
     ) -> None:
-        if isinstance(recipe, dict):
-            read = parse_recipe(recipe, list(overrides))
-        else:
-            path = Path(recipe)
-            if path.is_dir():
-                if not (path / "recipe.yaml").is_file():
-                    raise UserError(f"{path} is not a run folder: it has no recipe.yaml")
-                kept = load_recipe(path / "recipe.yaml").name
-                read = load_recipe(path / "recipe.yaml", list(overrides))
-                folder = folder or (path if read.name == kept else path.parent / read.name)
-            else:
-                read = load_recipe(path, list(overrides))
-        self.run = Run(read, Path(folder or Path("runs") / read.name))
+        self.run = Run(*open_recipe(recipe, overrides, folder))
 
     def plan(self) -> Plan:
         """What it will read, cover and cost; `.text()` says it in words. Trains nothing."""

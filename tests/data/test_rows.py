@@ -12,10 +12,10 @@ from safetensors.torch import save
 from tiny import recipe_tree, tiny_tokenizer, words, write_documents
 from tokenizers.processors import TemplateProcessing
 from yarn_tune.data import documents
-from yarn_tune.data.documents import missing_files
 from yarn_tune.data.heldout import heldout_excerpts
 from yarn_tune.data.rows import build_rows
 from yarn_tune.errors import UserError
+from yarn_tune.recipe import missing_files
 from yarn_tune.recipe.loading import parse_recipe
 
 
@@ -210,7 +210,7 @@ def test_a_truncated_parquet_file(tmp_path):
 
 def test_missing_files_name_the_remedy(tmp_path):
     recipe = recipe_with(tmp_path, ["nowhere/*.txt"])
-    assert missing_files(recipe) == ["nowhere/*.txt"]
+    assert missing_files([*recipe.data.train, *recipe.data.heldout]) == ["nowhere/*.txt"]
     with pytest.raises(UserError, match="no file matches 'nowhere/\\*.txt'; check the path"):
         build_rows(recipe, tiny_tokenizer())
     recipe = recipe_with(tmp_path, ["nowhere/*.txt"], prepare="make documents")

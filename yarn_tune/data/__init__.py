@@ -1,6 +1,5 @@
 """Documents, packing into rows, positions, planted retrieval questions, and held-out excerpts."""
 
-from .documents import HUB, missing_files
 from .heldout import check_heldout, doubled, grid_lengths, heldout_excerpts, heldout_tokens
 from .needles import plant_needles
 from .packing import pack_long
@@ -9,7 +8,6 @@ from .prompts import PLAIN, WORDINGS, Prompt, Wording, build_prompt
 from .rows import RowSet, build_rows
 
 __all__ = [
-    "HUB",
     "PLAIN",
     "WORDINGS",
     "Coverage",
@@ -24,7 +22,6 @@ __all__ = [
     "grid_lengths",
     "heldout_excerpts",
     "heldout_tokens",
-    "missing_files",
     "pack_long",
     "place_contiguous",
     "plant_needles",

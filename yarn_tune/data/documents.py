@@ -6,7 +6,6 @@ or a dataset on the hub. A field `input_ids` is taken as it is; text is tokenize
 """
 
 import contextlib
-import glob
 import gzip
 import hashlib
 import itertools
@@ -27,22 +26,10 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..recipe import Recipe
+from ..recipe import HUB, Recipe, matching_files
 from .packing import Tokens
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
-HUB = "hub:"
-
-
-def missing_files(recipe: Recipe) -> list[str]:
-    """Names under data.train and data.heldout that match no file."""
-    names = [*recipe.data.train, *recipe.data.heldout]
-    return [name for name in names if not name.startswith(HUB) and not matches(name)]
-
-
-def matches(pattern: str) -> list[str]:
-    """The files that a name or glob stands for, in order."""
-    return sorted(path for path in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(path))
 
 
 def tokenized(
@@ -65,7 +52,7 @@ def tokenized(
                 if found - before >= enough:
                     break
             continue
-        paths = matches(name)
+        paths = matching_files(name)
         if not paths:
             remedy = f"run `{recipe.data.prepare}` first" if recipe.data.prepare else "check the path"
             raise UserError(f"{place}: no file matches {name!r}; {remedy}")

@@ -6,8 +6,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..models import bos_of
-from ..recipe import Recipe, Retrieve
-from .documents import HUB, tokenized
+from ..recipe import HUB, Recipe, Retrieve
+from .documents import tokenized
 from .prompts import WORDINGS, build_prompt
 
 ROOM = 16

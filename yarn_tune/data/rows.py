@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..models import bos_of
-from ..recipe import Recipe
-from .documents import matches, tokenized
+from ..recipe import Recipe, matching_files
+from .documents import tokenized
 from .packing import Packed, pack_concat, pack_long
 from .positions import Coverage, Placed, coverage, place_contiguous
 
@@ -72,7 +72,7 @@ def build_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RowSet:
 def _check_apart(recipe: Recipe) -> None:
     """Refuse files that are trained on and held out, under whatever names."""
     train, heldout = (
-        {os.path.realpath(path) for name in names for path in matches(name)}
+        {os.path.realpath(path) for name in names for path in matching_files(name)}
         for names in (recipe.data.train, recipe.data.heldout)
     )
     if both := sorted(train & heldout):

@@ -15,8 +15,7 @@ from huggingface_hub import snapshot_download
 
 from ..errors import UserError
 from ..files import put_in_place, write_json
-from ..models import is_hub_id
-from ..recipe import Recipe
+from ..recipe import Recipe, is_hub_id
 from ..runs import Run, learned_of
 from ..serving import RopeEncoding, Target, choose_encoding
 from ..tunable import Folded, Learned, fold_checkpoint, merge_checkpoint

@@ -16,7 +16,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from ..adapter import BESIDE, CONFIG, WEIGHTS, is_adapter
 from ..errors import CheckFailed, UserError
-from ..models import is_hub_id
+from ..recipe import is_hub_id
 from ..serving import verify
 from .checkpoint import CARD
 from .model_card import licence_from

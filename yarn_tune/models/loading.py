@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from ..errors import UserError
-from ..recipe import Base
+from ..recipe import Base, is_hub_id
 from .families import FULL
 
 GIB = 2**30
@@ -127,12 +127,6 @@ def save_weights(weights: dict[str, Tensor], path: Path, metadata: dict[str, str
     except (SafetensorError, OSError) as error:
         reason = re.sub(r"^.*I/O error: |\(os error.*", "", str(error)).strip()
         raise UserError(f"{path} cannot be written ({reason}); make room, and run the same command again") from error
-
-
-def is_hub_id(model: str) -> bool:
-    """`org/name`, unless `org` is a folder here: then it is a path, and perhaps a mistyped one."""
-    path = Path(model)
-    return model.count("/") == 1 and not model.startswith((".", "/", "~")) and not path.parent.is_dir()
 
 
 def base_identity(base: Base) -> tuple[str, str | None]:

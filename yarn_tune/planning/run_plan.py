@@ -5,10 +5,10 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from ..data import HUB, Coverage, RowSet, build_rows, check_heldout, missing_files, pack_long, place_contiguous
+from ..data import Coverage, RowSet, build_rows, check_heldout, pack_long, place_contiguous
 from ..errors import UserError
-from ..models import GIB, BaseModel, is_hub_id, load_config, load_tokenizer
-from ..recipe import YARN, Recipe
+from ..models import GIB, BaseModel, load_config, load_tokenizer
+from ..recipe import HUB, YARN, Recipe, is_hub_id, missing_files
 from ..runs import previous_run
 from ..serving import Target, make_representable
 from ..tunable import Start, TunableRotary, at_start, lora_size
@@ -162,8 +162,7 @@ def _config(recipe: Recipe, notes: list[str]) -> PreTrainedConfig | None:
 
 def _check_heldout(recipe: Recipe, native: int, notes: list[str]) -> None:
     """Held-out documents that `compare` could not measure on stop a plan; those that are not here become a note."""
-    missing = missing_files(recipe)
-    absent = [name for name in recipe.data.heldout if name in missing]
+    absent = missing_files(recipe.data.heldout)
     if any(name.startswith(HUB) for name in recipe.data.heldout):
         notes.append("held-out documents are streamed from the hub, so whether they are long enough is not checked")
     elif not absent:
@@ -177,7 +176,7 @@ def _rows(recipe: Recipe, notes: list[str]) -> RowSet | None:
     if any(name.startswith(HUB) for name in recipe.data.train):
         notes.append("documents are streamed from the hub, so they are not read for a plan")
         return None
-    if missing_files(recipe) and recipe.data.prepare:
+    if missing_files([*recipe.data.train, *recipe.data.heldout]) and recipe.data.prepare:
         notes.append(f"documents are not here yet: run `{recipe.data.prepare}`")
         return None
     return build_rows(recipe, load_tokenizer(recipe.base.model, recipe.base.revision))

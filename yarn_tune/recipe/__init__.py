@@ -1,10 +1,12 @@
 """Recipes: every section with its defaults, the YAML parser, validation, loading, and the bundled recipes."""
 
 from .bundled import copy_recipe, shipped_recipes
-from .loading import load_recipe, parse_recipe, parse_rope
+from .loading import load_recipe, open_recipe, parse_recipe, parse_rope
+from .named_files import HUB, is_hub_id, matching_files, missing_files
 from .schema import YARN, Base, Export, Lora, Recipe, Retrieve, Rope, Runtime
 
 __all__ = [
+    "HUB",
     "YARN",
     "Base",
     "Export",
@@ -14,7 +16,11 @@ __all__ = [
     "Rope",
     "Runtime",
     "copy_recipe",
+    "is_hub_id",
     "load_recipe",
+    "matching_files",
+    "missing_files",
+    "open_recipe",
     "parse_recipe",
     "parse_rope",
     "shipped_recipes",

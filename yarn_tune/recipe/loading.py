@@ -1,10 +1,11 @@
-"""A run, written down: YAML plus dotted overrides into the dataclasses of `sections.py`.
+"""A run, written down: YAML plus dotted overrides into the dataclasses of `schema.py`.
 
 Every problem of a recipe is reported at once, each with its place (file and key), the value found and what to
 write instead. Precedence: defaults < YAML < overrides (`train.steps=50`).
 """
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,34 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(source, [f"a recipe is a mapping of sections, found {show(tree)}"])
     tree.setdefault("name", Path(path).stem)
     return parse_recipe(tree, overrides or [], source)
+
+
+def open_recipe(
+    recipe: str | Path | dict[str, Any], overrides: Sequence[str] = (), folder: str | Path | None = None
+) -> tuple[Recipe, Path]:
+    """Read a recipe and name its run folder.
+
+    Args:
+        recipe: a recipe's path, a run folder, or the recipe itself as nested dicts.
+        overrides: `section.key=value` strings.
+        folder: the run folder; None: the folder given as `recipe`, unless an override names another run, or
+            `runs/<name>`.
+
+    Raises:
+        UserError: if there is no such recipe, or if it is impossible, with every problem found.
+    """
+    if isinstance(recipe, dict):
+        read = parse_recipe(recipe, list(overrides))
+        return read, Path(folder or Path("runs") / read.name)
+    path = Path(recipe)
+    if not path.is_dir():
+        read = load_recipe(path, list(overrides))
+        return read, Path(folder or Path("runs") / read.name)
+    if not (path / "recipe.yaml").is_file():
+        raise UserError(f"{path} is not a run folder: it has no recipe.yaml")
+    kept = load_recipe(path / "recipe.yaml").name
+    read = load_recipe(path / "recipe.yaml", list(overrides))
+    return read, Path(folder or (path if read.name == kept else path.parent / read.name))
 
 
 def parse_recipe(tree: dict[str, Any], overrides: list[str], source: str = "recipe") -> Recipe:
