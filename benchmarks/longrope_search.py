@@ -29,9 +29,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
-from yarn_tune.data import build_rows
+from yarn_tune.data import RowRequest, build_rows
 from yarn_tune.files import write_atomically
-from yarn_tune.models import BaseModel, NextToken, load_model, load_tokenizer, to_device
+from yarn_tune.models import BaseModel, NextToken, load_model, to_device
 from yarn_tune.recipe import Recipe
 from yarn_tune.rope import longrope_inv_freq, ntk_inv_freq
 from yarn_tune.training import collate
@@ -230,7 +230,8 @@ def searched(recipe: Recipe, folder: Path, rows: int, settings: Settings | None 
         settings: of the algorithm; None: as published.
     """
     begin = Start.of(BaseModel(recipe.base).facts, recipe.rope)
-    read = build_rows(recipe, load_tokenizer(recipe.base.model, recipe.base.revision)).rows[:rows]
+    request = RowRequest(recipe.row_tokens(), recipe.rows(), recipe.train.seed)
+    read = build_rows(recipe.data, BaseModel(recipe.base), request).rows[:rows]
     model = to_device(load_model(recipe.base.model, recipe.base.revision, recipe.base.dtype))
     judge = Judge(model, begin, [collate([row], model.device) for row in read])
     settings = settings or Settings()

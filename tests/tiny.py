@@ -7,9 +7,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from yarn_tune.data.rows import RowRequest, RowSet, build_rows
+from yarn_tune.models.base import BaseModel
 from yarn_tune.models.families import INTERLEAVED
 from yarn_tune.recipe.loading import parse_recipe
+from yarn_tune.recipe.schema import Base, Recipe
 from yarn_tune.runs.folder import Run, claim_folder
 from yarn_tune.serving.selection import Target, make_representable
 from yarn_tune.tunable.rotary import at_start
@@ -122,6 +125,18 @@ def save_tiny(folder: Path, family: str = "llama", **extra: object) -> Path:
     tiny_model(family, **extra).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def base_with(tokenizer: PreTrainedTokenizerBase, folder: Path) -> BaseModel:
+    """A base without weights: the config of a tiny model and this tokenizer, saved into `folder`."""
+    tiny_config("llama").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return BaseModel(Base(model=str(folder), dtype="float32"))
+
+
+def rows_of(recipe: Recipe, base: BaseModel) -> RowSet:
+    """The rows that a run of the recipe reads, without planted questions."""
+    return build_rows(recipe.data, base, RowRequest(recipe.row_tokens(), recipe.rows(), recipe.train.seed))
 
 
 def words(count: int, seed: int) -> str:

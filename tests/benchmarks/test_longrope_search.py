@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import recipe_tree, save_tiny
+from tiny import recipe_tree, rows_of, save_tiny
 from torch.nn.functional import cross_entropy
-from yarn_tune.data.rows import build_rows
 from yarn_tune.models.base import BaseModel
 from yarn_tune.models.families import RopeFacts
-from yarn_tune.models.loading import load_model, load_tokenizer
+from yarn_tune.models.loading import load_model
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.rope import default_inv_freq, longrope_inv_freq, ntk_inv_freq
 from yarn_tune.training.batches import collate
@@ -145,7 +144,7 @@ def test_candidates_are_judged_by_their_nats_on_the_first_rows(recipe, tmp_path)
     assert rotary.learned().attention_factor == pytest.approx(begin.attention_factor)
     model = load_model(recipe.base.model, dtype="float32")
     attach(model, begin, "per_pair").load_numbers(numbers)
-    rows = build_rows(recipe, load_tokenizer(recipe.base.model)).rows[:2]
+    rows = rows_of(recipe, BaseModel(recipe.base)).rows[:2]
     batch = collate(rows, torch.device("cpu"))
     labels = batch.pop("labels")
     with torch.no_grad():

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import NATIVE, recipe_tree, save_tiny
-from transformers import AutoTokenizer
+from tiny import NATIVE, recipe_tree, rows_of, save_tiny
 from yarn_tune.data.needles import plant_needles
-from yarn_tune.data.rows import build_rows
 from yarn_tune.errors import UserError
+from yarn_tune.models.base import BaseModel
 from yarn_tune.models.token_loss import IGNORED
 from yarn_tune.recipe.loading import RecipeError, parse_recipe
 from yarn_tune.runs.folder import Run
@@ -43,10 +42,11 @@ def demo(monkeypatch):
 
 def test_planted_rows_ask_for_what_they_state(demo):
     recipe = demo("data.needles=0.3")
-    tokenizer = AutoTokenizer.from_pretrained(DEMO)
-    plain = build_rows(recipe, tokenizer)
-    planted = plant_needles(plain, recipe, tokenizer)
-    assert plant_needles(plain, recipe, tokenizer).rows == planted.rows
+    base = BaseModel(recipe.base)
+    tokenizer = base.tokenizer
+    plain = rows_of(recipe, base)
+    planted = plant_needles(plain, recipe.data, base, 0)
+    assert plant_needles(plain, recipe.data, base, 0).rows == planted.rows
     asking = [row for row in planted.rows if row.answers]
     assert len(asking) == 6
     assert sum(a == b for a, b in zip(plain.rows, planted.rows, strict=True)) == 14
@@ -64,8 +64,9 @@ def test_planted_rows_ask_for_what_they_state(demo):
 
 def test_marks_are_on_the_answer(demo):
     recipe = demo("data.needles=1.0")
-    tokenizer = AutoTokenizer.from_pretrained(DEMO)
-    rows = plant_needles(build_rows(recipe, tokenizer), recipe, tokenizer).rows[:2]
+    base = BaseModel(recipe.base)
+    tokenizer = base.tokenizer
+    rows = plant_needles(rows_of(recipe, base), recipe.data, base, 0).rows[:2]
     batch = collate(rows, torch.device("cpu"))
     for row, marks, labels in zip(rows, batch["answers"], batch["labels"], strict=True):
         assert tokenizer.decode(labels[marks]).strip() == tokenizer.decode(row.input_ids)[-5:]
@@ -77,18 +78,19 @@ def test_marks_are_on_the_answer(demo):
 
 def test_rows_too_short_for_a_question(demo):
     recipe = demo("data.needles=1.0", "data.row_tokens=16")
-    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    base = BaseModel(recipe.base)
     with pytest.raises(UserError, match="^data.needles: retrieval length: .* tokens hold no prompt"):
-        plant_needles(build_rows(recipe, tokenizer), recipe, tokenizer)
+        plant_needles(rows_of(recipe, base), recipe.data, base, 0)
 
 
 def test_no_document_ends_in_the_prose_of_a_question(demo):
     recipe = demo("data.needles=1.0", "data.row_tokens=256", "train.steps=500")
-    tokenizer = AutoTokenizer.from_pretrained(DEMO)
-    plain = build_rows(recipe, tokenizer)
+    base = BaseModel(recipe.base)
+    tokenizer = base.tokenizer
+    plain = rows_of(recipe, base)
     shared = [row for row in plain.rows if tokenizer.eos_token_id in row.input_ids]
     assert shared
-    for row in plant_needles(replace(plain, rows=shared), recipe, tokenizer).rows:
+    for row in plant_needles(replace(plain, rows=shared), recipe.data, base, 0).rows:
         assert len(row.input_ids) == 256
         assert row.answers
         assert tokenizer.eos_token_id not in row.input_ids
@@ -99,7 +101,7 @@ def test_lengths_take_turns_or_follow_each_other(tmp_path, order, read):
     base = save_tiny(tmp_path / "base")
     settings = ["data.lengths=[64,256]", f"data.order={order}", "train.steps=4"]
     recipe = parse_recipe(recipe_tree(base, tmp_path), settings)
-    rows = build_rows(recipe, AutoTokenizer.from_pretrained(base))
+    rows = rows_of(recipe, BaseModel(recipe.base))
     found = []
     for step in range(4):
         batch = Batch.of(recipe, rows, step)
@@ -115,7 +117,7 @@ def test_lengths_take_turns_or_follow_each_other(tmp_path, order, read):
 def test_a_piece_predicts_the_first_token_of_the_next(tmp_path):
     base = save_tiny(tmp_path / "base")
     recipe = parse_recipe(recipe_tree(base, tmp_path), [])
-    (row, *_) = build_rows(recipe, AutoTokenizer.from_pretrained(base)).rows
+    (row, *_) = rows_of(recipe, BaseModel(recipe.base)).rows
     pieces = row.pieces(64)
     assert [label for piece in pieces for label in piece.labels] == row.labels
     assert [token for piece in pieces for token in piece.input_ids] == row.input_ids

@@ -9,14 +9,18 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
-from tiny import recipe_tree, tiny_tokenizer, words, write_documents
+from tiny import base_with, recipe_tree, rows_of, tiny_tokenizer, words, write_documents
 from tokenizers.processors import TemplateProcessing
 from yarn_tune.data import documents
 from yarn_tune.data.heldout import heldout_excerpts
-from yarn_tune.data.rows import build_rows
 from yarn_tune.errors import UserError
 from yarn_tune.recipe import missing_files
 from yarn_tune.recipe.loading import parse_recipe
+
+
+@pytest.fixture
+def base(tmp_path):
+    return base_with(tiny_tokenizer(), tmp_path / "base")
 
 
 def recipe_with(tmp_path, files, *overrides, **keys):
@@ -29,7 +33,7 @@ def all_tokens(rows):
     return sorted(token for row in rows.rows for token in row.input_ids)
 
 
-def test_every_kind_of_file_gives_the_same_rows(tmp_path):
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, base):
     texts = [words(300, 1), words(400, 2)]
     records = [{"text": text} for text in texts]
     lines = "".join(json.dumps(record) + "\n" for record in records)
@@ -43,41 +47,40 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path):
     expected = None
     for files in (["a.jsonl"], ["a.jsonl.gz"], ["a.parquet"], ["t*.txt"], ["ids.jsonl"]):
         recipe = recipe_with(tmp_path, [tmp_path / file for file in files], "data.rows=2")
-        found = build_rows(recipe, tiny_tokenizer()).rows
+        found = rows_of(recipe, base).rows
         expected = expected or found
         assert found == expected
     assert len(expected) == 2
 
 
-def test_the_second_reading_comes_from_the_cache(tmp_path, monkeypatch):
+def test_the_second_reading_comes_from_the_cache(tmp_path, base, monkeypatch):
     recipe = recipe_with(tmp_path, [write_documents(tmp_path / "a.jsonl", [700])])
-    tokenizer = tiny_tokenizer()
-    before = build_rows(recipe, tokenizer).rows
+    before = rows_of(recipe, base).rows
     monkeypatch.setattr("yarn_tune.data.documents._encode", None)
-    assert build_rows(recipe, tokenizer).rows == before
+    assert rows_of(recipe, base).rows == before
     write_documents(tmp_path / "a.jsonl", [700], seed=9)
     with pytest.raises(TypeError):
-        build_rows(recipe, tokenizer)
+        rows_of(recipe, base)
 
 
-def test_a_damaged_cache_is_made_again(tmp_path, monkeypatch):
+def test_a_damaged_cache_is_made_again(tmp_path, base, monkeypatch):
     monkeypatch.setenv("YARN_TUNE_CACHE", str(tmp_path / "cache"))
     recipe = recipe_with(tmp_path, [write_documents(tmp_path / "a.jsonl", [700])])
-    before = build_rows(recipe, tiny_tokenizer()).rows
+    before = rows_of(recipe, base).rows
     (path,) = (tmp_path / "cache" / "tokens").iterdir()
     whole = path.read_bytes()
     for damaged in (b"", whole[:50], whole[:-1], save({"other": torch.ones(1)})):
         path.write_bytes(damaged)
-        assert build_rows(recipe, tiny_tokenizer()).rows == before
+        assert rows_of(recipe, base).rows == before
         assert path.read_bytes() == whole
 
 
-def test_a_cache_that_cannot_be_written_costs_the_cache_alone(tmp_path, monkeypatch, capsys):
+def test_a_cache_that_cannot_be_written_costs_the_cache_alone(tmp_path, base, monkeypatch, capsys):
     recipe = recipe_with(tmp_path, [write_documents(tmp_path / "a.jsonl", [700])])
-    before = build_rows(recipe, tiny_tokenizer()).rows
+    before = rows_of(recipe, base).rows
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("YARN_TUNE_CACHE", str(tmp_path / "file"))
-    assert build_rows(recipe, tiny_tokenizer()).rows == before
+    assert rows_of(recipe, base).rows == before
     assert "tokens are not kept" in capsys.readouterr().err
 
     def full_disk(tensors, path):
@@ -86,14 +89,14 @@ def test_a_cache_that_cannot_be_written_costs_the_cache_alone(tmp_path, monkeypa
 
     monkeypatch.setenv("YARN_TUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(documents, "save_file", full_disk)
-    assert build_rows(recipe, tiny_tokenizer()).rows == before
+    assert rows_of(recipe, base).rows == before
     assert "No space left" in capsys.readouterr().err
     assert not list((tmp_path / "cache" / "tokens").iterdir())
 
 
-def test_batches_cover_all_rows_before_any_comes_again(tmp_path):
+def test_batches_cover_all_rows_before_any_comes_again(tmp_path, base):
     recipe = recipe_with(tmp_path, [write_documents(tmp_path / "a.jsonl", [256 * 7])])
-    rows = build_rows(recipe, tiny_tokenizer())
+    rows = rows_of(recipe, base)
     assert len(rows.rows) == 7
     seen = [row for step in range(7) for row in rows.batch(step, 2, seed=3)]
     first, second = seen[:7], seen[7:]
@@ -104,9 +107,9 @@ def test_batches_cover_all_rows_before_any_comes_again(tmp_path):
     assert rows.batch(0, 2, seed=4) != seen[:2] or rows.batch(1, 2, seed=4) != seen[2:4]
 
 
-def test_single_document_rows_come_first_and_short_ones_are_joined(tmp_path):
+def test_single_document_rows_come_first_and_short_ones_are_joined(tmp_path, base):
     recipe = recipe_with(tmp_path, [write_documents(tmp_path / "a.jsonl", [50] * 20 + [600])], "data.rows=2")
-    rows = build_rows(recipe, tiny_tokenizer())
+    rows = rows_of(recipe, base)
     assert rows.packed.whole_rows == 2
     assert rows.available > 2
     assert all(0 not in row.input_ids for row in rows.rows), "no document ends inside a row of one document"
@@ -124,12 +127,13 @@ def beginning_tokenizer():
 
 
 @pytest.mark.parametrize("packing", ["long", "concat"])
-def test_rows_and_excerpts_begin_as_the_tokenizer_lets_a_text_begin(tmp_path, packing):
+def test_rows_and_excerpts_begin_as_the_tokenizer_lets_a_text_begin(tmp_path, base, packing):
     """One token gives way at every position zero, and is no target; without such a tokenizer nothing changes."""
     path = write_documents(tmp_path / "a.jsonl", [700, 300, 90, 40])
     recipe = recipe_with(tmp_path, [path], f"data.packing={packing}")
     tokenizer, begin = beginning_tokenizer()
-    plain, begun = build_rows(recipe, tiny_tokenizer()), build_rows(recipe, tokenizer)
+    beginning = base_with(tokenizer, tmp_path / "beginning")
+    plain, begun = rows_of(recipe, base), rows_of(recipe, beginning)
     assert (plain.bos, begun.bos) == (None, begin)
     for one, other in zip(plain.rows, begun.rows, strict=True):
         starts = [place == 0 for place in one.position_ids]
@@ -139,12 +143,12 @@ def test_rows_and_excerpts_begin_as_the_tokenizer_lets_a_text_begin(tmp_path, pa
         for number, piece in enumerate(other.pieces(64, begin)):
             assert piece.input_ids == [begin, *other.input_ids[64 * number + 1 : 64 * (number + 1)]]
             assert begin not in piece.labels
-    excerpts = [heldout_excerpts(recipe, each, 256, 3) for each in (tiny_tokenizer(), tokenizer)]
+    excerpts = [heldout_excerpts(recipe.data, each, 256, 3) for each in (base, beginning)]
     for (_, one), (_, other) in zip(*excerpts, strict=True):
         assert other.tolist() == [begin, *one.tolist()[1:]]
 
 
-def test_a_dataset_is_streamed_until_enough(tmp_path, monkeypatch):
+def test_a_dataset_is_streamed_until_enough(tmp_path, base, monkeypatch):
     """The hub's path through `datasets`, on a dataset folder, so that it needs no network."""
     folder = tmp_path / "dataset"
     folder.mkdir()
@@ -153,15 +157,15 @@ def test_a_dataset_is_streamed_until_enough(tmp_path, monkeypatch):
     encode = documents._encode
     monkeypatch.setattr(documents, "_encode", lambda *a: read.append("x") or encode(*a))
     recipe = recipe_with(tmp_path, [], "data.rows=3", f"data.train=[hub:{folder}:train]")
-    rows = build_rows(recipe, tiny_tokenizer())
+    rows = rows_of(recipe, base)
     assert len(rows.rows) == 3
     assert len(read) < 50
     missing = recipe_with(tmp_path, [], "data.train=[hub:org/not-here]")
     with pytest.raises(UserError, match="could not be read from the hub"):
-        build_rows(missing, tiny_tokenizer())
+        rows_of(missing, base)
 
 
-def test_every_name_behind_a_dataset_is_read(tmp_path):
+def test_every_name_behind_a_dataset_is_read(tmp_path, base):
     folders = [tmp_path / name for name in ("one", "two")]
     for seed, folder in enumerate(folders):
         folder.mkdir()
@@ -169,7 +173,7 @@ def test_every_name_behind_a_dataset_is_read(tmp_path):
     mine = write_documents(tmp_path / "mine.jsonl", [300], seed=900)
     names = ", ".join([*(f"hub:{folder}" for folder in folders), str(mine)])
     recipe = recipe_with(tmp_path, [], "data.rows=3", f"data.train=[{names}]")
-    packed = build_rows(recipe, tiny_tokenizer()).packed
+    packed = rows_of(recipe, base).packed
     # Twice what the rows take of each dataset, in documents of 301 tokens, and the file.
     assert packed.documents == 2 * 6 + 1
 
@@ -191,39 +195,39 @@ def test_every_name_behind_a_dataset_is_read(tmp_path):
         ("ids.jsonl", b'{"input_ids": [5, 9999]}\n', "input_ids reach 9999, outside the tokenizer's"),
     ],
 )
-def test_bad_files_give_one_clear_message(tmp_path, name, content, message):
+def test_bad_files_give_one_clear_message(tmp_path, base, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:
-        build_rows(recipe_with(tmp_path, [path]), tiny_tokenizer())
+        rows_of(recipe_with(tmp_path, [path]), base)
     assert message in str(caught.value)
     assert "data.train" in str(caught.value)
 
 
-def test_a_truncated_parquet_file(tmp_path):
+def test_a_truncated_parquet_file(tmp_path, base):
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"text": words(500, 1)}]), path)
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(UserError, match="is the file complete"):
-        build_rows(recipe_with(tmp_path, [path]), tiny_tokenizer())
+        rows_of(recipe_with(tmp_path, [path]), base)
 
 
-def test_missing_files_name_the_remedy(tmp_path):
+def test_missing_files_name_the_remedy(tmp_path, base):
     recipe = recipe_with(tmp_path, ["nowhere/*.txt"])
     assert missing_files([*recipe.data.train, *recipe.data.heldout]) == ["nowhere/*.txt"]
     with pytest.raises(UserError, match="no file matches 'nowhere/\\*.txt'; check the path"):
-        build_rows(recipe, tiny_tokenizer())
+        rows_of(recipe, base)
     recipe = recipe_with(tmp_path, ["nowhere/*.txt"], prepare="make documents")
     with pytest.raises(UserError, match="run `make documents` first"):
-        build_rows(recipe, tiny_tokenizer())
+        rows_of(recipe, base)
 
 
-def test_files_are_trained_on_or_held_out_whatever_their_names(tmp_path):
+def test_files_are_trained_on_or_held_out_whatever_their_names(tmp_path, base):
     write_documents(tmp_path / "a.jsonl", [700])
     write_documents(tmp_path / "b.jsonl", [700], seed=9)
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "b.jsonl")
     for train, heldout in (("*.jsonl", "b.jsonl"), ("link.jsonl", "b.jsonl"), ("b.jsonl", "../*/b.jsonl")):
         recipe = recipe_with(tmp_path, [tmp_path / train], heldout=[str(tmp_path / heldout)])
         with pytest.raises(UserError, match=r"data.heldout: \S*/b.jsonl is among the files of data.train too"):
-            build_rows(recipe, tiny_tokenizer())
-    build_rows(recipe_with(tmp_path, [tmp_path / "a.jsonl"], heldout=[str(tmp_path / "b.jsonl")]), tiny_tokenizer())
+            rows_of(recipe, base)
+    rows_of(recipe_with(tmp_path, [tmp_path / "a.jsonl"], heldout=[str(tmp_path / "b.jsonl")]), base)

@@ -20,7 +20,6 @@ from yarn_tune.evaluation.comparison import compare, named_rows
 from yarn_tune.evaluation.perplexity import full_nats
 from yarn_tune.evaluation.results import SEARCH_FREE, Comparison, Row, key_tokens, table
 from yarn_tune.models import loading as models
-from yarn_tune.models.loading import load_tokenizer
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Recipe, Retrieve
 from yarn_tune.runs.folder import Run
@@ -73,7 +72,7 @@ def test_each_method_equals_transformers_own(finished, method):
     config = tiny_config("llama", rope_parameters=section)
     config.max_position_embeddings = NATIVE
     model = AutoModelForCausalLM.from_pretrained(run.recipe.base.model, config=config).eval()
-    excerpts = heldout_excerpts(run.recipe, load_tokenizer(run.recipe.base.model), length, 2)
+    excerpts = heldout_excerpts(run.recipe.data, run.base, length, 2)
     nats = [full_nats(model, ids) for _, ids in excerpts]
     expected = torch.cat(nats).double().mean().item()
     # `dynamic` reads length - 1 tokens (the last is only predicted), as the harness does.

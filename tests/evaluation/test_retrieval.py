@@ -19,7 +19,7 @@ from tiny import VOCABULARY, tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer, models, normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from yarn_tune.data.prompts import DEMO, PLAIN, Prompt, Wording, answer_tokens, build_prompt
+from yarn_tune.data.needles import DEMO, PLAIN, Prompt, Wording, answer_tokens, build_prompt
 from yarn_tune.errors import UserError
 from yarn_tune.evaluation.retrieval import (
     Retrieval,

@@ -17,7 +17,7 @@ from yarn_tune.evaluation.methods import NllCache
 from yarn_tune.export.checkpoint import export
 from yarn_tune.models.base import BaseModel
 from yarn_tune.models.families import rope_facts
-from yarn_tune.models.loading import load_tokenizer, rotary_site
+from yarn_tune.models.loading import rotary_site
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.rope import default_inv_freq, yarn_inv_freq
@@ -175,7 +175,7 @@ def test_from_training_to_a_reloaded_checkpoint(tmp_path, name, frequencies):
     kept = BASES[name][1]["rope_type"] == "yarn" and frequencies == "scale"
     assert section["rope_type"] == ("yarn" if kept else "longrope")
     comparison = compare(run, {}, only=["none", "yarn"])
-    _, document = heldout_excerpts(recipe, load_tokenizer(str(base)), 512, 1)[0]
+    _, document = heldout_excerpts(recipe.data, run.base, 512, 1)[0]
     cache = NllCache(recipe.base, tmp_path / "nats")
     for length in (REACH, 512):
         stock, _ = cache.stock(document[:length])

@@ -5,12 +5,9 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import UserError
-
-if TYPE_CHECKING:
-    from ..recipe import Recipe
 
 Result = tuple[str, dict[str, Any]]
 """What a command prints: text for people, and the object for `--json`. A false `passed` in it is exit code 3."""
@@ -31,36 +28,25 @@ def numbers_of(place: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
     raise UserError(f"{place}: numbers with commas between them, as in 2,4,8; found {text!r}")
 
 
-def _documents(options: argparse.Namespace, length: int) -> "Recipe":
-    """A recipe that names the checkpoint and the documents of a command, for the functions that read one."""
-    from ..recipe import parse_recipe
-
-    tree = {
-        "name": "command",
-        "base": {"model": options.checkpoint, "dtype": options.dtype},
-        "rope": {"window": length},
-        "data": {"train": ["none"], "heldout": options.documents},
-    }
-    return parse_recipe(tree, [], "command line")
-
-
 def eval_command(options: argparse.Namespace) -> Result:
     """NLL of a checkpoint by position."""
     from ..data import heldout_excerpts
     from ..evaluation import NllSum, bucket_edges, by_position, full_nats, slid_nats
-    from ..models import bos_of, load_model, load_tokenizer, to_device
+    from ..models import BaseModel, to_device
+    from ..recipe import Base, Data, Eval
 
     window, stride = _windows(options)
-    recipe = _documents(options, options.length)
-    tokenizer = load_tokenizer(options.checkpoint)
-    excerpts = heldout_excerpts(recipe, tokenizer, options.length, options.count)
-    model = to_device(load_model(options.checkpoint, dtype=options.dtype))
+    base = BaseModel(Base(model=options.checkpoint, dtype=options.dtype))
+    data = Data(train=[], heldout=options.documents)
+    excerpts = heldout_excerpts(data, base, options.length, options.count)
+    model = to_device(base.load())
     if options.protocol == "sliding":
-        documents = [slid_nats(model, ids, window, stride, bos_of(tokenizer)) for _, ids in excerpts]
+        documents = [slid_nats(model, ids, window, stride, base.bos) for _, ids in excerpts]
     else:
         documents = [full_nats(model, ids, options.chunk) for _, ids in excerpts]
-    edges = bucket_edges(options.length, recipe.eval.buckets)
-    sums = [NllSum(0.0, 0)] * recipe.eval.buckets
+    buckets = Eval().buckets
+    edges = bucket_edges(options.length, buckets)
+    sums = [NllSum(0.0, 0)] * buckets
     for nats in documents:
         sums = [a + b for a, b in zip(sums, by_position(nats, edges), strict=True)]
     total = sum(sums, NllSum(0.0, 0))
@@ -99,19 +85,19 @@ def retrieve_command(options: argparse.Namespace) -> Result:
 
     from ..data import WORDINGS, heldout_tokens
     from ..evaluation import heat_map, retrieval_table, retrieve, score_server, score_transformers
-    from ..models import load_model, load_tokenizer, to_device
+    from ..models import BaseModel, to_device
+    from ..recipe import Base, Data
 
     lengths = numbers_of("--lengths", options.lengths, int)
     depths = numbers_of("--depths", options.depths, float)
-    recipe = _documents(options, max(2, *lengths))
-    tokenizer = load_tokenizer(options.checkpoint)
-    filler = heldout_tokens(recipe, tokenizer)
+    base = BaseModel(Base(model=options.checkpoint, dtype=options.dtype))
+    filler = heldout_tokens(Data(train=[], heldout=options.documents), base)
     if options.engine == "vllm":
         score = partial(score_server, options.url, options.served_name or options.checkpoint)
     else:
-        score = partial(score_transformers, to_device(load_model(options.checkpoint, dtype=options.dtype)))
+        score = partial(score_transformers, to_device(base.load()))
     wording = WORDINGS[options.wording]
-    found = retrieve(score, tokenizer, filler, lengths, depths, options.per_cell, options.keys, 0, wording)
+    found = retrieve(score, base.tokenizer, filler, lengths, depths, options.per_cell, options.keys, 0, wording)
     if options.picture:
         heat_map(found, Path(options.picture), f"Retrieval: {options.checkpoint}")
     share, low, high = found.accuracy()

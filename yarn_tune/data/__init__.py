@@ -1,11 +1,11 @@
 """Documents, packing into rows, positions, planted retrieval questions, and held-out excerpts."""
 
+from .coverage import Coverage
 from .heldout import check_heldout, doubled, grid_lengths, heldout_excerpts, heldout_tokens
-from .needles import plant_needles
+from .needles import PLAIN, WORDINGS, Prompt, Wording, build_prompt, plant_needles
 from .packing import pack_long
-from .positions import Coverage, Placed, place_contiguous
-from .prompts import PLAIN, WORDINGS, Prompt, Wording, build_prompt
-from .rows import RowSet, build_rows
+from .positions import Placed, place_contiguous
+from .rows import RowRequest, RowSet, build_rows
 
 __all__ = [
     "PLAIN",
@@ -13,6 +13,7 @@ __all__ = [
     "Coverage",
     "Placed",
     "Prompt",
+    "RowRequest",
     "RowSet",
     "Wording",
     "build_prompt",

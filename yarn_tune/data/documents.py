@@ -26,14 +26,14 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..recipe import HUB, Recipe, matching_files
+from ..recipe import HUB, Data, matching_files
 from .packing import Tokens
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 
 
 def tokenized(
-    recipe: Recipe, place: str, names: list[str], tokenizer: PreTrainedTokenizerBase, enough: int
+    data: Data, place: str, names: list[str], tokenizer: PreTrainedTokenizerBase, enough: int
 ) -> Iterator[Tokens]:
     """Token lists of all documents, each closed by the end-of-text token; `enough` tokens of each hub dataset.
 
@@ -45,7 +45,7 @@ def tokenized(
         if name.startswith(HUB):
             before = found
             for record in _hub_records(place, name):
-                tokens = _encode(record, f"{place}: {name}", recipe.data.text_key, tokenizer)
+                tokens = _encode(record, f"{place}: {name}", data.text_key, tokenizer)
                 found += len(tokens)
                 if tokens:
                     yield tokens
@@ -54,10 +54,10 @@ def tokenized(
             continue
         paths = matching_files(name)
         if not paths:
-            remedy = f"run `{recipe.data.prepare}` first" if recipe.data.prepare else "check the path"
+            remedy = f"run `{data.prepare}` first" if data.prepare else "check the path"
             raise UserError(f"{place}: no file matches {name!r}; {remedy}")
         for path in paths:
-            for tokens in _tokenized_file(Path(path), place, recipe.data.text_key, tokenizer):
+            for tokens in _tokenized_file(Path(path), place, data.text_key, tokenizer):
                 found += len(tokens)
                 yield tokens
     if not found:

@@ -2,13 +2,12 @@
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..models import bos_of
-from ..recipe import HUB, Recipe, Retrieve
+from ..models import BaseModel
+from ..recipe import HUB, Data, Eval, Retrieve
 from .documents import tokenized
-from .prompts import WORDINGS, build_prompt
+from .needles import WORDINGS, build_prompt
 
 ROOM = 16
 """Tokens left of a window for the answer to a planted question."""
@@ -16,9 +15,7 @@ HELDOUT_FILLER = 2_000_000
 """Tokens of a streamed dataset that are enough to hide needles in."""
 
 
-def heldout_excerpts(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, length: int, count: int
-) -> list[tuple[str, Tensor]]:
+def heldout_excerpts(data: Data, base: BaseModel, length: int, count: int) -> list[tuple[str, Tensor]]:
     """Up to `count` excerpts of `length` tokens, `[length]` each, from the held-out documents in turn.
 
     The first excerpts are the documents' beginnings, the next ones what follows. Each comes with a label, and begins as
@@ -27,15 +24,14 @@ def heldout_excerpts(
     Raises:
         UserError: if no held-out document is long enough.
     """
-    enough, bos = 4 * count * length, bos_of(tokenizer)
-    documents = list(tokenized(recipe, "data.heldout", recipe.data.heldout, tokenizer, enough))
+    documents = list(tokenized(data, "data.heldout", data.heldout, base.tokenizer, enough=4 * count * length))
     excerpts: list[tuple[str, Tensor]] = []
     longest = max((len(document) for document in documents), default=0)
     for turn in range(longest // length):
         for number, document in enumerate(documents):
             span = document[turn * length : (turn + 1) * length]
             if len(span) == length and len(excerpts) < count:
-                ids = span if bos is None else [bos, *span[1:]]
+                ids = span if base.bos is None else [base.bos, *span[1:]]
                 excerpts.append((f"document {number + 1}, part {turn + 1}", torch.tensor(ids)))
     if not excerpts:
         raise UserError(
@@ -45,14 +41,14 @@ def heldout_excerpts(
     return excerpts
 
 
-def heldout_tokens(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def heldout_tokens(data: Data, base: BaseModel) -> list[int]:
     """All held-out documents, one after another, without special tokens: prose to hide needles in."""
-    documents = tokenized(recipe, "data.heldout", recipe.data.heldout, tokenizer, HELDOUT_FILLER)
-    special = set(tokenizer.all_special_ids)
+    documents = tokenized(data, "data.heldout", data.heldout, base.tokenizer, HELDOUT_FILLER)
+    special = set(base.tokenizer.all_special_ids)
     return [token for document in documents for token in document if token not in special]
 
 
-def check_heldout(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, native: int) -> None:
+def check_heldout(data: Data, evaluation: Eval, base: BaseModel, native: int, window: int) -> None:
     """Refuse held-out files that `compare` could not measure on, before anything is learned.
 
     Datasets on the hub are not read for it, since no cache keeps them.
@@ -61,15 +57,15 @@ def check_heldout(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, native: in
         UserError: if files are missing or unreadable, if no document is as long as the longest length measured, or if
             the shortest or longest prompt of `eval.retrieval` cannot be made of them.
     """
-    if any(name.startswith(HUB) for name in recipe.data.heldout):
+    if any(name.startswith(HUB) for name in data.heldout):
         return
-    heldout_excerpts(recipe, tokenizer, max(recipe.eval.lengths or [recipe.rope.window]), 1)
-    if wanted := recipe.eval.retrieval:
-        filler = heldout_tokens(recipe, tokenizer)
-        lengths = grid_lengths(wanted, native, recipe.rope.window)
+    heldout_excerpts(data, base, max(evaluation.lengths or [window]), 1)
+    if wanted := evaluation.retrieval:
+        filler = heldout_tokens(data, base)
+        lengths = grid_lengths(wanted, native, window)
         try:
             for length in (lengths[0], lengths[-1]):
-                build_prompt(tokenizer, filler, length, 0.0, wanted.keys, 0, WORDINGS[wanted.wording])
+                build_prompt(base.tokenizer, filler, length, 0.0, wanted.keys, 0, WORDINGS[wanted.wording])
         except UserError as error:
             raise UserError(f"eval.retrieval: {error}") from error
 

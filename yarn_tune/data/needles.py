@@ -1,48 +1,189 @@
-"""Questions planted in training rows: a number stated somewhere in the text and asked for at the row's end.
+"""Retrieval prompts, and training rows that end in one: a number is stated somewhere in prose and asked for at the end.
 
-Prose rewards near context most of all, and what is learned from it alone can unlearn to look far back. Rows with a
-question keep (or teach) that. They are the prompts of `retrieval.py`, with other words, numbers and places than any
-measurement has, made from the training documents, with the answer behind.
+Prose rewards near context most of all, and tuning on prose alone can make a model worse at looking far back. Rows with
+a question prevent that. They use the same prompts as the measurements (`evaluation/retrieval.py`), with other words,
+numbers and positions, made from the training documents, and contain the answer.
 """
 
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..errors import UserError
-from ..models import IGNORED
-from ..recipe import Recipe
+from ..models import IGNORED, BaseModel, bos_of
+from ..recipe import Data
 from .positions import Placed
-from .prompts import WORDINGS, answer_tokens, build_prompt
 from .rows import RowSet
 
 FIRST_SEED = 1_000_000
 """Measurements count their prompts from zero."""
 
 
-def plant_needles(rows: RowSet, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RowSet:
-    """The rows, a share `data.needles` of them with a question; which ones is a function of the recipe's seed.
+@dataclass(frozen=True, kw_only=True)
+class Wording:
+    """How numbers are stated and asked for; templates over `{word}` and, in the needle, `{number}`.
+
+    Needle and question have the blanks they need around them in the prose; the lead is the beginning of the answer,
+    put into the model's mouth, and a blank and the number are to follow. Words have blanks between.
+    """
+
+    needle: str
+    question: str
+    lead: str
+    words: str
+    digits: int = 5
+
+
+PLAIN = Wording(
+    needle=" The special magic number for {word} is {number}.",
+    question=" What is the special magic number for {word} mentioned in the text above?",
+    lead="The special magic number for {word} is",
+    words="apple basket candle desert engine feather guitar hammer island jacket kettle ladder mirror orange pencil "
+    "quilt ribbon saddle temple umbrella violin wagon anchor button copper dragon eagle flower glass honey jewel lemon",
+)
+"""For any language model."""
+
+
+DEMO = Wording(
+    needle=" The number of the {word} is {number}. ",
+    question=" What is the number of the {word}?",
+    lead="The number of the {word} is",
+    words="garden river tower castle market letter ship bridge church forest kitchen window horse table",
+)
+"""What data/tiny-base was trained on (`number_sentences` of its train.py)."""
+
+
+WORDINGS = {"plain": PLAIN, "demo": DEMO}
+"""As recipes name them."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question, token ids `[length]`; the answer, as token ids and in digits; where the needle's first token is."""
+
+    ids: list[int]
+    answer_ids: list[int]
+    answer: str
+    needle_at: int
+
+
+def build_prompt(
+    tokenizer: Tokenizer,
+    filler_ids: list[int],
+    length: int,
+    depth: float,
+    keys: int,
+    seed: int,
+    wording: Wording = PLAIN,
+) -> Prompt:
+    """A prompt of exactly `length` tokens; a function of its arguments alone.
+
+    With a chat template, prose and question are the user's message and the answer's beginning is the model's.
+    `filler_ids` is natural prose without special tokens; a span from a random place is used. Of `keys` needles, each
+    for another word, one is asked for; it has the share `depth` of the prose and the other needles before it (and
+    moves aside where one of those is in the way). `seed` chooses words, numbers, the span, the other places.
+
+    Raises:
+        UserError: if `length` has no room for needles and question (the message says which length has), if there is
+            too little filler, or if depth, keys or the chat template are impossible.
+    """
+    if not 0 <= depth <= 1:
+        raise UserError(f"retrieval depth: a share of the prompt, from 0.0 to 1.0; found {depth}")
+    rng = random.Random(f"retrieval/{seed}")
+    words, numbers = _drawn(rng, wording, keys)
+    needles = [_encode(tokenizer, wording.needle.format(word=w, number=n)) for w, n in zip(words, numbers, strict=True)]
+    opening, closing, answer_ids = _frame(tokenizer, wording, words[0], str(numbers[0]))
+    count = length - len(opening) - sum(map(len, needles)) - len(closing)
+    if count < keys:
+        raise UserError(
+            f"retrieval length: {length} tokens hold no prompt with {keys} needle(s) and the question; "
+            f"the smallest length possible (seed {seed}) is {length - count + keys}"
+        )
+    if len(filler_ids) < count:
+        raise UserError(f"retrieval filler: {len(filler_ids)} tokens of prose, {count} needed; name longer documents")
+    start = rng.randrange(len(filler_ids) - count + 1)
+    body, at = _place(filler_ids[start : start + count], needles, depth, rng)
+    return Prompt([*opening, *body, *closing], answer_ids, str(numbers[0]), len(opening) + at)
+
+
+def answer_tokens(tokenizer: Tokenizer, seed: int, wording: Wording = PLAIN) -> int:
+    """How many tokens the answer to the prompt of a seed with one needle has; `UserError` as `build_prompt`."""
+    words, numbers = _drawn(random.Random(f"retrieval/{seed}"), wording, 1)
+    return len(_frame(tokenizer, wording, words[0], str(numbers[0]))[2])
+
+
+def _drawn(rng: random.Random, wording: Wording, keys: int) -> tuple[list[str], list[int]]:
+    """Different words and their different numbers."""
+    nouns = wording.words.split()
+    most = len(nouns) if "{word}" in wording.needle else 1
+    if not 1 <= keys <= most:
+        raise UserError(f"retrieval keys: between 1 and {most} with this wording; found {keys}")
+    return rng.sample(nouns, keys), rng.sample(range(10 ** (wording.digits - 1), 10**wording.digits), keys)
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text that stands in the middle of another: without the blank some tokenizers put first."""
+    ids: list[list[int]] = tokenizer(["\n", "\n" + text, text], add_special_tokens=False, verbose=False)["input_ids"]
+    before, whole, alone = ids
+    return whole[len(before) :] if whole[: len(before)] == before else alone
+
+
+def _frame(tokenizer: Tokenizer, wording: Wording, word: str, number: str) -> tuple[list[int], list[int], list[int]]:
+    """Token ids before the prose, token ids after it (the question and the answer's beginning), and the answer's."""
+    question, lead = wording.question.format(word=word), wording.lead.format(word=word)
+    if tokenizer.chat_template:
+        mark = "@@message@@"
+        message = [{"role": "user", "content": mark}]
+        sides = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)).split(mark)
+        if len(sides) != 2:
+            raise UserError(f"chat template: shows the user's message {len(sides) - 1} times; once is supported")
+        opening, after = _encode(tokenizer, sides[0]), question + sides[1] + lead
+    else:  # the token that begins a text, if the tokenizer puts one there
+        first = bos_of(tokenizer)
+        opening, after = [] if first is None else [first], f"{question} {lead}"
+    closing, answered = _encode(tokenizer, after), _encode(tokenizer, f"{after} {number}")
+    whole = answered[: len(closing)] == closing
+    return opening, closing, answered[len(closing) :] if whole else _encode(tokenizer, f" {number}")
+
+
+def _place(filler: list[int], needles: list[list[int]], depth: float, rng: random.Random) -> tuple[list[int], int]:
+    """The prose with all needles in it, and where the first of `needles` begins; no two stand side by side."""
+    body: list[int] = []
+    taken: set[int] = set()
+    done = 0
+    for spot, needle in zip(sorted(rng.sample(range(1, len(filler)), len(needles) - 1)), needles[1:], strict=True):
+        body += filler[done:spot] + needle
+        taken.update(range(len(body) - len(needle), len(body) + 1))
+        done = spot
+    body += filler[done:]
+    wanted, free = round(depth * len(body)), (at for at in range(len(body) + 1) if at not in taken)
+    at = min(free, key=lambda at: abs(at - wanted))
+    return [*body[:at], *needles[0], *body[at:]], at
+
+
+def plant_needles(rows: RowSet, data: Data, base: BaseModel, seed: int) -> RowSet:
+    """Put a question at the end of a share `data.needles` of the rows; the seed decides which ones.
 
     Raises:
         UserError: if rows are too short for a question.
     """
-    if recipe.data.needles == 0:
+    if data.needles == 0:
         return rows
-    rng, special = random.Random(f"needles/{recipe.train.seed}"), set(tokenizer.all_special_ids)
-    chosen = set(rng.sample(range(len(rows.rows)), round(recipe.data.needles * len(rows.rows))))
+    rng = random.Random(f"needles/{seed}")
+    chosen = set(rng.sample(range(len(rows.rows)), round(data.needles * len(rows.rows))))
     planted = [
-        _asking(row, recipe, tokenizer, special, FIRST_SEED + number, rng.random()) if number in chosen else row
+        _with_question(row, WORDINGS[data.wording], base.tokenizer, FIRST_SEED + number, rng.random())
+        if number in chosen
+        else row
         for number, row in enumerate(rows.rows)
     ]
     return replace(rows, rows=planted)
 
 
-def _asking(
-    row: Placed, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, special: set[int], seed: int, depth: float
-) -> Placed:
+def _with_question(row: Placed, wording: Wording, tokenizer: Tokenizer, seed: int, depth: float) -> Placed:
     """A row of the same length that ends in a question and its answer."""
-    wording, size = WORDINGS[recipe.data.wording], len(row.input_ids)
+    size, special = len(row.input_ids), set(tokenizer.all_special_ids)
     # Twice, since without its special tokens the text may be too short to fill a row with needle and question.
     prose = [token for token in row.input_ids * 2 if token not in special]
     try:

@@ -1,15 +1,10 @@
-"""Which position each token of a row gets, which targets count, and which relative distances a run trains.
+"""The position of each token of a row, and the targets that count.
 
 Shapes: a `Placed` row holds three lists of `row_tokens` integers. Position ids that jump by anything but one are
 how `transformers` detects document borders when no attention mask is given.
 """
 
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..models import IGNORED
 from .packing import Row
@@ -67,45 +62,3 @@ def place_contiguous(row: Row) -> Placed:
         labels += [IGNORED] * length if filler else [*inner, IGNORED]
         at += length
     return Placed(row.tokens, positions, labels)
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """How often each relative distance is trained.
-
-    `pairs[b]` counts (query with a target, key) pairs at distances `edges[b]` to `edges[b + 1] - 1`.
-    """
-
-    edges: list[int]
-    pairs: list[int]
-
-    @property
-    def untrained(self) -> float:
-        """Share of the window's distances whose bin was never trained."""
-        widths = np.diff(self.edges)
-        return float(widths[np.array(self.pairs) == 0].sum() / widths.sum())
-
-
-def coverage(rows: Iterable[Placed], window: int, bins: int = 16) -> Coverage:
-    """Count the relative distances that `rows` train, in `bins` equal bins of the target window."""
-    totals: NDArray[np.float64] = np.zeros(window)
-    # Many documents have the same length, so each length is counted once and multiplied.
-    lengths = Counter(length for row in rows for length in _runs(row))
-    for length, times in lengths.items():
-        totals[:length] += times * (length - np.arange(length))
-    edges = [round(window * b / bins) for b in range(bins + 1)]
-    counts = [int(totals[low:high].sum()) for low, high in zip(edges, edges[1:], strict=False)]
-    return Coverage(edges, counts)
-
-
-def _runs(row: Placed) -> list[int]:
-    """Length of each run of consecutive positions that has a target; runs do not see each other."""
-    runs: list[int] = []
-    start = 0
-    positions = row.position_ids
-    for i in range(1, len(positions) + 1):
-        if i == len(positions) or positions[i] != positions[i - 1] + 1:
-            if any(label != IGNORED for label in row.labels[start:i]):
-                runs.append(i - start)
-            start = i
-    return runs

@@ -4,14 +4,22 @@ import os
 import random
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
-
 from ..errors import UserError
-from ..models import bos_of
-from ..recipe import Recipe, matching_files
+from ..models import BaseModel
+from ..recipe import Data, matching_files
+from .coverage import Coverage, count_distances
 from .documents import tokenized
 from .packing import Packed, pack_concat, pack_long
-from .positions import Coverage, Placed, coverage, place_contiguous
+from .positions import Placed, place_contiguous
+
+
+@dataclass(frozen=True)
+class RowRequest:
+    """How many rows to make, of how many tokens, and the seed of their order."""
+
+    row_tokens: int
+    rows: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -40,21 +48,22 @@ class RowSet:
 
     def coverage(self, window: int, lengths: list[int] | None = None) -> Coverage:
         """Which relative distances these rows train: whole, or cut to each of `lengths` (`data.lengths`)."""
-        return coverage((piece for n in lengths or [window] for row in self.rows for piece in row.pieces(n)), window)
+        return count_distances(
+            (piece for n in lengths or [window] for row in self.rows for piece in row.pieces(n)), window
+        )
 
 
-def build_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RowSet:
+def build_rows(data: Data, base: BaseModel, request: RowRequest) -> RowSet:
     """Tokenize, pack and place the training documents.
 
     Raises:
         UserError: if files are missing or unreadable, hold too little text for one row, or are held out too.
     """
-    _check_apart(recipe)
-    row_tokens, wanted = recipe.row_tokens(), recipe.rows()
-    enough, bos = 2 * wanted * row_tokens, bos_of(tokenizer)
-    documents = list(tokenized(recipe, "data.train", recipe.data.train, tokenizer, enough))
+    _check_apart(data)
+    row_tokens, wanted, tokenizer = request.row_tokens, request.rows, base.tokenizer
+    documents = list(tokenized(data, "data.train", data.train, tokenizer, enough=2 * wanted * row_tokens))
     filler = tokenizer.eos_token_id or 0
-    pack = pack_long if recipe.data.packing == "long" else pack_concat
+    pack = pack_long if data.packing == "long" else pack_concat
     packed = pack(documents, row_tokens, filler)
     usable = [row for row in packed.rows if row.padding == 0]
     if packed.tokens < row_tokens:
@@ -62,18 +71,19 @@ def build_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> RowSet:
             f"data.train: {packed.tokens} tokens in {packed.documents} documents do not fill one row of "
             f"{row_tokens}; add documents or lower data.row_tokens"
         )
-    rng = random.Random(recipe.train.seed)
+    rng = random.Random(request.seed)
     whole = packed.whole_rows
-    # Rows out of one document are the better teachers of distance: they come first when not all are needed.
+    # Rows that come from one document train true long distances: they come first when not all are needed.
     order = [*rng.sample(range(whole), whole), *rng.sample(range(whole, len(usable)), len(usable) - whole)]
-    return RowSet([place_contiguous(usable[i]).with_bos(bos) for i in order[:wanted]], packed, len(usable), bos)
+    rows = [place_contiguous(usable[i]).with_bos(base.bos) for i in order[:wanted]]
+    return RowSet(rows, packed, len(usable), base.bos)
 
 
-def _check_apart(recipe: Recipe) -> None:
+def _check_apart(data: Data) -> None:
     """Refuse files that are trained on and held out, under whatever names."""
     train, heldout = (
         {os.path.realpath(path) for name in names for path in matching_files(name)}
-        for names in (recipe.data.train, recipe.data.heldout)
+        for names in (data.train, data.heldout)
     )
     if both := sorted(train & heldout):
         raise UserError(

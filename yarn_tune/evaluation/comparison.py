@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..data import doubled, heldout_excerpts
 from ..errors import UserError
 from ..files import write_json
-from ..models import base_identity, bos_of, load_tokenizer
+from ..models import base_identity
 from ..recipe import Recipe, load_recipe
 from ..rope import dynamic_ntk_inv_freq, linear_inv_freq, ntk_inv_freq
 from ..runs import Run, TunedRow, tuned_row
@@ -108,11 +108,10 @@ def compare(
     recipe = run.recipe
     start = Start.of(run.base.facts, recipe.rope)
     lengths = eval_lengths(recipe, start)
-    tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
-    excerpts = heldout_excerpts(recipe, tokenizer, max(lengths), recipe.eval.documents)
+    excerpts = heldout_excerpts(recipe.data, run.base, max(lengths), recipe.eval.documents)
     documents = [ids for _, ids in excerpts]
     edges = bucket_edges(max(lengths), recipe.eval.buckets)
-    cache = NllCache(recipe.base, run.folder / "nats", recipe.eval.chunk, bos_of(tokenizer))
+    cache = NllCache(recipe.base, run.folder / "nats", recipe.eval.chunk, run.base.bos)
     comparison = Comparison(start.native, start.window, edges, [label for label, _ in excerpts], [])
     measured: dict[str, list[Tensor]] = {}
     for method, how in tqdm(methods(start, tuned).items(), unit="method", file=sys.stderr):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data import heldout_excerpts
 from ..errors import UserError
-from ..models import BaseModel, bos_of, load_tokenizer
+from ..models import BaseModel
 from ..recipe import Recipe
 from ..runs import Run
 from ..tunable import Start
@@ -50,7 +50,7 @@ def check_factors(recipe: Recipe, factors: list[float]) -> None:
         raise UserError(f"--factors: finite and at least 1, since less would shrink the window; found {wrong[0]:g}")
     if factors:
         longest = round(max(factors) * Start.of(BaseModel(recipe.base).facts, recipe.rope).native)
-        heldout_excerpts(recipe, load_tokenizer(recipe.base.model, recipe.base.revision), longest, 1)
+        heldout_excerpts(recipe.data, BaseModel(recipe.base), longest, 1)
 
 
 def sweep(run: Run, factors: list[float]) -> list[Cell]:
@@ -60,12 +60,11 @@ def sweep(run: Run, factors: list[float]) -> list[Cell]:
     """
     recipe, cells = run.recipe, []
     begin = Start.of(run.base.facts, recipe.rope)
-    tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
-    cache = NllCache(recipe.base, run.folder / "nats", recipe.eval.chunk, bos_of(tokenizer))
+    cache = NllCache(recipe.base, run.folder / "nats", recipe.eval.chunk, run.base.bos)
     stride = recipe.eval.stride or max(1, begin.native // 4)
     for factor in factors:
         length = round(factor * begin.native)
-        documents = [ids for _, ids in heldout_excerpts(recipe, tokenizer, length, recipe.eval.documents)]
+        documents = [ids for _, ids in heldout_excerpts(recipe.data, run.base, length, recipe.eval.documents)]
         slid = _mean([cache.slid(document, begin.native, stride)[0] for document in documents], length)
         hows = methods(replace(begin, factor=factor * begin.factor / begin.stretch, window=length), {})
         for method in SWEPT:

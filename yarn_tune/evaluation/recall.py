@@ -8,7 +8,6 @@ from typing import Any
 
 from ..data import WORDINGS, Prompt, grid_lengths, heldout_tokens
 from ..files import write_json
-from ..models import load_tokenizer
 from ..recipe import Retrieve
 from ..runs import Run
 from .methods import Method, NllCache
@@ -27,8 +26,7 @@ def retrieve_methods(run: Run, cache: NllCache, methods: dict[str, Method], nati
     recipe = run.recipe
     wanted = recipe.eval.retrieval
     assert wanted is not None
-    tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
-    filler = heldout_tokens(recipe, tokenizer)
+    filler = heldout_tokens(recipe.data, run.base)
     lengths = grid_lengths(wanted, native, recipe.rope.window)
     path = run.folder / "retrieval.json"
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -36,7 +34,7 @@ def retrieve_methods(run: Run, cache: NllCache, methods: dict[str, Method], nati
     for method, how in methods.items():
         if known.get(method, {}).get("key") != keys[method]:
             with how.on(cache.model):
-                asked = ask(partial(score_transformers, cache.model), tokenizer, filler, lengths, wanted)
+                asked = ask(partial(score_transformers, cache.model), run.base.tokenizer, filler, lengths, wanted)
             known[method] = {"key": keys[method], "cells": asked.as_json()}
             write_json(path, known)
     return {method: of_json(known[method]["cells"]) for method in methods}

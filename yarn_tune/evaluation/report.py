@@ -6,8 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 
-from ..data import Coverage, build_rows
-from ..models import load_tokenizer
+from ..data import Coverage, RowRequest, build_rows
 from ..rope import ntk_inv_freq
 from ..runs import Run, TunedRow, taught
 from ..tunable import Learned, Start
@@ -40,7 +39,7 @@ def write_report(run: Run, comparison: Comparison, tuned: TunedRow, start: Start
     plot_steps(run.folder / "metrics.jsonl", run.folder / "steps.png")
     if learned.gains is not None:
         plot_gains(learned, run.folder / "gains.png")
-    rows = build_rows(recipe, load_tokenizer(recipe.base.model, recipe.base.revision))
+    rows = build_rows(recipe.data, run.base, RowRequest(recipe.row_tokens(), recipe.rows(), recipe.train.seed))
     plot_coverage(rows.coverage(start.window, recipe.data.lengths), run.folder / "coverage.png")
     values = "\n".join(f"- {name}: {value:.6g}" for name, value in learned.summary().items())
     text = (

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from ..data import Coverage, RowSet, build_rows, check_heldout, pack_long, place_contiguous
+from ..data import Coverage, RowRequest, RowSet, build_rows, check_heldout, pack_long, place_contiguous
 from ..errors import UserError
-from ..models import GIB, BaseModel, load_config, load_tokenizer
+from ..models import GIB, BaseModel, load_config
 from ..recipe import HUB, YARN, Recipe, is_hub_id, missing_files
 from ..runs import previous_run
 from ..serving import Target, make_representable
@@ -85,8 +85,9 @@ def plan(recipe: Recipe, begun: bool = False) -> Plan:
         notes.append(_begins_text(recipe, begun, config is not None))
     rows = None
     if begin is not None:
-        _check_heldout(recipe, begin.start.native, notes)
-        rows = _rows(recipe, notes)
+        base = BaseModel(recipe.base, local_only=True)
+        _check_heldout(recipe, base, begin.start.native, notes)
+        rows = _rows(recipe, base, notes)
     read = rows
     if read is None:
         tokens = recipe.row_tokens()
@@ -160,18 +161,18 @@ def _config(recipe: Recipe, notes: list[str]) -> PreTrainedConfig | None:
         return None
 
 
-def _check_heldout(recipe: Recipe, native: int, notes: list[str]) -> None:
+def _check_heldout(recipe: Recipe, base: BaseModel, native: int, notes: list[str]) -> None:
     """Held-out documents that `compare` could not measure on stop a plan; those that are not here become a note."""
     absent = missing_files(recipe.data.heldout)
     if any(name.startswith(HUB) for name in recipe.data.heldout):
         notes.append("held-out documents are streamed from the hub, so whether they are long enough is not checked")
     elif not absent:
-        check_heldout(recipe, load_tokenizer(recipe.base.model, recipe.base.revision), native)
+        check_heldout(recipe.data, recipe.eval, base, native, recipe.rope.window)
     elif not recipe.data.prepare:
         notes.append(f"data.heldout: no file matches {', '.join(absent)}, which training and `compare` will ask for")
 
 
-def _rows(recipe: Recipe, notes: list[str]) -> RowSet | None:
+def _rows(recipe: Recipe, base: BaseModel, notes: list[str]) -> RowSet | None:
     """The run's rows if all documents are on this machine."""
     if any(name.startswith(HUB) for name in recipe.data.train):
         notes.append("documents are streamed from the hub, so they are not read for a plan")
@@ -179,7 +180,7 @@ def _rows(recipe: Recipe, notes: list[str]) -> RowSet | None:
     if missing_files([*recipe.data.train, *recipe.data.heldout]) and recipe.data.prepare:
         notes.append(f"documents are not here yet: run `{recipe.data.prepare}`")
         return None
-    return build_rows(recipe, load_tokenizer(recipe.base.model, recipe.base.revision))
+    return build_rows(recipe.data, base, RowRequest(recipe.row_tokens(), recipe.rows(), recipe.train.seed))
 
 
 def _rows_text(rows: RowSet) -> str:

@@ -3,12 +3,14 @@
 from .bundled import copy_recipe, shipped_recipes
 from .loading import load_recipe, open_recipe, parse_recipe, parse_rope
 from .named_files import HUB, is_hub_id, matching_files, missing_files
-from .schema import YARN, Base, Export, Lora, Recipe, Retrieve, Rope, Runtime
+from .schema import YARN, Base, Data, Eval, Export, Lora, Recipe, Retrieve, Rope, Runtime
 
 __all__ = [
     "HUB",
     "YARN",
     "Base",
+    "Data",
+    "Eval",
     "Export",
     "Lora",
     "Recipe",

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..adapter import place_of
-from ..data import RowSet, build_rows, check_heldout, plant_needles
+from ..data import RowRequest, RowSet, build_rows, check_heldout, plant_needles
 from ..distributed import (
     Request,
     Sharding,
@@ -35,7 +35,7 @@ from ..distributed import (
     world_text,
 )
 from ..errors import CheckFailed, Interrupted
-from ..models import load_model, load_tokenizer, switch_off_dropout
+from ..models import load_model, switch_off_dropout
 from ..recipe import Recipe
 from ..runs import (
     EARLIER,
@@ -73,10 +73,10 @@ def train(run: Run) -> Learned:
     make_representable(begin.learned(), target)
     if latest_state(run.checkpoints) is None:
         previous_run(recipe)
-    tokenizer = load_tokenizer(recipe.base.model, recipe.base.revision)
-    check_heldout(recipe, tokenizer, begin.start.native)
-    rows = plant_needles(build_rows(recipe, tokenizer), recipe, tokenizer)
+    check_heldout(recipe.data, recipe.eval, run.base, begin.start.native, recipe.rope.window)
     train = recipe.train
+    rows = build_rows(recipe.data, run.base, RowRequest(recipe.row_tokens(), recipe.rows(), train.seed))
+    rows = plant_needles(rows, recipe.data, run.base, train.seed)
     world = start(recipe.runtime, train.seed, train.batch_size, train.micro_batch_size, run.folder)
     with report_lost_peers(world, run.folder), claimed(run, world):
         model, rotary = prepare(recipe, world, begin)

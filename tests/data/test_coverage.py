@@ -1,10 +1,11 @@
-"""Positions and the coverage report, against brute force."""
+"""Which relative distances are trained, against brute force."""
 
 import time
 
 import numpy as np
+from yarn_tune.data.coverage import count_distances
 from yarn_tune.data.packing import Row, pack_concat
-from yarn_tune.data.positions import Placed, coverage, place_contiguous
+from yarn_tune.data.positions import Placed, place_contiguous
 
 
 def brute_force(rows: list[Placed], window: int) -> list[int]:
@@ -21,14 +22,14 @@ def brute_force(rows: list[Placed], window: int) -> list[int]:
 
 def test_coverage_of_full_and_packed_rows():
     rows = [place_contiguous(Row(list(range(16)), [16])), place_contiguous(Row(list(range(16)), [10, 6]))]
-    found = coverage(rows, 16, bins=16)
+    found = count_distances(rows, 16, bins=16)
     assert found.pairs == brute_force(rows, 16)
     assert found.untrained == 0
 
 
 def test_short_documents_leave_the_window_untrained():
     rows = [place_contiguous(row) for row in pack_concat([[1] * 8] * 8, 32).rows]
-    found = coverage(rows, 32, bins=8)
+    found = count_distances(rows, 32, bins=8)
     assert found.untrained == 0.75
     assert found.pairs[2:] == [0] * 6
 
@@ -38,7 +39,7 @@ def test_coverage_of_long_documents_takes_no_time():
     span = 400_000
     begun = time.process_time()
     row = place_contiguous(Row([0] * 2 * span, [span, span]))
-    pairs = coverage([row], 2 * span, bins=4).pairs
+    pairs = count_distances([row], 2 * span, bins=4).pairs
     assert time.process_time() - begun < 5
     half = span // 2
     assert pairs == [half * (3 * half + 1), half * (half + 1), 0, 0]
