@@ -315,7 +315,7 @@ def only(numbers, ending, value):
         (None, {"query_gains": "none"}, "saved numbers have log_gain, which|do not fit rope.frequencies='per_pair'"),
         (None, {"rope_theta": 5e5}, "learned on a base with rope_theta 500000.0, this model has 10000.0; load"),
         (None, {"base_model_type": "qwen2"}, "learned on a base with base_model_type qwen2, this model has llama"),
-        (None, {"window": 32}, "rope.window: 32 is smaller than|rope.native: the native window must be between"),
+        (None, {"window": 32}, "rope.window: 32 is smaller than|rope.native: the native window must not exceed"),
         (
             None,
             {"frequencies": "magic"},
@@ -363,7 +363,7 @@ def test_other_files_are_refused_by_name(tmp_path, capsys):
     (folder / "adapter_config.json").write_text("{")
     assert main(["export", str(folder)]) == 2
     assert "adapter_config.json cannot be read" in capsys.readouterr().err
-    with pytest.raises(UserError, match="YarnTuneConfig: 1 problem\n  - rope.window: a window is at least 2 tokens"):
+    with pytest.raises(UserError, match="YarnTuneConfig: 1 problem\n  - rope.window: must be at least 2"):
         YarnTuneConfig()
 
 

@@ -38,11 +38,11 @@ def fails(capsys, *arguments: str) -> str:
 
 WRONG = [
     ("rope.window=32", "rope.window: 32 is smaller than the base model's native window 64"),
-    ("rope.factor=0.25", "rope.factor: a factor below 1"),
-    ("train.steps=0", "train.steps: at least 1"),
+    ("rope.factor=0.25", "rope.factor: must be at least 1"),
+    ("train.steps=0", "train.steps: must be at least 1"),
     ("train.stops=5", "did you mean 'steps'?"),
     ("rope.beta_fast=0.1", "are the betas swapped?"),
-    ("data.train=[]", "no documents"),
+    ("data.train=[]", "data.train: must not be empty"),
     ("data.train=[nowhere.txt]", "no file matches 'nowhere.txt'"),
     ("base.model=nowhere", "neither a checkpoint folder"),
     ("base.model=./nowhere/at-all", "neither a checkpoint folder"),

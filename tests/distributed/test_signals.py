@@ -64,7 +64,7 @@ def test_a_mistake_in_the_recipe_is_told_and_nothing_else(home, way):
     process = launched(home, written(home, f"mistaken-{way}"), "train.steps=0", **WAYS[way])
     _, said = process.communicate(timeout=120)
     assert process.returncode == 2, said
-    assert "train.steps: at least 1; found 0" in said
+    assert "train.steps: must be at least 1; found 0" in said
     assert "Traceback" not in said
     if way == "one":
         assert said.count("\n") == 2, said

@@ -1,6 +1,9 @@
 """Recipes: every problem at once, with place, value and remedy."""
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -51,24 +54,35 @@ def test_rates_by_kind():
         ("train.steps=1.5", "train.steps: must be a whole number; found 1.5"),
         ("train.steps=true", "train.steps: must be a whole number; found True"),
         ("train.clip=.inf", "train.clip: must be a finite number; found inf"),
-        ("train.steps=0", "train.steps: at least 1; found 0"),
+        ("train.steps=0", "train.steps: must be at least 1; found 0"),
         ("train.gradient_checkpointing={}", "train.gradient_checkpointing: must be true or false; found {}"),
-        ("runtime.zero=1", "runtime.zero: must be one of 0, 3; found 1 (stages 1 and 2 shard optimizer state"),
+        ("runtime.zero=1", "runtime.zero: must be one of 0, 3; found 1 (stages 1 and 2 shard gradients and optimizer"),
         ("train.micro_batch_size=3", "train.micro_batch_size: must divide train.batch_size (4); found 3"),
-        ("rope.factor=0.5", "rope.factor: a factor below 1 shrinks; found 0.5"),
-        ("rope.native=2048", "rope.native: the native window must be between 2 and rope.window (1024)"),
+        ("rope.factor=0.5", "rope.factor: must be at least 1; found 0.5 (a smaller factor would shrink the window)"),
+        (
+            "rope.native=2048",
+            "rope.native: the native window must not exceed rope.window (1024); this tool only extends",
+        ),
         ("rope.beta_fast=0.5", "rope.beta_fast: must exceed rope.beta_slow (1.0); are the betas swapped?"),
         ("rope.frequencies=all", "rope.frequencies: must be one of fixed, scale, ramp, per_pair; found 'all'"),
-        ("data.train=[]", "data.train: no documents"),
+        ("data.train=[]", "data.train: must not be empty; found [] (name at least one file)"),
         ("data.train=a.txt", "data.train: must be a list, as in [a.txt]; found 'a.txt'"),
-        ("data.heldout=[a.txt]", "data.heldout: stands in data.train too"),
+        ("data.heldout=[a.txt]", "data.heldout: a document of data.train is listed here too"),
         ("data.row_tokens=4096", "data.row_tokens: a row cannot be longer than rope.window (1024)"),
-        ("eval.lengths=[2048]", "eval.lengths: lengths from 2 to rope.window (1024)"),
-        ("name=a/b", "name: a plain folder name; found 'a/b'"),
-        ("train.learning_rate.frequency=-1", "train.learning_rate.frequency: must be positive"),
+        ("eval.lengths=[2048]", "eval.lengths: a length must not exceed rope.window (1024); found [2048]"),
+        ("eval.lengths=[512, 1]", "eval.lengths[1]: must be at least 2; found 1"),
+        (
+            "eval.retrieval={depths: [0.5, 1.5]}",
+            "eval.retrieval.depths[1]: must be at least 0 and at most 1; found 1.5",
+        ),
+        ("eval.retrieval={lengths: [2000]}", "eval.retrieval.lengths: a length must not exceed rope.window (1024)"),
+        ("train.warmup=1", "train.warmup: must be at least 0 and less than 1; found 1.0"),
+        ("train.learning_rate=0", "train.learning_rate: must be greater than 0; found 0.0"),
+        ("name=a/b", "name: must be a folder name without slashes; found 'a/b'"),
+        ("train.learning_rate.frequency=-1", "train.learning_rate.frequency: must be greater than 0; found -1.0"),
         ("train.steps", "write it as section.key=value"),
         ("train.steps=[1", "the value is not readable as YAML"),
-        ("base=5", "base: expected a mapping, found 5"),
+        ("base=5", "base: must be a mapping; found 5"),
     ],
 )
 def test_each_mistake_names_place_value_and_remedy(override, expected):
@@ -86,6 +100,11 @@ def test_what_checkpointed_layers_keep_needs_checkpointing():
 def test_all_problems_at_once():
     found = problems("train.steps=0", "rope.factor=0.1", "train.clip=-1", "eval.documents=0")
     assert len(found) == 4
+    found = problems(
+        "train.batch_size=0", "train.micro_batch_size=3", "rope.window=1", "runtime.fsdp=true", "runtime.zero=3"
+    )
+    # Rules that read a value outside its range are skipped; the others are still checked.
+    assert [problem.split(": ")[0] for problem in found] == ["rope.window", "train.batch_size", "runtime.fsdp"]
     found = problems("train.stpes=1", "rope.window=big", base={})
     assert [problem.split(":")[0] for problem in found] == ["base.model", "rope.window", "train.stpes"]
 
@@ -102,3 +121,13 @@ def test_files_that_are_no_recipes(tmp_path):
         path.write_bytes(content)
         with pytest.raises(RecipeError, match=message):
             load_recipe(path)
+
+
+def test_reading_a_recipe_imports_no_torch():
+    code = (
+        "import sys, yarn_tune.recipe as recipe; recipe.load_recipe('recipes/tiny-demo.yaml');"
+        "print(sorted({'torch', 'transformers', 'numpy', 'accelerate'} & {*sys.modules}))"
+    )
+    root = Path(__file__).parents[2]
+    said = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"

@@ -168,7 +168,7 @@ def test_what_cannot_be(tmp_path):
     for target in ("lm_head", "embed_tokens"):
         with pytest.raises(UserError, match=f"lora.targets: .*{target} is no linear module inside the layers"):
             train(Run(parse_recipe(tree, [f"lora.targets=[q_proj, {target}]"]), tmp_path / "other"))
-    for setting, message in (("lora.rank=0", "lora.rank: at least 1"),):
+    for setting, message in (("lora.rank=0", "lora.rank: must be at least 1"),):
         with pytest.raises(RecipeError, match=message):
             parse_recipe(recipe_tree(tmp_path / "base", tmp_path), ["lora.targets=[q_proj]", setting])
 

@@ -260,5 +260,5 @@ def test_gains_alone_leave_yarn_as_published(tmp_path, family):
 
 
 def test_yarn_alone_learns_nothing(tmp_path):
-    with pytest.raises(RecipeError, match="rope.frequencies: learns nothing by itself"):
+    with pytest.raises(RecipeError, match="rope.frequencies: with fixed frequencies there is nothing to learn"):
         parse_recipe(recipe_tree(tmp_path, tmp_path), ["rope.frequencies=fixed"])

@@ -1,4 +1,4 @@
-"""A run, written down: YAML plus dotted overrides into the dataclasses of `schema.py`.
+"""Load a recipe: YAML and dotted overrides into the dataclasses of `schema.py`, checked.
 
 Every problem of a recipe is reported at once, each with its place (file and key), the value found and what to
 write instead. Precedence: defaults < YAML < overrides (`train.steps=50`).
@@ -7,18 +7,18 @@ write instead. Precedence: defaults < YAML < overrides (`train.steps=50`).
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
 from ..errors import UserError
-from .parsing import apply_override, build, show
+from .parsing import Findings, apply_override, build, show
 from .schema import Recipe, Rope
-from .validation import impossible, rope_checks, unmet
+from .validation import ROPE_RULES, RULES, broken_rules
 
 
 class RecipeError(UserError):
-    """The user's recipe cannot be run as written; the message lists every problem found."""
+    """The recipe cannot be run as written; the message lists every problem found."""
 
     def __init__(self, source: str, problems: list[str]) -> None:
         self.problems = problems
@@ -80,24 +80,25 @@ def open_recipe(
 
 def parse_recipe(tree: dict[str, Any], overrides: list[str], source: str = "recipe") -> Recipe:
     """Build and check a recipe from nested dicts; see `load_recipe`."""
-    problems: list[str] = []
-    tree = copy.deepcopy(tree)  # the caller's stays as it is
+    findings = Findings()
+    tree = copy.deepcopy(tree)  # overrides are applied to the copy
     for override in overrides:
-        apply_override(tree, override, problems)
-    recipe = build(Recipe, tree, "", problems)
+        apply_override(tree, override, findings)
+    recipe = build(Recipe, tree, "", findings)
     if recipe is not None:
-        problems += impossible(recipe)
-    if problems or recipe is None:
-        raise RecipeError(source, problems)
-    return recipe  # type: ignore[no-any-return]
+        findings.problems += broken_rules(ROPE_RULES, recipe.rope, findings.out_of_range, "rope.")
+        findings.problems += broken_rules(RULES, recipe, findings.out_of_range)
+    if findings.problems:
+        raise RecipeError(source, findings.problems)
+    return cast(Recipe, recipe)
 
 
 def parse_rope(tree: dict[str, Any], source: str) -> Rope:
     """Build and check the `rope` section alone."""
-    problems: list[str] = []
-    rope = build(Rope, tree, "rope", problems)
+    findings = Findings()
+    rope = build(Rope, tree, "rope", findings)
     if rope is not None:
-        problems += unmet(rope_checks(rope))
-    if problems or rope is None:
-        raise RecipeError(source, problems)
-    return rope  # type: ignore[no-any-return]
+        findings.problems += broken_rules(ROPE_RULES, rope, findings.out_of_range, "rope.")
+    if findings.problems:
+        raise RecipeError(source, findings.problems)
+    return cast(Rope, rope)

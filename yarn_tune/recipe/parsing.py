@@ -1,27 +1,45 @@
-"""Nested mappings to frozen dataclasses, with every problem reported rather than the first.
+"""Build frozen dataclasses from nested mappings, and collect every problem instead of stopping at the first.
 
-A problem is one line: the place (dotted key), what is wrong, and the value found or the remedy.
+A problem is one line: the place (dotted key), what is wrong, and the value found or the remedy. Types and ranges are
+read from the annotations of the dataclass fields.
 """
 
 import dataclasses
 import difflib
 import types
 import typing
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 
+from .ranges import Constraint
 
-def apply_override(tree: dict[str, Any], override: str, problems: list[str]) -> None:
-    """Set one dotted key."""
+
+@dataclass
+class Findings:
+    """The problems found while one recipe is read."""
+
+    problems: list[str] = field(default_factory=list)
+    out_of_range: list[str] = field(default_factory=list)
+    """Places of values that have the right type and are outside their range. All other problems leave no value."""
+
+    @property
+    def unusable(self) -> int:
+        """How many problems leave a field without a value."""
+        return len(self.problems) - len(self.out_of_range)
+
+
+def apply_override(tree: dict[str, Any], override: str, findings: Findings) -> None:
+    """Set one dotted key of `tree` from a string such as `train.steps=50`; the value is YAML."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        problems.append(f"override {override!r}: write it as section.key=value, as in train.steps=50")
+        findings.problems.append(f"override {override!r}: write it as section.key=value, as in train.steps=50")
         return
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        problems.append(f"override {override!r}: the value is not readable as YAML")
+        findings.problems.append(f"override {override!r}: the value is not readable as YAML")
         return
     *parents, leaf = key.split(".")
     node = tree
@@ -33,11 +51,15 @@ def apply_override(tree: dict[str, Any], override: str, problems: list[str]) -> 
     node[leaf] = value
 
 
-def build(cls: Any, tree: Any, place: str, problems: list[str]) -> Any:
-    """One dataclass from one mapping, or None with the problems appended."""
-    before = len(problems)
+def build(cls: Any, tree: Any, place: str, findings: Findings) -> Any:
+    """An instance of the dataclass `cls` from a mapping; None if a value is missing, unknown or of another type.
+
+    Values outside their range are reported too, but do not prevent the instance: rules about several keys can then be
+    checked in the same pass.
+    """
+    before = findings.unusable
     if not isinstance(tree, dict):
-        problems.append(f"{place}: expected a mapping, found {show(tree)}")
+        findings.problems.append(f"{place}: must be a mapping; found {show(tree)}")
         return None
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -45,24 +67,21 @@ def build(cls: Any, tree: Any, place: str, problems: list[str]) -> Any:
         if key not in fields:
             close = difflib.get_close_matches(str(key), fields, n=1)
             remedy = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(fields)}"
-            problems.append(f"{_join(place, key)}: unknown key; {remedy}")
+            findings.problems.append(f"{_join(place, key)}: unknown key; {remedy}")
     values = {}
     for name, spec in fields.items():
         if name in tree:
-            values[name] = _convert(hints[name], tree[name], _join(place, name), problems)
+            values[name] = _convert(hints[name], tree[name], _join(place, name), findings)
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            problems.append(f"{_join(place, name)}: missing; it has no default")
-    return cls(**values) if len(problems) == before else None
+            findings.problems.append(f"{_join(place, name)}: missing; this key has no default")
+    return cls(**values) if findings.unusable == before else None
 
 
-def _convert(hint: Any, value: Any, place: str, problems: list[str]) -> Any:
-    """`value` as the type `hint` asks for; appends a problem if it is not."""
+def _convert(hint: Any, value: Any, place: str, findings: Findings) -> Any:
+    """`value` as the type `hint`; adds a problem if it has another type or is outside the annotated range."""
     origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Annotated:  # with the reason why other values are not accepted
-        before = len(problems)
-        value = _convert(arguments[0], value, place, problems)
-        problems[before:] = [f"{problem} ({arguments[1]})" for problem in problems[before:]]
-        return value
+    if origin is Annotated:
+        return _annotated(arguments[0], arguments[1:], value, place, findings)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
@@ -71,34 +90,52 @@ def _convert(hint: Any, value: Any, place: str, problems: list[str]) -> Any:
             choices = [a for a in choices if dataclasses.is_dataclass(a)] or choices
         else:
             choices = [a for a in choices if not dataclasses.is_dataclass(a)] or choices
-        return _convert(choices[0], value, place, problems)
+        return _convert(choices[0], value, place, findings)
     if dataclasses.is_dataclass(hint):
-        return build(hint, value, place, problems)
+        return build(hint, value, place, findings)
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
-            problems.append(f"{place}: must be one of {', '.join(map(str, arguments))}; found {show(value)}")
+            options = ", ".join(map(str, arguments))
+            findings.problems.append(f"{place}: must be one of {options}; found {show(value)}")
         return value
     if origin is list:
         if not isinstance(value, list):
-            problems.append(f"{place}: must be a list, as in [{_example(arguments[0])}]; found {show(value)}")
+            findings.problems.append(f"{place}: must be a list, as in [{_example(arguments[0])}]; found {show(value)}")
             return []
-        return [_convert(arguments[0], item, f"{place}[{i}]", problems) for i, item in enumerate(value)]
-    return _plain(hint, value, place, problems)
+        return [_convert(arguments[0], item, f"{place}[{i}]", findings) for i, item in enumerate(value)]
+    return _plain(hint, value, place, findings)
 
 
-def _plain(hint: Any, value: Any, place: str, problems: list[str]) -> Any:
-    """A bool, int, float or str. YAML reads 1e-3 as a string, which is taken for the number it means."""
+def _annotated(hint: Any, notes: tuple[Any, ...], value: Any, place: str, findings: Findings) -> Any:
+    """`_convert` for `Annotated[hint, *notes]`: the notes are constraints and, as strings, reasons for them."""
+    before, unusable = len(findings.problems), findings.unusable
+    value = _convert(hint, value, place, findings)
+    constraints: list[Constraint] = [note for note in notes if not isinstance(note, str)]
+    if findings.unusable == unusable and not all(each.holds(value) for each in constraints):
+        wanted = " and ".join(each.text for each in constraints).replace(" and be ", " and ")
+        findings.problems.append(f"{place}: must {wanted}; found {show(value)}")
+        findings.out_of_range.append(place)
+    reasons = "".join(f" ({note})" for note in notes if isinstance(note, str))
+    findings.problems[before:] = [problem + reasons for problem in findings.problems[before:]]
+    return value
+
+
+def _plain(hint: Any, value: Any, place: str, findings: Findings) -> Any:
+    """A bool, int, float or str. YAML reads 1e-3 as a string, which is converted to the number."""
     if hint is float and isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
             pass
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            pass
     finite = not isinstance(value, float) or abs(value) < float("inf")
     if type(value) is not hint or not finite:
         kind = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}[hint]
-        problems.append(f"{place}: must be {kind}; found {show(value)}")
+        findings.problems.append(f"{place}: must be {kind}; found {show(value)}")
     return value
 
 
@@ -107,11 +144,13 @@ def _join(place: str, key: object) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as a message shows it, cut to 60 characters."""
+    """A value as messages show it, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _example(hint: Any) -> str:
+    while get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
     options = get_args(hint)
-    return str(options[0]) if options else {int: "1024", str: "a.txt"}.get(hint, "...")
+    return str(options[0]) if options else {int: "1024", float: "0.5", str: "a.txt"}.get(hint, "...")

@@ -1,12 +1,22 @@
-"""A recipe's sections: frozen dataclasses with every default, here and nowhere else.
+"""The sections of a recipe: frozen dataclasses with every default and every range, here and nowhere else.
 
 Units: lengths and positions are in tokens; learning rates are per step, in log space (a rate of 0.01 moves a
-number by about 1% a step).
+number by about 1% per step). Ranges are annotations, explained in `ranges.py`.
 """
 
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
+
+from .ranges import Above, AtLeast, AtMost, Below, FolderName, NotEmpty
+
+Count = Annotated[int, AtLeast(1)]
+Length = Annotated[int, AtLeast(2)]
+"""Tokens of something that has at least one prediction."""
+Share = Annotated[float, AtLeast(0), AtMost(1)]
+Rate = Annotated[float, Above(0)]
+Weight = Annotated[float, AtLeast(0)]
+Files = Annotated[list[str], NotEmpty(), "name at least one file"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,48 +26,54 @@ class Base:
     model: str
     """A local checkpoint folder, or a hub id (`org/name`)."""
     revision: str | None = None
-    """Hub revision; pin a commit for results to be repeatable."""
+    """Hub revision; pin a commit for repeatable results."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the frozen weights and of activations. What is learned is float32 whatever stands here."""
+    """Dtype of the frozen weights and the activations. Learned numbers are always float32."""
     prepare: str | None = None
-    """The command that makes a local `model` folder, shown when the folder is not there."""
+    """The command that creates a local `model` folder, shown when the folder does not exist."""
 
 
 YARN = "yarn"
-"""`rope.init` where a run starts as search-free YaRN, exactly."""
+"""Value of `rope.init` with which a run starts as search-free YaRN, exactly."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
     """What is learned, and for which window."""
 
-    window: int
-    """Window to be served after tuning."""
-    native: int | None = None
-    """Window the base was trained with; null: its config's `max_position_embeddings`."""
-    factor: float | None = None
+    window: Length
+    """Window to serve after tuning."""
+    native: Length | None = None
+    """Window that the base was trained with; null: `max_position_embeddings` of its config."""
+    factor: Annotated[float, AtLeast(1), "a smaller factor would shrink the window"] | None = None
     """YaRN's scale at the start; null: window / native."""
     frequencies: Literal["fixed", "scale", "ramp", "per_pair"] = "per_pair"
-    """yarn: nothing, the table and t stay search-free YaRN's (for `temperature` or `lora` alone, which short rows can
-    teach). scale: s and t. ramp: also beta_fast and beta_slow. frequency: one factor per rotary pair, and t."""
+    """What is learned of the frequency table. fixed: nothing; the table and the temperature t stay those of search-free
+    YaRN, so that query gains or LoRA are learned alone, for which rows of half the window suffice. scale: s and t.
+    ramp: s, t, beta_fast and beta_slow. per_pair: one factor per rotary pair, and t."""
     query_gains: Literal["none", "layer", "head", "pair", "pair_phase"] = "none"
-    """global: one attention temperature for the whole model. On top of it, folded into the queries: layer, head: one
-    gain each; spectral: one a head and rotary pair; phase: that, and one angle each."""
-    init: str = YARN
+    """Gains on the queries, folded into the query weights at export. none: only the temperature t of the whole model.
+    layer, head: one gain per layer or head. pair: one per head and rotary pair. pair_phase: one gain and one angle per
+    head and rotary pair."""
+    init: Annotated[str, NotEmpty()] = YARN
     """yarn: every parameterisation starts as search-free YaRN, exactly. Or the folder of a finished run, of a run's
-    checkpoint, or of an adapter, on the same base, with the same `frequencies`, `query_gains` and `lora`: what it
-    learned is the start, and `train.weight_decay` pulls to YaRN still. Take another `train.seed`, or the rows may be
-    those it read."""
+    checkpoint, or of an adapter, on the same base and with the same `frequencies`, `query_gains` and `lora`: its
+    learned numbers are the start. `train.weight_decay` pulls towards YaRN in both cases. Change `train.seed` too,
+    or the run reads the rows of the earlier one again."""
     beta_fast: float = 32.0
-    beta_slow: float = 1.0
+    """Rotations within the native window above which YaRN keeps a pair's frequency."""
+    beta_slow: Annotated[float, Above(0)] = 1.0
+    """Rotations within the native window below which YaRN divides a pair's frequency by the whole factor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """Low-rank changes of the weights, trained beside the learned numbers and merged at export."""
+    """Low-rank changes of the weights, trained together with the other learned numbers and merged at export."""
 
-    rank: int = 8
-    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    rank: Count = 8
+    targets: Annotated[list[str], NotEmpty(), "name at least one module"] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"]
+    )
     """Names of linear modules."""
 
 
@@ -65,32 +81,32 @@ class Lora:
 class Data:
     """Documents, and how they become rows."""
 
-    train: list[str]
+    train: Files
     """Files or globs (.txt .jsonl .jsonl.gz .parquet), or `hub:org/name[:split]` for a dataset on the hub."""
-    heldout: list[str]
+    heldout: Files
     """Documents for measuring; never trained on."""
     prepare: str | None = None
-    """The command that makes the files, shown when they are not there."""
+    """The command that creates the files, shown when they do not exist."""
     text_key: str = "text"
-    """Field with the text; a field `input_ids` holding token ids is taken as it is."""
-    rows: int | None = None
-    """Rows to prepare; null: as many as the run will read, so that no row is read twice if documents suffice."""
-    row_tokens: int | None = None
-    """Tokens a row; null: the window."""
+    """Field that holds the text; a field `input_ids` with token ids is used without tokenization."""
+    rows: Count | None = None
+    """Rows to prepare; null: as many as the run reads, so that no row is read twice if the documents suffice."""
+    row_tokens: Length | None = None
+    """Tokens per row; null: the window."""
     packing: Literal["long", "concat"] = "long"
-    """long: a row is a span of one document where documents are long enough, and joined ones otherwise.
-    concat: documents share rows, each isolated from the others, with positions from zero."""
-    lengths: list[int] | None = None
-    """Lengths that rows are cut to, one for each step; null: rows are read whole."""
+    """long: a row is a span of one document where documents are long enough, else several documents joined. concat:
+    documents share rows, each isolated from the others, with positions from zero."""
+    lengths: Annotated[list[Length], NotEmpty(), "name a length, or null"] | None = None
+    """Lengths that rows are cut to, one per step; null: rows are read whole."""
     order: Literal["mixed", "staged"] = "mixed"
-    """Of `lengths`. mixed: they take turns. staged: one after another, each for its share of the steps."""
-    needles: float = 0.0
-    """Share of the rows that end in a question for a number stated somewhere in them."""
+    """Order of `lengths`. mixed: they alternate. staged: one after another, each for its share of the steps."""
+    needles: Share = 0.0
+    """Share of the rows that end in a question for a number stated earlier in the row."""
     wording: Literal["plain", "demo"] = "plain"
-    """Of those questions; see `eval.retrieval.wording`."""
+    """Wording of these questions; see `eval.retrieval.wording`."""
 
     def length_at(self, step: int, steps: int) -> int | None:
-        """What rows are cut to in a step; None where they are read whole."""
+        """The length that rows are cut to in a step; None where they are read whole."""
         if self.lengths is None:
             return None
         turn = step if self.order == "mixed" else step * len(self.lengths) // steps
@@ -101,72 +117,76 @@ class Data:
 class Rates:
     """Peak learning rates, one per kind of learned number."""
 
-    frequency: float = 0.02
-    temperature: float = 0.01
-    gain: float | None = None
-    """null: 0.01 for a gain a layer, 0.02 a head, 0.03 a rotary pair: what moves more must move slower."""
-    phase: float = 0.03
-    lora: float = 0.002
-    """Of the factors themselves, not in log space."""
+    frequency: Rate = 0.02
+    temperature: Rate = 0.01
+    gain: Rate | None = None
+    """null: 0.01 for gains per layer, 0.02 per head, 0.03 per rotary pair."""
+    phase: Rate = 0.03
+    lora: Rate = 0.002
+    """Rate of the factors themselves, not in log space."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decays:
-    """Pulls towards search-free YaRN, one per kind of learned number."""
+    """Decay towards search-free YaRN, one value per kind of learned number."""
 
-    frequency: float = 0.0
-    temperature: float = 0.0
-    gain: float = 0.0
-    phase: float = 0.0
-    lora: float = 0.0
+    frequency: Weight = 0.0
+    temperature: Weight = 0.0
+    gain: Weight = 0.0
+    phase: Weight = 0.0
+    lora: Weight = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """The loop."""
+    """The training loop."""
 
-    steps: int = 100
-    batch_size: int = 4
-    """Rows a step, over all processes."""
-    micro_batch_size: int = 1
-    """Rows a forward pass, in each process."""
-    learning_rate: Rates | float = field(default_factory=Rates)
-    warmup: float = 0.1
-    """Share of the steps during which the rate rises; then a cosine down to a tenth of the peak."""
-    clip: float = 1.0
-    """Largest gradient norm; 0 switches clipping off."""
-    weight_decay: Decays | float = 0.0
-    """Pull of every learned number towards search-free YaRN, where a gain is 1 and a phase 0; AdamW's, so a step moves
-    a number by at most rate x decay of its distance."""
+    steps: Count = 100
+    batch_size: Count = 4
+    """Rows per step, over all processes."""
+    micro_batch_size: Count = 1
+    """Rows per forward pass, in each process."""
+    learning_rate: Rates | Rate = field(default_factory=Rates)
+    warmup: Annotated[float, AtLeast(0), Below(1)] = 0.1
+    """Share of the steps during which the rate rises; then it follows a cosine down to a tenth of the peak."""
+    clip: Weight = 1.0
+    """Largest gradient norm; 0: no clipping."""
+    weight_decay: Decays | Weight = 0.0
+    """Decay of every learned number towards search-free YaRN, where a gain is 1 and a phase 0. It is AdamW's: a step
+    moves a number by at most rate x decay of its distance."""
     objective: Literal["next-token", "distill"] = "next-token"
-    """distill: the base's own predictions from its native window, slid along the row."""
-    short_context_kl: float = 0.0
-    """Weight of KL(base || tuned) inside the native window: keeps short texts as they were."""
-    answer_weight: float = 50.0
-    """Of each token of the answer to a planted question (`data.needles`); other tokens count 1."""
-    seed: int = 0
+    """next-token: cross entropy. distill: KL from the base's own predictions, with its native window slid along the
+    row."""
+    short_context_kl: Weight = 0.0
+    """Weight of KL(base || tuned) inside the native window, which preserves the predictions on short texts."""
+    answer_weight: Weight = 50.0
+    """Weight of each token of the answer to a planted question (`data.needles`); other tokens have weight 1."""
+    seed: Annotated[int, AtLeast(0), Below(2**32)] = 0
     gradient_checkpointing: bool = True
     keep_attention: bool = False
-    """What attention gave is kept beside the inputs of checkpointed layers, and not computed again."""
+    """Keep the output of attention beside the inputs of checkpointed layers, so that it is not computed again."""
     offload_activations: bool = False
-    """The inputs of checkpointed layers wait in the CPU's memory."""
-    tiled_mlp: int | None = None
-    """Tokens of a row that pass an MLP at a time; null: all. Less memory a layer, for one more forward of its MLP."""
-    checkpoint_every: int = 10
+    """Keep the inputs of checkpointed layers in CPU memory."""
+    tiled_mlp: Count | None = None
+    """Tokens of a row that pass an MLP at a time; null: all. Saves memory for one more forward pass of the MLP."""
+    checkpoint_every: Count = 10
     """Steps between saved states; an interrupted run loses at most this many."""
-    keep_checkpoints: int = 3
+    keep_checkpoints: Annotated[int, AtLeast(2)] = 3
 
     def rates(self, query_gains: str = "none") -> Rates:
-        """All rates, also when the recipe gives one number; by `rope.query_gains`."""
+        """One rate per kind, also where the recipe has one number for all.
+
+        The default of the gains' rate depends on `rope.query_gains`.
+        """
         if isinstance(self.learning_rate, Rates):
             own = self.learning_rate.gain
-            by_rung = {"layer": 0.01, "head": 0.02}.get(query_gains, 0.03)
-            return dataclasses.replace(self.learning_rate, gain=by_rung if own is None else own)
+            default = {"layer": 0.01, "head": 0.02}.get(query_gains, 0.03)
+            return dataclasses.replace(self.learning_rate, gain=default if own is None else own)
         rate = self.learning_rate
         return Rates(frequency=rate, temperature=rate, gain=rate, phase=rate, lora=rate)
 
     def decays(self) -> Decays:
-        """All decays, also when the recipe gives one number."""
+        """One decay per kind, also where the recipe has one number for all."""
         if isinstance(self.weight_decay, Decays):
             return self.weight_decay
         decay = self.weight_decay
@@ -175,40 +195,42 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieve:
-    """Numbers hidden in the held-out documents, to be found again."""
+    """Retrieval of numbers that are hidden in the held-out documents."""
 
-    lengths: list[int] | None = None
-    """Of the prompts; null: the native window doubled up to the window, each less 16 tokens for the answer."""
-    depths: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
-    """Where the needle is: 0 far from the question, 1 right before it."""
-    per_cell: int = 4
-    """Prompts for each length and depth."""
-    keys: int = 1
-    """Needles a prompt, each for another word; one is asked for."""
+    lengths: Annotated[list[Length], NotEmpty(), "name a length, or null"] | None = None
+    """Lengths of the prompts; null: the native window doubled up to the window, each less 16 tokens for the answer."""
+    depths: Annotated[list[Share], NotEmpty(), "name a depth"] = field(
+        default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0]
+    )
+    """Position of the needle: 0 far from the question, 1 right before it."""
+    per_cell: Count = 4
+    """Prompts per length and depth."""
+    keys: Count = 1
+    """Needles per prompt, each with another word; the question is about one of them."""
     wording: Literal["plain", "demo"] = "plain"
-    """demo: as data/tiny-base was trained to read it."""
+    """demo: the wording that data/tiny-base was trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
     """What `compare` measures on the held-out documents."""
 
-    lengths: list[int] | None = None
+    lengths: Annotated[list[Length], NotEmpty(), "name a length, or null"] | None = None
     """Lengths of the excerpts; null: native window and window."""
-    documents: int = 4
-    """Excerpts a length; they are taken from the documents in turn."""
-    buckets: int = 8
-    """Position buckets a window."""
-    stride: int | None = None
-    """Step of the native window slid over the document; null: a quarter of it."""
-    chunk: int | None = None
-    """Tokens a forward pass over a KV cache, for documents too long for one; null: the whole document."""
-    key_gain: float = 2.0
-    """A key token is one that far context predicts better by at least so many nats ..."""
-    key_floor: float = 2.0
-    """... and in at most so many (LongPPL's thresholds)."""
+    documents: Count = 4
+    """Excerpts per length, taken from the documents in turn."""
+    buckets: Count = 8
+    """Position buckets per window."""
+    stride: Count | None = None
+    """Step of the native window that is slid over the document; null: a quarter of the native window."""
+    chunk: Count | None = None
+    """Tokens per forward pass over a KV cache, for documents too long for one pass; null: the whole document."""
+    key_gain: Annotated[float, Above(0)] = 2.0
+    """A key token is one whose NLL far context lowers by at least this much ..."""
+    key_floor: Annotated[float, Above(0)] = 2.0
+    """... to at most this much (the thresholds of LongPPL)."""
     retrieval: Retrieve | None = None
-    """null: no needles are asked for."""
+    """null: retrieval is not measured."""
 
 
 StackName = Literal[
@@ -216,72 +238,72 @@ StackName = Literal[
     "sglang", "lmdeploy", "turbomind", "turbomind-0.13", "tgi", "llama.cpp", "mlx-lm", "tensorrt-llm", "exllamav2",
     "exllamav3", "onnx-genai", "ctranslate2", "openvino",
 ]  # fmt: skip
-"""As `serving.stacks` lists them, with the versions each stands for."""
+"""The serving stacks of `serving.stacks`, which lists the versions that each name covers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """The checkpoint to be served."""
+    """The checkpoint to serve."""
 
-    stacks: list[StackName] | None = None
+    stacks: Annotated[list[StackName], NotEmpty(), "name a stack, or null"] | None = None
     """Serving stacks that must compute what was learned; null: the usual ones that run this family."""
     fold: Literal["auto", "never", "always"] = "auto"
-    """Multiply the temperature into the query projections: auto only where a stack needs it."""
-    tolerance: float = 1e-4
+    """Multiply the temperature into the query projections; auto: only where a stack needs it."""
+    tolerance: Annotated[float, Above(0)] = 1e-4
     """Largest difference of a float32 logit between the tuned model and the reloaded export."""
 
 
-STAGES = "stages 1 and 2 shard optimizer state and gradients, here of a few thousand numbers, so they are not offered"
+STAGES = "stages 1 and 2 shard gradients and optimizer state, which here belong to a few thousand numbers"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
     """Processes and logs."""
 
-    processes: int | None = None
-    """Processes the run is meant for; another world size is refused. null: any."""
+    processes: Count | None = None
+    """Number of processes that the run expects; another number is an error. null: any."""
     zero: Annotated[Literal[0, 3], STAGES] = 0
-    """3: frozen weights in shards over the processes, by DeepSpeed. 0: whole in each."""
+    """3: frozen weights sharded over the processes by DeepSpeed. 0: whole in each process."""
     fsdp: bool = False
-    """Frozen weights in shards by torch's FSDP2, instead of `zero: 3`."""
+    """Frozen weights sharded by torch's FSDP2, instead of `zero: 3`."""
     offload: Literal["none", "cpu"] = "none"
-    """cpu: shards wait in the CPU's memory."""
-    sequence: int = 1
+    """cpu: shards are kept in CPU memory."""
+    sequence: Count = 1
     """Processes that share each row (DeepSpeed's Ulysses), for rows whose activations do not fit one device."""
-    timeout_minutes: float = 30.0
-    """How long a process waits for the others before it gives up; more than the slowest step takes."""
+    timeout_minutes: Annotated[float, Above(0), AtMost(10080), "a week is 10080"] = 30.0
+    """How long a process waits for the others before it gives up; set it above the time of the slowest step."""
     trackers: list[Literal["wandb", "tensorboard"]] = field(default_factory=list)
-    threads: int | None = None
-    """CPU threads a process; null: torch's default."""
+    threads: Count | None = None
+    """CPU threads per process; null: torch's default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One run. `name` is the run folder's name under `runs/`."""
+    """One run. `name` is the name of its folder under `runs/`."""
 
-    name: str
+    name: Annotated[str, FolderName()]
     base: Base
     rope: Rope
     data: Data
     lora: Lora | None = None
-    """null: the weights stay as they are."""
+    """null: the weights do not change."""
     train: Train = field(default_factory=Train)
     eval: Eval = field(default_factory=Eval)
     export: Export = field(default_factory=Export)
     runtime: Runtime = field(default_factory=Runtime)
 
     def row_tokens(self) -> int:
-        """Tokens a row, the default filled in."""
+        """Tokens per row, with the default filled in."""
         return self.data.row_tokens or self.rope.window
 
     def rows(self) -> int:
-        """Rows to prepare, the default filled in."""
+        """Rows to prepare, with the default filled in."""
         return self.data.rows or self.train.steps * self.train.batch_size
 
     def sharded(self) -> bool:
-        """Whether frozen weights are split over the processes."""
+        """Whether frozen weights are sharded over the processes."""
         return self.runtime.zero == 3 or self.runtime.fsdp
 
     def to_dict(self) -> dict[str, Any]:
-        """All values, defaults written out, ready for YAML."""
+        """All values including defaults, ready for YAML."""
         return dataclasses.asdict(self)

@@ -1,0 +1,113 @@
+"""Ranges of recipe values, written beside the field: `steps: Annotated[int, AtLeast(1)] = 100`.
+
+`parsing` reads these annotations; nothing else knows them. A string among the annotations is the reason for the range,
+and is added to the message.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Constraint(Protocol):
+    """A condition on one value."""
+
+    def holds(self, value: Any) -> bool:
+        """Whether the value, which has the field's type, meets the condition."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """The condition, to follow "must"."""
+        ...
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """A number not below `low`."""
+
+    low: float
+
+    def holds(self, value: float) -> bool:
+        """See `Constraint`."""
+        return value >= self.low
+
+    @property
+    def text(self) -> str:
+        """See `Constraint`."""
+        return f"be at least {self.low}"
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """A number not above `high`."""
+
+    high: float
+
+    def holds(self, value: float) -> bool:
+        """See `Constraint`."""
+        return value <= self.high
+
+    @property
+    def text(self) -> str:
+        """See `Constraint`."""
+        return f"be at most {self.high}"
+
+
+@dataclass(frozen=True)
+class Above:
+    """A number greater than `low`."""
+
+    low: float
+
+    def holds(self, value: float) -> bool:
+        """See `Constraint`."""
+        return value > self.low
+
+    @property
+    def text(self) -> str:
+        """See `Constraint`."""
+        return f"be greater than {self.low}"
+
+
+@dataclass(frozen=True)
+class Below:
+    """A number less than `high`."""
+
+    high: float
+
+    def holds(self, value: float) -> bool:
+        """See `Constraint`."""
+        return value < self.high
+
+    @property
+    def text(self) -> str:
+        """See `Constraint`."""
+        return f"be less than {self.high}"
+
+
+@dataclass(frozen=True)
+class NotEmpty:
+    """A text or a list with something in it."""
+
+    def holds(self, value: str | list[Any]) -> bool:
+        """See `Constraint`."""
+        return len(value) > 0
+
+    @property
+    def text(self) -> str:
+        """See `Constraint`."""
+        return "not be empty"
+
+
+@dataclass(frozen=True)
+class FolderName:
+    """A name for one folder, not a path."""
+
+    def holds(self, value: str) -> bool:
+        """See `Constraint`."""
+        return bool(value) and "/" not in value and "\0" not in value and value not in (".", "..")
+
+    @property
+    def text(self) -> str:
+        """See `Constraint`."""
+        return "be a folder name without slashes"
