@@ -1,19 +1,7 @@
 """Base models: what is known of each family, RoPE facts of a config, where queries are, loading, and the token loss."""
 
 from .base import BaseModel
-from .families import (
-    FULL,
-    INTERLEAVED,
-    LATENT,
-    Layout,
-    RopeFacts,
-    has_sliding_layers,
-    head_dim_of,
-    layout_of,
-    logit_transform,
-    rope_facts,
-    softmax_gain,
-)
+from .families import FAMILIES, FULL, Family, Place, family_of, supported
 from .loading import (
     GIB,
     base_identity,
@@ -30,19 +18,32 @@ from .loading import (
     to_device,
 )
 from .query_layout import QuerySite, query_site, scaled
+from .query_rows import head_dim_of
+from .rope_config import (
+    Layout,
+    RopeFacts,
+    has_sliding_layers,
+    layout_of,
+    logit_transform,
+    refusal,
+    rope_facts,
+    softmax_gain,
+    text_section,
+)
 from .token_loss import CHUNK, HAS_FUSED, IGNORED, NextToken, Reader, Transform, by_chunks, exact_nats, hidden_states
 
 __all__ = [
     "CHUNK",
+    "FAMILIES",
     "FULL",
     "GIB",
     "HAS_FUSED",
     "IGNORED",
-    "INTERLEAVED",
-    "LATENT",
     "BaseModel",
+    "Family",
     "Layout",
     "NextToken",
+    "Place",
     "QuerySite",
     "Reader",
     "RopeFacts",
@@ -53,6 +54,7 @@ __all__ = [
     "config_json",
     "decoder_layers",
     "exact_nats",
+    "family_of",
     "has_sliding_layers",
     "head_dim_of",
     "hidden_states",
@@ -62,12 +64,15 @@ __all__ = [
     "load_tokenizer",
     "logit_transform",
     "query_site",
+    "refusal",
     "rope_facts",
     "rotary_site",
     "save_weights",
     "scaled",
     "slow_dtype",
     "softmax_gain",
+    "supported",
     "switch_off_dropout",
+    "text_section",
     "to_device",
 ]

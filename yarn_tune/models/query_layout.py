@@ -1,16 +1,15 @@
-"""Where each family's queries can be scaled before they are rotated: tensor names, rows, and which pair a row is in.
+"""Where the queries of a model can be scaled before they are rotated: tensor names, rows, and the pair of each row.
 
-RoPE rotates q and k in pairs of rows. Whatever multiplies both rows of a pair of q by one number, or turns the pair by
-one angle, commutes with the rotation, and so it can be learned beside it and folded into the checkpoint. Where the
-query is normalised between projection and rotation, the norm's weight is the place; it is shared by the heads, unless
-the norm is across all of them, and it can hold no turn. Where the norm comes after the rotation, or a clamp sits
-between, nothing can be folded exactly, and the family is refused.
+RoPE rotates q and k in pairs of rows. Multiplying both rows of a pair of q by one number, or rotating the pair by one
+angle, commutes with RoPE, so it can be learned beside it and folded into the checkpoint. Where the query is normalised
+between projection and rotation, the norm's weight is scaled instead; heads share it, unless the norm is across all of
+them, and it cannot hold a rotation. Where the norm follows the rotation, or queries are clamped in between, nothing
+can be folded exactly.
 
 Shapes: `rows` is `[groups, d]`, groups being query heads, or 1 where they share a norm; `pairs` is `[d]`.
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +18,8 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from ..errors import UserError
-from .families import FULL, INTERLEAVED, head_dim_of, layout_of
+from .families import FULL, family_of
+from .rope_config import Layout, layout_of, text_section
 
 
 @dataclass(frozen=True)
@@ -116,118 +116,43 @@ def scaled(x: Tensor, site: QuerySite, gains: Tensor) -> Tensor:
 
 
 def query_site(config: dict[str, Any]) -> QuerySite:
-    """Where the temperature of this model can go.
+    """Where the queries of this model can be scaled.
+
+    Args:
+        config: config.json.
 
     Raises:
-        UserError: if it cannot be folded exactly, with the reason.
+        UserError: if a scale cannot be folded exactly, with the reason.
     """
     layout = layout_of(config)
-    bare = CONFIG_MAPPING[layout.model_type].from_dict(config)
-    kind, head_dim = layout.model_type, layout.head_dim
-    if kind not in PLACES:
-        raise UserError(f"folding: where {kind} scales its queries was not established; see export.stacks")
-    names, rows_of = PLACES[kind]
+    family, bare = layout.family, CONFIG_MAPPING[layout.model_type].from_dict(text_section(config))
+    place = family.queries
+    if place is None:
+        raise UserError(
+            f"folding: where {layout.model_type} scales its queries was not established; see export.stacks"
+        )
     if getattr(bare, "clip_qkv", None):
-        raise UserError(f"folding: this {kind} clamps its queries (clip_qkv) before rotating them, so it is not exact")
-    normed = any(getattr(bare, key, False) for key in ("use_qk_norm", "qk_layernorm"))
-    if normed:
-        names, rows_of = QUERY_NORMS[kind]
-    dim = _rotary_dim(bare, head_dim)
+        raise UserError(
+            f"folding: this {layout.model_type} clamps its queries (clip_qkv) before rotating them, so it is not exact"
+        )
+    if family.query_norm is not None and any(getattr(bare, key, False) for key in family.norm_keys):
+        place = family.query_norm
+    dim = _rotary_dim(bare, layout)
     half = torch.arange(dim // 2)
-    pairs = half.repeat_interleave(2) if kind in INTERLEAVED else torch.cat([half, half])
-    plus_one = kind in ("gemma3_text", "qwen3_next")
-    return QuerySite(re.compile(names), rows_of(bare, dim), pairs, tuned_layers(bare), 1.0 if plus_one else 0.0)
+    pairs = half.repeat_interleave(2) if layout.interleaved else torch.cat([half, half])
+    return QuerySite(re.compile(place.pattern), place.rows(bare, dim), pairs, tuned_layers(bare), family.norm_shift)
 
 
-def _rotary_dim(bare: PreTrainedConfig, head_dim: int) -> int:
+def _rotary_dim(bare: PreTrainedConfig, layout: Layout) -> int:
     section = bare.rope_parameters
     section = section if "rope_theta" in section else section[FULL]
-    return int(head_dim * section.get("partial_rotary_factor", 1.0))
+    return layout.rotary_dim(section.get("partial_rotary_factor", 1.0))
 
 
 def tuned_layers(config: PreTrainedConfig) -> frozenset[int]:
     """Layers whose queries are rotated with the table that is tuned."""
-    count = config.num_hidden_layers
-    kinds = getattr(config, "layer_types", None) or [FULL] * count
-    if config.model_type in ("gemma3_text", "olmo3", "qwen3_next"):
-        return frozenset(i for i in range(count) if kinds[i] == FULL)
-    without = getattr(config, "no_rope_layers", None)
-    if config.model_type == "smollm3" and without:
-        return frozenset(i for i in range(count) if without[i])  # 1 means that the layer does rotate
-    return frozenset(range(count))
-
-
-# Where the rotated rows of every head are.
-
-RowsOf = Callable[[PreTrainedConfig, int], Tensor]
-
-
-def _grid(starts: Tensor, dim: int) -> Tensor:
-    return starts[:, None] + torch.arange(dim)
-
-
-def separate(config: PreTrainedConfig, dim: int) -> Tensor:
-    """A query projection (or norm across heads), head after head; also the first block of a fused [q; k; v]."""
-    return _grid(torch.arange(config.num_attention_heads) * head_dim_of(config), dim)
-
-
-def per_head(config: PreTrainedConfig, dim: int) -> Tensor:
-    """[q, k, v] of head 0, then of head 1, ..."""
-    return _grid(torch.arange(config.num_attention_heads) * 3 * head_dim_of(config), dim)
-
-
-def shared(config: PreTrainedConfig, dim: int) -> Tensor:
-    """One norm for every head."""
-    return _grid(torch.zeros(1, dtype=torch.long), dim)
-
-
-def falcon(config: PreTrainedConfig, dim: int) -> Tensor:
-    """Groups of [queries, k, v] (new decoder), all queries first (multi-query), or per head."""
-    heads, size = config.num_attention_heads, head_dim_of(config)
-    if config.new_decoder_architecture:
-        groups = config.num_kv_heads
-        each = heads // groups
-        starts = torch.arange(heads) + 2 * (torch.arange(heads) // each)
-        return _grid(starts * size, dim)
-    return separate(config, dim) if config.multi_query else per_head(config, dim)
-
-
-def latent(config: PreTrainedConfig, dim: int) -> Tensor:
-    """DeepSeek's queries: in each head the unrotated part first."""
-    size = config.qk_nope_head_dim + config.qk_rope_head_dim
-    return _grid(torch.arange(config.num_attention_heads) * size + config.qk_nope_head_dim, config.qk_rope_head_dim)
-
-
-Q_PROJ = r"layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)$"
-Q_NORM = r"layers\.(\d+)\.self_attn\.q_norm\.weight$"
-NEOX = r"layers\.(\d+)\.attention\.query_key_value\.(weight|bias)$"
-FUSED = r"layers\.(\d+)\.self_attn\.query_key_value\.(weight|bias)$"
-
-PLACES: dict[str, tuple[str, RowsOf]] = {
-    **dict.fromkeys(
-        (
-            "arcee", "cohere", "ernie4_5", "gemma", "gemma2", "glm", "glm4", "gpt_oss", "granite",
-            "granitemoe", "llama", "ministral", "mistral", "mixtral", "nemotron", "olmo", "phi", "qwen2", "qwen2_moe",
-            "seed_oss", "smollm3", "stablelm", "starcoder2",
-        ),
-        (Q_PROJ, separate),
-    ),
-    **dict.fromkeys(("qwen3", "qwen3_moe", "qwen3_next", "exaone4", "gemma3_text"), (Q_NORM, shared)),
-    **dict.fromkeys(("olmo2", "olmo3"), (Q_NORM, separate)),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), (r"layers\.(\d+)\.self_attn\.q(_b)?_proj\.weight$", latent)),
-    "gpt_neox": (NEOX, per_head),
-    "persimmon": (FUSED, per_head),
-    "phi3": (r"layers\.(\d+)\.self_attn\.qkv_proj\.weight$", separate),
-    "falcon": (r"h\.(\d+)\.self_attention\.query_key_value\.(weight|bias)$", falcon),
-}  # fmt: skip
-"""Model type -> tensor names and their rows. Families whose norm follows the rotation (HunYuan, Llama 4 with
-qk-norm, NanoChat) are left out: there a temperature before it does nothing."""
-
-Q_LAYERNORM = r"layers\.(\d+)\.self_attn\.q_layernorm\.(weight|bias)$"
-QUERY_NORMS: dict[str, tuple[str, RowsOf]] = {
-    "phi": (Q_LAYERNORM, shared),
-    "persimmon": (Q_LAYERNORM, shared),
-    "cohere": (Q_NORM, separate),
-    "stablelm": (r"layers\.(\d+)\.self_attn\.q_layernorm\.norms\.(?P<head>\d+)\.weight$", shared),
-}
-"""The same where the config switches a norm of the queries on."""
+    count, family = config.num_hidden_layers, family_of(config.model_type)
+    kinds, switched = getattr(config, "layer_types", None), getattr(config, family.tuned_key or "", None)
+    if family.tuned_kind and kinds:
+        return frozenset(i for i in range(count) if kinds[i] == family.tuned_kind)
+    return frozenset(i for i in range(count) if not switched or switched[i])

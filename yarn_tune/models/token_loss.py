@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, PreTrainedModel
 
-from .families import logit_transform
+from .rope_config import logit_transform
 
 CHUNK = 512
 """Tokens whose logits exist at one time."""

@@ -1,0 +1,251 @@
+"""What a config says about rotary embeddings: the shape behind a config.json, and the facts that training needs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from ..errors import UserError
+from ..rope import default_inv_freq, yarn_gain
+from .base_scaling import Ramp, Scaling, scaling_of
+from .families import FULL, Family, family_of
+from .query_rows import head_dim_of
+
+RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+"""Of the transformers that is installed."""
+
+ROPE_KEYS = {"rope_scaling", "rope_parameters", "rope_theta", "rope_local_base_freq", "partial_rotary_factor",
+             "rotary_pct", "rotary_emb_base"}  # fmt: skip
+"""Config keys about RoPE, as written by any release; families add their own."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of a model's rotary embeddings, with every rope key taken away."""
+
+    family: Family
+    head_dim: int
+    """Dimensions of one head; with latent attention, those of its rotated part."""
+    kinds: tuple[str, ...]
+    """Kinds of layers with tables of their own; `("",)` where all layers share one."""
+    thetas: dict[str, float]
+    """The family's own theta by kind, which readers fall back to."""
+    partial_rotary_factor: float
+    """The family's own default."""
+    original: int | None = None
+    """`original_max_position_embeddings` at the top level of the config (Phi-3 has it there)."""
+    interleaved: bool = False
+    """Whether the pairs are neighbours (2i, 2i + 1); elsewhere pair i is (i, i + d/2)."""
+    rotated_apart: bool = False
+    """Whether `head_dim` counts the rotated part alone, so that no share of it applies."""
+
+    @property
+    def model_type(self) -> str:
+        """Of the text model."""
+        return self.family.model_type
+
+    @property
+    def nested(self) -> bool:
+        """Whether the rope section has one part per kind of layer."""
+        return self.kinds != ("",)
+
+    def rotary_dim(self, share: float) -> int:
+        """Rotated dimensions of one head, where a config says that `share` of it is rotated."""
+        return self.head_dim if self.rotated_apart else int(self.head_dim * share)
+
+
+def text_section(config: dict[str, Any]) -> dict[str, Any]:
+    """The keys of the language model in a config.json: its nested text config where it wraps one, else all of it.
+
+    Old checkpoints of some wrapped families have these keys at the top level; then those are returned, under the model
+    type of the text model.
+    """
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        nested = config.get("text_config")
+        return nested if isinstance(nested, dict) else config
+    whole = _bare(config)
+    text = whole.get_text_config(decoder=True)
+    if text is whole or whole.is_encoder_decoder:
+        return config
+    found = next((v for k, v in config.items() if isinstance(v, dict) and getattr(whole, k, None) is text), None)
+    if found is None:
+        found = {key: value for key, value in config.items() if key not in whole.sub_configs}
+    return found | {"model_type": text.model_type}
+
+
+def _bare(config: dict[str, Any]) -> PreTrainedConfig:
+    """The config object without any rope key, at the top and in nested configs."""
+    row = family_of(config.get("model_type", ""))
+    # Without the window too, or a family whose default is YaRN warns that the two do not fit.
+    left_out = {*ROPE_KEYS, row.theta_key, row.share_key, row.local_theta_key, "max_position_embeddings"}
+
+    def stripped(part: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in part.items() if key not in left_out}
+        return {key: stripped(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+    return CONFIG_MAPPING[config["model_type"]].from_dict(stripped(config))
+
+
+def layout_of(config: dict[str, Any]) -> Layout:
+    """The layout behind a config.json, from the family's own config class; that of the text model, where it wraps one.
+
+    Raises:
+        UserError: if the installed transformers does not know the model type, or it has no RoPE.
+    """
+    text = text_section(config)
+    kind = text.get("model_type", "")
+    if kind not in CONFIG_MAPPING:
+        raise UserError(f"config.json: model_type {kind!r} is not one that the installed transformers knows")
+    bare, family = _bare(text), family_of(kind)
+    sections = getattr(bare, "rope_parameters", None)
+    if not sections:
+        raise UserError(f"config.json: {kind} has no rotary position embeddings (RoPE)")
+    by_kind = {"": sections} if "rope_theta" in sections else {k: v for k, v in sections.items() if v}
+    first = next(iter(by_kind.values()))
+    return Layout(
+        family=family,
+        head_dim=head_dim_of(bare),
+        kinds=tuple(by_kind),
+        thetas={each: float(section["rope_theta"]) for each, section in by_kind.items()},
+        partial_rotary_factor=float(first.get("partial_rotary_factor", 1.0)),
+        original=getattr(bare, "original_max_position_embeddings", None),
+        interleaved=_interleaved(family, bare),
+        rotated_apart=bool(getattr(bare, "qk_rope_head_dim", None)),
+    )
+
+
+def _interleaved(family: Family, config: PreTrainedConfig) -> bool:
+    return family.interleaved and bool(getattr(config, family.interleaved_key or "model_type", True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeFacts:
+    """What a base model's config says about its rotary embeddings."""
+
+    model_type: str
+    theta: float
+    dim: int
+    """Rotary dimensions of one head; d/2 pairs."""
+    head_dim: int
+    native: int
+    """The base's window in tokens: `max_position_embeddings`, or what its YaRN extends to."""
+    partial_rotary_factor: float
+    layer_kind: str = ""
+    """The kind of layers these facts are about; empty where all layers share one table."""
+    scaling: Scaling | None = None
+    """What its config already does to the frequencies."""
+    softmax_gain: float = 1.0
+    """What the base multiplies all its logits by on top (DeepSeek's mscale_all_dim)."""
+    sees: int | None = None
+    """How many tokens the layer with the longest sliding window attends to; None for all of them."""
+
+    @property
+    def ramp(self) -> Ramp | None:
+        """The YaRN it ships, if that is its scaling."""
+        return self.scaling.ramp if self.scaling else None
+
+    def table(self, length: int) -> tuple[Tensor, float]:
+        """Inverse frequencies `[d/2]` and multiplier of cos and sin of the unchanged base for a prompt of `length`."""
+        if self.scaling is not None:
+            return self.scaling.table(length)
+        return default_inv_freq(self.theta, self.dim), 1.0
+
+
+def rope_facts(config: PreTrainedConfig) -> RopeFacts:
+    """Read the rotary layout of a base model.
+
+    Raises:
+        UserError: if this model cannot be tuned, with the reason.
+    """
+    kind, family = config.model_type, family_of(config.model_type)
+    if (reason := refusal(config)) is not None:
+        raise UserError(f"base.model: {kind} cannot be tuned: {reason}")
+    rope = config.rope_parameters
+    layer_kind = "" if "rope_theta" in rope else FULL
+    if layer_kind:
+        if layer_kind not in config.layer_types:
+            raise UserError(f"base.model: this {kind} has no full-attention layer, and only those can be extended")
+        rope = rope[layer_kind]
+    scaling = scaling_of(config, rope, layer_kind)
+    sees = None if layer_kind else _sees(config)
+    if family.sliding_needed and has_sliding_layers(config):
+        raise UserError(
+            f"base.model: full-attention layers of this {kind} have no positions, so no change of RoPE extends it"
+        )
+    if sees is not None and sees < config.max_position_embeddings:
+        raise UserError(
+            f"base.model: layers of this {kind} attend to the last {sees} tokens only (sliding window), which no "
+            "change of RoPE extends"
+        )
+    head_dim = head_dim_of(config)
+    partial = rope.get("partial_rotary_factor", 1.0)
+    reach = scaling.ramp.reach if scaling and scaling.ramp else 0
+    return RopeFacts(
+        model_type=kind,
+        theta=float(rope["rope_theta"]),
+        dim=head_dim if getattr(config, "qk_rope_head_dim", None) else int(head_dim * partial),
+        head_dim=head_dim,
+        native=max(config.max_position_embeddings, reach),
+        partial_rotary_factor=partial,
+        layer_kind=layer_kind,
+        scaling=scaling,
+        softmax_gain=softmax_gain(kind, dict(rope)),
+        sees=sees,
+    )
+
+
+def refusal(config: PreTrainedConfig) -> str | None:
+    """The reason why no model with this config can be tuned; None where nothing is known against it."""
+    kind, family = config.model_type, family_of(config.model_type)
+    if config.get_text_config() is not config:
+        inner = config.get_text_config().model_type
+        return f"it is multimodal; take its language model (model type {inner}) out of the checkpoint"
+    if getattr(config, "alibi", False):
+        return "its positions are ALiBi, not RoPE"
+    if not family.refused and not getattr(config, "rope_parameters", None):
+        return "its config has no rotary position embeddings (RoPE)"
+    if family.refused:
+        return family.refused
+    if family.since > RELEASE:
+        since = ".".join(map(str, family.since))
+        return (
+            f"it needs transformers {since} or newer, since older releases read its exports incorrectly; found "
+            f"{transformers.__version__}"
+        )
+    return None
+
+
+def softmax_gain(kind: str, section: dict[str, Any]) -> float:
+    """What latent attention multiplies its logits by, over all dimensions of a head, under a rope section."""
+    factor, weight = section.get("factor"), section.get("mscale_all_dim")
+    if not family_of(kind).latent or section.get("rope_type") in (None, "default") or not weight or not factor:
+        return 1.0
+    return yarn_gain(factor, weight) ** 2
+
+
+def has_sliding_layers(config: PreTrainedConfig) -> bool:
+    """Whether the config names layers that attend within a sliding window."""
+    return "sliding_attention" in (getattr(config, "layer_types", None) or ())
+
+
+def _sees(config: PreTrainedConfig) -> int | None:
+    """Tokens that the layer with the longest sliding window attends to; None for all of them."""
+    kinds = getattr(config, "layer_types", None)
+    used = getattr(config, "use_sliding_window", True) if kinds is None else FULL not in kinds
+    return (getattr(config, "sliding_window", None) or None) if used else None
+
+
+def logit_transform(config: PreTrainedConfig) -> Callable[[Tensor], Tensor] | None:
+    """What the family does to the product of hidden states and vocabulary matrix; None where nothing."""
+    family = family_of(config.model_type)
+    if family.logit_scale_key:
+        return lambda logits: logits * getattr(config, family.logit_scale_key)
+    if family.logit_divisor_key:
+        return lambda logits: logits / getattr(config, family.logit_divisor_key)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return None if cap is None else lambda logits: torch.tanh(logits / cap) * cap
