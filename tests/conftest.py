@@ -5,7 +5,8 @@ from importlib.util import find_spec
 
 import pytest
 import transformers
-from yarn_tune.models.families import RELEASE, SINCE
+from yarn_tune.models.families import FAMILIES
+from yarn_tune.models.rope_config import RELEASE
 
 if find_spec("deepspeed"):
     import deepspeed  # noqa: F401  (it logs to the stdout there is when it is imported, which must not be a test's)
@@ -15,7 +16,7 @@ from tiny import ENGINES
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What this transformers has another way, and what is refused for it."""
     refused = {"nemotron": "one rotary module a layer"} if RELEASE < (5, 1) else {}
-    refused |= {family: "refused" for family, since in SINCE.items() if since > RELEASE}
+    refused |= {family: "refused" for family, row in FAMILIES.items() if row.since > RELEASE}
     for item in items:
         for family, reason in refused.items():
             if family in item.name:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from yarn_tune.data.rows import RowRequest, RowSet, build_rows
 from yarn_tune.models.base import BaseModel
-from yarn_tune.models.families import INTERLEAVED
+from yarn_tune.models.families import FAMILIES
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Base, Recipe
 from yarn_tune.runs.folder import Run, claim_folder
@@ -90,7 +90,7 @@ FAMILY_SIZES: dict[str, dict[str, object]] = {
 """What a small config of each supported family needs beyond `SMALL`."""
 
 
-YARN_ALONE = sorted({*FAMILY_SIZES} & INTERLEAVED | {"gpt_oss"})
+YARN_ALONE = sorted({each for each in FAMILY_SIZES if FAMILIES[each].interleaved} | {"gpt_oss"})
 """Families for which vLLM takes no lists of factors."""
 
 

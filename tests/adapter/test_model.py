@@ -22,7 +22,7 @@ from yarn_tune.errors import UserError
 from yarn_tune.export.checkpoint import export
 from yarn_tune.export.hub import prepare_upload
 from yarn_tune.files import read_tensors
-from yarn_tune.models.families import rope_facts
+from yarn_tune.models.rope_config import rope_facts
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.runs.folder import Run

@@ -10,8 +10,8 @@ import torch
 from tiny import recipe_tree, rows_of, save_tiny
 from torch.nn.functional import cross_entropy
 from yarn_tune.models.base import BaseModel
-from yarn_tune.models.families import RopeFacts
 from yarn_tune.models.loading import load_model
+from yarn_tune.models.rope_config import RopeFacts
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.rope import default_inv_freq, longrope_inv_freq, ntk_inv_freq
 from yarn_tune.training.batches import collate

@@ -11,7 +11,7 @@ from tiny import FAMILY_SIZES, NATIVE, YARN_ALONE, finished_run, recipe_tree, sa
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from yarn_tune.errors import CheckFailed, UserError
 from yarn_tune.export.checkpoint import export, write_checkpoint
-from yarn_tune.models.families import LATENT as LATENT_FAMILIES
+from yarn_tune.models.families import FAMILIES
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.runs.folder import Run
 from yarn_tune.runs.learned import learned_of
@@ -25,7 +25,7 @@ from yarn_tune.training.loop import train
 def test_every_family_reloads_as_it_was_tuned(tmp_path, family, frequencies):
     """export() itself reloads and compares in float32; here the verdict is read back."""
     settings: tuple[str, ...] = ()
-    if family in LATENT_FAMILIES and frequencies == "ramp":
+    if FAMILIES[family].latent and frequencies == "ramp":
         with pytest.raises(UserError, match="vllm: frequencies off by"):  # it rounds the ends of DeepSeek's ramp
             finished_run(tmp_path, frequencies, family)
         settings = ("export.stacks=[transformers]",)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from tiny import recipe_tree, save_tiny, tiny_model
 from yarn_tune.distributed.sharding import check_parameters, check_weights
 from yarn_tune.errors import CheckFailed, UserError
-from yarn_tune.models.families import rope_facts
+from yarn_tune.models.rope_config import rope_facts
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.runs.folder import Run

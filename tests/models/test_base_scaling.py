@@ -16,8 +16,8 @@ from yarn_tune.evaluation.comparison import compare, methods
 from yarn_tune.evaluation.methods import NllCache
 from yarn_tune.export.checkpoint import export
 from yarn_tune.models.base import BaseModel
-from yarn_tune.models.families import rope_facts
 from yarn_tune.models.loading import rotary_site
+from yarn_tune.models.rope_config import rope_facts
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.rope import default_inv_freq, yarn_inv_freq

@@ -11,7 +11,7 @@ from tiny import tiny_config
 from transformers import AutoConfig, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from yarn_tune.errors import UserError
-from yarn_tune.models.families import RopeFacts, rope_facts
+from yarn_tune.models.rope_config import RopeFacts, rope_facts
 from yarn_tune.recipe.schema import StackName
 from yarn_tune.rope import longrope_attention_factor, snapped_betas
 from yarn_tune.serving.encodings import lengths_for, longest

@@ -10,7 +10,7 @@ from yarn_tune.data.packing import Row
 from yarn_tune.data.positions import Placed, place_contiguous
 from yarn_tune.evaluation.perplexity import slid_nats
 from yarn_tune.models import token_loss as objectives
-from yarn_tune.models.families import rope_facts
+from yarn_tune.models.rope_config import rope_facts
 from yarn_tune.models.token_loss import IGNORED
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.training.batches import collate

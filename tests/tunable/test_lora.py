@@ -11,7 +11,7 @@ from yarn_tune.errors import UserError
 from yarn_tune.evaluation.comparison import compare
 from yarn_tune.export.checkpoint import export
 from yarn_tune.export.model_card import write_card
-from yarn_tune.models.families import rope_facts
+from yarn_tune.models.rope_config import rope_facts
 from yarn_tune.recipe.loading import RecipeError, parse_recipe
 from yarn_tune.recipe.schema import Lora, Rope
 from yarn_tune.runs.folder import Run

@@ -21,8 +21,8 @@ from tiny import (
 from transformers import AutoModelForCausalLM
 from yarn_tune.errors import UserError
 from yarn_tune.export.checkpoint import export
-from yarn_tune.models.families import rope_facts
 from yarn_tune.models.query_layout import QuerySite, query_site, scaled
+from yarn_tune.models.rope_config import rope_facts
 from yarn_tune.planning.run_plan import plan
 from yarn_tune.recipe.loading import RecipeError, parse_recipe
 from yarn_tune.recipe.schema import Rope

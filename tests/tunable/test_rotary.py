@@ -8,8 +8,9 @@ from tiny import FAMILY_SIZES, NATIVE, VOCABULARY, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM
 from yarn_tune.distributed.activation_memory import checkpoint_layers
 from yarn_tune.errors import UserError
-from yarn_tune.models.families import FAMILIES, rope_facts
+from yarn_tune.models.families import supported
 from yarn_tune.models.loading import GIB, rotary_site, switch_off_dropout, to_device
+from yarn_tune.models.rope_config import rope_facts
 from yarn_tune.models.token_loss import NextToken
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.rope import yarn_attention_factor
@@ -32,7 +33,7 @@ def loss_of(model, ids: torch.Tensor = IDS) -> torch.Tensor:
     return NextToken(model)(ids, positions, labels) / (labels != -100).sum()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", supported())
 def test_training_mode_computes_what_evaluation_does(family):
     """Wherever a family keeps its dropout: in modules, in attributes, or in the config."""
     config = tiny_config(family)
@@ -45,7 +46,7 @@ def test_training_mode_computes_what_evaluation_does(family):
 
 
 def test_every_supported_family_is_tested():
-    assert set(FAMILY_SIZES) == set(FAMILIES)
+    assert set(FAMILY_SIZES) == set(supported())
 
 
 def stock_yarn(facts):
@@ -66,7 +67,7 @@ def stock_yarn(facts):
 
 
 @pytest.mark.parametrize("frequencies", LEARN)
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "phi3"])  # its config refuses yarn
+@pytest.mark.parametrize("family", [family for family in supported() if family != "phi3"])  # its config refuses yarn
 def test_the_start_is_stock_yarn(family, frequencies):
     """Untrained, the tuned model computes what the stock model does under a plain YaRN config, to the bit."""
     model = tiny_model(family)
@@ -92,7 +93,7 @@ def test_the_start_is_stock_yarn(family, frequencies):
     torch.testing.assert_close(tuned, expected, rtol=0, atol=0 if frequencies == "per_pair" else 2e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", supported())
 def test_attach_at_factor_one_is_the_base_and_detach_restores_it(family):
     model = tiny_model(family)
     parent, name = rotary_site(model)
@@ -109,7 +110,7 @@ def test_attach_at_factor_one_is_the_base_and_detach_restores_it(family):
 
 
 @pytest.mark.parametrize("frequencies", LEARN)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", supported())
 def test_gradients_match_finite_differences(family, frequencies):
     """Along the gradient itself, where the signal is largest; in float32 the noise is about 1e-3."""
     model = tiny_model(family)
@@ -132,7 +133,7 @@ def test_gradients_match_finite_differences(family, frequencies):
     assert min(errors) < 0.02
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", supported())
 def test_only_the_learned_numbers_move(family):
     model = tiny_model(family)
     before = {name: p.clone() for name, p in model.named_parameters()}

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckFailed, UserError
-from ..models import config_json, layout_of
+from ..models import FAMILIES, config_json, layout_of
 from ..rope import default_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
 from ..serving import FREQUENCY_TOLERANCE, MULTIPLIER_TOLERANCE, frequency_error, v5_sections
 
@@ -33,9 +33,9 @@ try:
 except ImportError:
     gguf = None  # type: ignore[assignment, unused-ignore]
 
-ARCHITECTURES = {"granite": "granite", "llama": "llama", "mistral": "llama", "mixtral": "llama"}
+ARCHITECTURES = {kind: row.gguf for kind, row in FAMILIES.items() if row.gguf}
 """Model type -> what llama.cpp converts it to, where that loader reads `rope_freqs.weight` and the result was run."""
-BY_FLAGS = ("qwen2", "qwen3")
+BY_FLAGS = tuple(kind for kind, row in FAMILIES.items() if row.gguf_flags)
 """Model types whose loader refuses that tensor but takes a rounded YaRN ramp from the command line (run)."""
 DIVISORS, CONVERTER = "rope_freqs.weight", "convert_hf_to_gguf.py"
 

@@ -8,9 +8,9 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..errors import UserError
 from ..recipe import Base
-from .rope_config import Layout, RopeFacts, layout_of, rope_facts
 from .loading import bos_of, config_json, load_config, load_model, load_tokenizer
 from .query_layout import QuerySite, query_site
+from .rope_config import Layout, RopeFacts, layout_of, rope_facts
 
 
 @dataclass(frozen=True)

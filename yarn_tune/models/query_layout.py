@@ -128,9 +128,7 @@ def query_site(config: dict[str, Any]) -> QuerySite:
     family, bare = layout.family, CONFIG_MAPPING[layout.model_type].from_dict(text_section(config))
     place = family.queries
     if place is None:
-        raise UserError(
-            f"folding: where {layout.model_type} scales its queries was not established; see export.stacks"
-        )
+        raise UserError(f"folding: where {layout.model_type} scales its queries was not established; see export.stacks")
     if getattr(bare, "clip_qkv", None):
         raise UserError(
             f"folding: this {layout.model_type} clamps its queries (clip_qkv) before rotating them, so it is not exact"

@@ -201,7 +201,7 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
 
 def refusal(config: PreTrainedConfig) -> str | None:
     """The reason why no model with this config can be tuned; None where nothing is known against it."""
-    kind, family = config.model_type, family_of(config.model_type)
+    family = family_of(config.model_type)
     if config.get_text_config() is not config:
         inner = config.get_text_config().model_type
         return f"it is multimodal; take its language model (model type {inner}) out of the checkpoint"

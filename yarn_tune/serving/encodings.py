@@ -37,7 +37,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UserError
-from ..models import FULL, LATENT, layout_of
+from ..models import FULL, family_of, layout_of
 from ..rope import (
     correction_range,
     default_inv_freq,
@@ -85,13 +85,13 @@ class RopeEncoding:
         config["rope_parameters"] = nested if layout.nested else section
         config["rope_scaling"] = section
         config["rope_theta"] = section["rope_theta"]
-        if layout.model_type == "gemma3_text":
-            config["rope_local_base_freq"] = nested["sliding_attention"]["rope_theta"]
+        if layout.family.local_theta_key:
+            config[layout.family.local_theta_key] = nested["sliding_attention"]["rope_theta"]
         share = section.get("partial_rotary_factor")
         if share is not None:
             config["partial_rotary_factor"] = share
-        if layout.model_type == "gpt_neox":
-            config |= {"rotary_pct": share or 1.0, "rotary_emb_base": section["rope_theta"]}
+        own = {layout.family.share_key: share or 1.0, layout.family.theta_key: section["rope_theta"]}
+        config |= {key: value for key, value in own.items() if key not in ("partial_rotary_factor", "rope_theta")}
         if layout.original is not None:
             config["original_max_position_embeddings"] = section["original_max_position_embeddings"]
         return config
@@ -128,7 +128,8 @@ class RopeEncoding:
 def default_section(base: dict[str, Any], theta: float, kind: str) -> dict[str, Any]:
     """The section of layers that are not tuned, as the base has it."""
     written = (base.get("rope_parameters") or {}).get(kind)
-    local = base.get("rope_local_base_freq") or (base.get("rope_theta") if base["model_type"] == "olmo3" else None)
+    everywhere = family_of(base["model_type"]).theta_everywhere
+    local = base.get("rope_local_base_freq") or (base.get("rope_theta") if everywhere else None)
     return dict(written or {"rope_type": "default", "rope_theta": local or theta})
 
 
@@ -207,7 +208,7 @@ def yarn_carriers(numbers: Learned, folded: bool) -> Iterator[RopeEncoding]:
         **({} if numbers.truncate else {"truncate": False}),
         **_partial(numbers),
     }
-    if numbers.facts.model_type in LATENT:
+    if family_of(numbers.facts.model_type).latent:
         if not folded:
             yield RopeEncoding("yarn, latent", section | _latent_keys(numbers, scale, a), longest)
         return

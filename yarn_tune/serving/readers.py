@@ -16,7 +16,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..errors import UserError
-from ..models import INTERLEAVED, LATENT, Layout, layout_of, softmax_gain
+from ..models import Layout, layout_of, softmax_gain
 from ..rope import (
     BETA_FAST,
     BETA_SLOW,
@@ -84,7 +84,7 @@ class View:
     @property
     def dim(self) -> int:
         """Rotary dimensions."""
-        return int(self.layout.head_dim * self.partial_rotary_factor)
+        return self.layout.rotary_dim(self.partial_rotary_factor)
 
     @property
     def longest(self) -> int:
@@ -267,7 +267,7 @@ def _read(stack: Stack, config: dict[str, Any], layout: Layout) -> EffectiveRope
         raise Refused(stack.refused[layout.model_type])
     if layout.nested and not stack.nested:
         raise Refused("whether it reads one rope section a kind of layer was not established")
-    if layout.model_type in LATENT and not stack.latent:
+    if layout.family.latent and not stack.latent:
         raise Refused("how it scales the logits of latent attention was not established")
     tables, windows, rows, softmax = {}, [], [], 1.0
     for kind, section in stack.sections(config, layout).items():
@@ -293,7 +293,7 @@ def _tables(stack: Stack, view: View, window: int) -> tuple[Table, ...]:
             raise Refused(f"it builds the rope of {view.layout.model_type} itself, and knows YaRN alone")
         return own.tables(view)
     if kind == "yarn":
-        if view.layout.model_type == "phi3":
+        if view.layout.family.longrope_only:
             raise Refused("Phi-3's config class turns yarn into longrope and then misses the lists of factors")
         if isinstance(stack.yarn, str):
             raise Refused(stack.yarn)
@@ -301,7 +301,7 @@ def _tables(stack: Stack, view: View, window: int) -> tuple[Table, ...]:
     if kind == "longrope":
         if isinstance(stack.longrope, str):
             raise Refused(stack.longrope)
-        if not stack.interleaved_longrope and view.layout.model_type in INTERLEAVED:
+        if not stack.interleaved_longrope and view.layout.interleaved:
             raise Refused("it takes longrope only where pairs are halves of the head; here they are interleaved")
         return stack.longrope.tables(view, window)
     if kind == "dynamic":

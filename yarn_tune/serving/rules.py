@@ -13,7 +13,7 @@ from .readers import ORIGINAL, Refused, Section, View
 
 def beside(config: Section, layout: Layout) -> float | None:
     """Theta at the top level, under the family's name for it."""
-    return config.get("rotary_emb_base" if layout.model_type == "gpt_neox" else "rope_theta")
+    return config.get(layout.family.theta_key)
 
 
 def v5_sections(config: Section, layout: Layout) -> dict[str, Section]:
@@ -47,8 +47,7 @@ def vllm_sections(config: Section, layout: Layout) -> dict[str, Section]:
 
 def lmdeploy_sections(config: Section, layout: Layout) -> dict[str, Section]:
     """As version 5, whose config classes it uses; but not the modules, which take O from the top level as well."""
-    declared = layout.model_type == "phi3"
-    return v5_sections(config, layout if declared else replace(layout, original=None))
+    return v5_sections(config, layout if layout.family.longrope_only else replace(layout, original=None))
 
 
 def v4_sections(config: Section, layout: Layout) -> dict[str, Section]:
@@ -57,7 +56,7 @@ def v4_sections(config: Section, layout: Layout) -> dict[str, Section]:
     if not layout.nested:
         return {"": section | {"rope_theta": beside(config, layout) or layout.thetas[""]}}
     theta = beside(config, layout) or layout.thetas[FULL]
-    local = config.get("rope_local_base_freq") or (theta if layout.model_type == "olmo3" else None)
+    local = config.get("rope_local_base_freq") or (theta if layout.family.theta_everywhere else None)
     parts = {kind: {"rope_theta": local or layout.thetas[kind]} for kind in layout.kinds}
     return parts | {FULL: section | {"rope_theta": theta}}
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckFailed, UserError
-from ..models import FULL, LATENT, BaseModel, layout_of, query_site
+from ..models import FULL, BaseModel, layout_of, query_site
 from ..recipe import Export
 from ..rope import default_inv_freq
 from ..tunable import Learned, TunableRotary
@@ -47,7 +47,7 @@ class Target:
         layout, left_out = layout_of(base), {}
         for name in DEFAULT:
             stack = STACKS[name]
-            if layout.model_type in LATENT and not stack.latent:
+            if layout.family.latent and not stack.latent:
                 left_out[name] = "how it scales the logits of latent attention was not established"
             elif layout.model_type in stack.unscaled:
                 left_out[name] = f"runs {layout.model_type} without any RoPE scaling"

@@ -5,7 +5,7 @@ listed as `unscaled` are run by that stack without any RoPE scaling, whatever th
 """
 
 from ..errors import UserError
-from ..models import LATENT
+from ..models import FAMILIES
 from .readers import EffectiveRope, Longrope, Section, Stack, Yarn, read
 from .rules import (
     attention_factor_only,
@@ -49,6 +49,7 @@ MLX_UNSCALED = frozenset(
     {"cohere", "cohere2", "gemma", "gemma2", "glm", "glm4", "gpt_neox", "mixtral", "olmo", "phi", "phi3", "qwen3_moe",
      "stablelm", "starcoder2"}
 )  # fmt: skip
+LATENT = [kind for kind, row in FAMILIES.items() if row.latent]
 VLLM_LATENT = dict.fromkeys(LATENT, Yarn(mscale_multiplier, betas="strict", truncate="always"))
 VLLM_OWN = {"gpt_oss": Yarn(own_multiplier, betas="strict"), **VLLM_LATENT}
 """vLLM builds gpt-oss's rope itself and reads no attention factor; DeepSeek's it builds from the mscale keys."""
