@@ -17,7 +17,7 @@ from yarn_tune.models.loading import config_json
 from yarn_tune.models.query_layout import query_site
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.serving.selection import Target, make_representable
-from yarn_tune.serving.stacks import DEFAULT
+from yarn_tune.serving.stacks import default_stacks
 from yarn_tune.tunable.query_gains import gains_for
 from yarn_tune.tunable.rotary import at_start
 
@@ -59,7 +59,7 @@ def row(family: str, folder: Path) -> str:
     rungs = [r for r in ("layer", "head", "pair", "pair_phase") if allowed(lambda r=r: gains_for(config, r))]
     place = "norm of the queries" if query_site(config).normed else "query rows and bias"
     target = Target.of(config)
-    served = "all" if target.stacks == DEFAULT else ", ".join(target.stacks)
+    served = "all" if target.stacks == default_stacks() else ", ".join(target.stacks)
     gguf = "GGUF" if family in ARCHITECTURES else "flags (scale)" if family in BY_FLAGS else "no"
     cells = [family, ", ".join(parameterisations), ", ".join(rungs), place, served, "yes" if family in RUN else "no",
              gguf, FAMILIES[family].note]  # fmt: skip
@@ -69,7 +69,7 @@ def row(family: str, folder: Path) -> str:
 def test_the_page_is_up_to_date(tmp_path):
     (tmp_path / "d").mkdir()
     text = HEAD + "\n".join(row(family, tmp_path) for family in supported()) + "\n"
-    text += f"\nThe default stacks: {', '.join(DEFAULT)}.\n"
+    text += f"\nThe default stacks: {', '.join(default_stacks())}.\n"
     if os.environ.get("UPDATE"):
         PAGE.parent.mkdir(exist_ok=True)
         PAGE.write_text(text)

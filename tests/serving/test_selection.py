@@ -3,7 +3,6 @@
 import math
 import random
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 import torch
@@ -12,11 +11,10 @@ from transformers import AutoConfig, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from yarn_tune.errors import UserError
 from yarn_tune.models.rope_config import RopeFacts, rope_facts
-from yarn_tune.recipe.schema import StackName
 from yarn_tune.rope import longrope_attention_factor, snapped_betas
 from yarn_tune.serving.encodings import lengths_for, longest
 from yarn_tune.serving.selection import Target, choose_encoding, make_representable, unserved
-from yarn_tune.serving.stacks import DEFAULT, STACKS, reading
+from yarn_tune.serving.stacks import STACKS, default_stacks, reading
 from yarn_tune.tunable.parameters import Learned
 
 HEADS = (32, 64, 128, 256)
@@ -87,7 +85,7 @@ def test_every_default_stack_serves_what_was_learned(kind, fold):
         served = choose_encoding(learned, target)
         config = served.config(target.base)
         assert served.max_position_embeddings >= learned.window
-        for name in DEFAULT:
+        for name in default_stacks():
             found = reading(name, config)
             assert found.refusal is None
             assert found.window >= learned.window
@@ -104,7 +102,7 @@ def test_every_default_stack_serves_what_was_learned(kind, fold):
     assert len(refused) < 60
 
 
-@pytest.mark.parametrize("name", [name for name in STACKS if name not in DEFAULT])
+@pytest.mark.parametrize("name", [name for name in STACKS if name not in default_stacks()])
 def test_every_other_stack_serves_it_or_is_refused_by_name(name):
     """No third case: a config comes back only if that stack's reader computes the learned numbers from it."""
     rng = random.Random(name)
@@ -264,7 +262,3 @@ def test_partial_rotary_stands_where_old_and_new_readers_look():
     assert config["partial_rotary_factor"] == config["rope_parameters"]["partial_rotary_factor"] == share
     loaded = AutoConfig.for_model(**config)
     assert loaded.rope_parameters["partial_rotary_factor"] == share
-
-
-def test_the_recipe_knows_the_stacks():
-    assert get_args(StackName) == tuple(STACKS)

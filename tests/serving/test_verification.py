@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from yarn_tune.cli.main import main
 from yarn_tune.errors import UserError
 from yarn_tune.export.checkpoint import export
-from yarn_tune.serving.stacks import DEFAULT, STACKS
+from yarn_tune.serving.stacks import STACKS, default_stacks
 from yarn_tune.serving.verification import verify
 
 LLAMA = {
@@ -89,7 +89,7 @@ def test_the_same_configs_mended_pass(tmp_path):
     good["rope_scaling"] = good["rope_parameters"]
     made = verify(written(tmp_path, good))
     assert made.passed
-    assert [line.stack for line in made.lines] == list(DEFAULT)
+    assert [line.stack for line in made.lines] == list(default_stacks())
     assert made.traps == made.errors == []
 
 

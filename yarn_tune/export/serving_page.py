@@ -8,30 +8,6 @@ from ..models import FULL, layout_of
 from ..serving import STACKS, RopeEncoding, Target, unserved
 from ..tunable import Folded, Learned
 
-COMMANDS = {
-    "transformers": "python -c \"from transformers import pipeline; pipeline('text-generation', 'EXPORT')\"",
-    "vllm": "vllm serve EXPORT --max-model-len WINDOW",
-    "sglang": "python -m sglang.launch_server --model-path EXPORT --context-length WINDOW",
-    "lmdeploy": "lmdeploy serve api_server EXPORT --backend pytorch --session-len WINDOW",
-    "turbomind": "lmdeploy serve api_server EXPORT --backend turbomind --session-len WINDOW",
-    "tgi": "text-generation-launcher --model-id EXPORT --max-total-tokens WINDOW --max-input-tokens $((WINDOW - 1))",
-    "llama.cpp": "yarn-tune export RUN --gguf model.gguf && llama-server -m model.gguf -c WINDOW",
-    "mlx-lm": "mlx_lm.server --model EXPORT",
-    "tensorrt-llm": "trtllm-serve EXPORT --max_seq_len WINDOW",
-    "exllamav2": "python test_inference.py -m EXPORT -l WINDOW",
-    "exllamav3": "python examples/chat.py -m EXPORT -cs WINDOW",
-    "onnx-genai": "python -m onnxruntime_genai.models.builder -i EXPORT -o onnx -p int4 -e cpu",
-    "ctranslate2": "ct2-transformers-converter --model EXPORT --output_dir ct2",
-    "openvino": "optimum-cli export openvino --model EXPORT openvino",
-}
-"""By stack, without its version."""
-
-
-def command(stack: str, window: int) -> str:
-    """The command line that serves the checkpoint in the folder EXPORT on a stack."""
-    own = stack if stack in COMMANDS else stack.rsplit("-", 1)[0]
-    return COMMANDS[own].replace("WINDOW", str(window))
-
 
 def difference_text(fidelity: dict[str, Any]) -> str:
     """Largest logit difference of an export by its fidelity.json, and what of it is rounding."""
@@ -53,7 +29,7 @@ def serving_page(
     """The page, in Markdown."""
     window = learned.window
     lost = unserved(served, learned, replace(aim, stacks=tuple(STACKS)))
-    asked = [f"| {n} ({STACKS[n].versions}) | `{command(n, window)}` |" for n in aim.stacks]
+    asked = [f"| {n} ({STACKS[n].versions}) | {_command(n, window)} |" for n in aim.stacks]
     others = [
         f"| {n} ({STACKS[n].versions}) | {'; '.join(lost.get(n, ['the same']))} |"
         for n in STACKS
@@ -90,6 +66,12 @@ def serving_page(
             "",
         ]
     )
+
+
+def _command(stack: str, window: int) -> str:
+    """The command that serves the checkpoint on a stack, as a table cell."""
+    command = STACKS[stack].command(window)
+    return f"`{command}`" if command else "no command is known"
 
 
 def _carried(base: str, learned: Learned, served: RopeEncoding, aim: Target, folded: Folded | None) -> list[str]:

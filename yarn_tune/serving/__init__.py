@@ -1,13 +1,11 @@
 """What each serving stack computes from a config, and which encoding carries learned numbers to it."""
 
+from .conformance import FREQUENCY_TOLERANCE, MULTIPLIER_TOLERANCE, frequency_error
 from .encodings import EXTRA_KEYS, RopeEncoding
 from .rules import v5_sections
 from .selection import (
-    FREQUENCY_TOLERANCE,
-    MULTIPLIER_TOLERANCE,
     Target,
     choose_encoding,
-    frequency_error,
     make_representable,
     representable_parameters,
     unserved,

@@ -239,7 +239,15 @@ class Stack:
     """Model types it runs through transformers' own modules."""
     interleaved_longrope: bool = True
 
+    serve: str = ""
+    """The command line that serves the checkpoint in the folder EXPORT with a window of WINDOW tokens."""
+    default: bool = False
+    """Whether an export serves it unless the recipe names stacks."""
     read_on: str = "2026-11-22"
+
+    def command(self, window: int) -> str:
+        """`serve` with the window filled in; empty where no command is known."""
+        return self.serve.replace("WINDOW", str(window))
 
 
 def read(stack: Stack, config: dict[str, Any], modelling: Stack | None = None) -> EffectiveRope:

@@ -55,6 +55,10 @@ VLLM_OWN = {"gpt_oss": Yarn(own_multiplier, betas="strict"), **VLLM_LATENT}
 """vLLM builds gpt-oss's rope itself and reads no attention factor; DeepSeek's it builds from the mscale keys."""
 HF_LONG = Longrope("attention_factor", ratio="key")
 
+HF_SERVE = "python -c \"from transformers import pipeline; pipeline('text-generation', 'EXPORT')\""
+VLLM_SERVE = "vllm serve EXPORT --max-model-len WINDOW"
+TURBOMIND_SERVE = "lmdeploy serve api_server EXPORT --backend turbomind --session-len WINDOW"
+
 STACKS: dict[str, Stack] = {
     stack.name: stack
     for stack in (
@@ -62,29 +66,34 @@ STACKS: dict[str, Stack] = {
             "transformers", ">= 5.0", f"{HF}/v5.23.0/src/transformers/modeling_rope_utils.py#L346", "run: 5.23",
             v5_sections, Yarn(hf_multiplier, null_factor=True, nested_truncate=False), HF_LONG,
             nested=True, latent=True,
+            serve=HF_SERVE, default=True,
         ),
         Stack(
             "transformers-4.57", "4.56 to 4.57", f"{HF}/v4.57.6/src/transformers/modeling_rope_utils.py#L268",
             "run: 4.57.6", v4_sections, Yarn(hf_multiplier),
             Longrope("attention_factor", original="top", ratio="key without top"), top_partial=True, nested=True,
             latent=True,
+            serve=HF_SERVE, default=True,
         ),
         Stack(
             "transformers-4.55", "4.51 to 4.55", f"{HF}/v4.55.4/src/transformers/modeling_rope_utils.py#L194",
             "run: 4.51.3, 4.55.4", v4_sections, Yarn(hf_multiplier, factor="ratio", truncate="by release"),
             Longrope("attention_factor", original="top", ratio="key without top"), top_partial=True,
+            serve=HF_SERVE,
         ),
         Stack(
             "transformers-4.50", "4.45 to 4.50", f"{HF}/v4.50.3/src/transformers/modeling_rope_utils.py#L161",
             "run: 4.45.2, 4.50.3", v4_sections, Yarn(old_hf_multiplier, ramp_over="longest", truncate="always"),
             Longrope("attention_factor", original="top", ratio="key without top", selects="by release"),
             top_partial=True,
+            serve=HF_SERVE,
         ),
         Stack(
             "vllm", ">= 0.30", f"{VLLM}/v0.32.0/vllm/model_executor/layers/rotary_embedding/__init__.py#L243",
             "run: 0.32.0", vllm_sections, Yarn(hf_multiplier, betas="strict"),
             Longrope("mscale", selects="by window"), vllm_window, vllm_rows, nested=True,
             modelling=VLLM_MODELLING, interleaved_longrope=False, hardwired=VLLM_OWN, latent=True,
+            serve=VLLM_SERVE, default=True,
         ),
         Stack(
             "vllm-0.29", "0.12 to 0.29",
@@ -92,24 +101,28 @@ STACKS: dict[str, Stack] = {
             vllm_sections, Yarn(old_vllm_multiplier, betas="strict"),
             Longrope("mscale", selects="by window"), old_vllm_window, vllm_rows, nested=True,
             interleaved_longrope=False, hardwired=VLLM_OWN, latent=True,
+            serve=VLLM_SERVE, default=True,
         ),
         Stack(
             "vllm-0.11", "0.6 to 0.11", f"{VLLM}/v0.11.0/vllm/model_executor/layers/rotary_embedding/__init__.py",
             "source", v4_sections, Yarn(old_vllm_multiplier, truncate="always"),
             Longrope("mscale", selects="by length"), old_vllm_window, vllm_rows, top_partial=True,
             interleaved_longrope=False,
+            serve=VLLM_SERVE,
         ),
         Stack(
             "sglang", "0.5.23",
             "https://github.com/sgl-project/sglang/blob/v0.5.23/python/sglang/srt/layers/rotary_embedding/factory.py",
             "source", v5_sections, Yarn(sglang_multiplier), Longrope("mscale"), sglang_window,
             modelling=frozenset({"gpt_neox", "falcon"}), unscaled=SGLANG_UNSCALED, interleaved_longrope=False,
+            serve="python -m sglang.launch_server --model-path EXPORT --context-length WINDOW", default=True,
         ),
         Stack(
             "lmdeploy", "0.14 to 0.18, PyTorch engine",
             "https://github.com/InternLM/lmdeploy/blob/v0.18.0/lmdeploy/pytorch/nn/rotary_embedding.py",
             "run: its rotary modules of 0.18.0", lmdeploy_sections, Yarn(lmdeploy_multiplier, betas="strict"),
             Longrope("formula"), unscaled=frozenset({"cogvlm", "minicpm3", "phimoe"}),
+            serve="lmdeploy serve api_server EXPORT --backend pytorch --session-len WINDOW", default=True,
         ),
         Stack(
             "turbomind", "LMDeploy 0.14 to 0.18, TurboMind engine",
@@ -117,18 +130,22 @@ STACKS: dict[str, Stack] = {
             "run: its parse_rope_param of 0.18.0; the C++ side from source", lmdeploy_sections,
             Yarn(turbomind_multiplier, factor="ratio", ramp_over="longest", betas="strict", truncate="always"),
             "RuntimeError: Unsupported rope type: longrope",
+            serve=TURBOMIND_SERVE,
         ),
         Stack(
             "turbomind-0.13", "LMDeploy 0.9 to 0.13, TurboMind engine",
             "https://github.com/InternLM/lmdeploy/blob/v0.9.2/lmdeploy/turbomind/deploy/source_model/llama.py",
             "source", v4_sections, Yarn(attention_factor_only, factor="ratio", truncate="always"),
             "Unsupported rope type: longrope", top_partial=True,
+            serve=TURBOMIND_SERVE,
         ),
         Stack(
             "tgi", "last (January 2026)",
             "https://github.com/huggingface/text-generation-inference/blob/main/server/text_generation_server/layers/rotary.py",
             "source", v4_sections, Yarn(mscale_multiplier, betas="fixed", truncate="always"),
             Longrope("formula", original="needs top"), top_partial=True,
+            serve="text-generation-launcher --model-id EXPORT --max-total-tokens WINDOW "
+            "--max-input-tokens $((WINDOW - 1))",
         ),
         Stack(
             "llama.cpp", "as vendored in llama-cpp-python 0.3.36, from a converted config alone",
@@ -137,50 +154,60 @@ STACKS: dict[str, Stack] = {
             "its converter writes no longrope factors for this model type, which then runs unscaled; "
             "`yarn-tune export --gguf` carries them for Llama-type models",
             unscaled=LLAMA_CPP_UNSCALED,
+            serve="yarn-tune export RUN --gguf model.gguf && llama-server -m model.gguf -c WINDOW",
         ),
         Stack(
             "mlx-lm", "0.32.2", "https://github.com/ml-explore/mlx-lm/blob/v0.32.2/mlx_lm/models/rope_utils.py#L126",
             "source", v4_sections, Yarn(mscale_multiplier, truncate="always"), Longrope("formula", selects="long"),
             unscaled=MLX_UNSCALED, top_partial=True, refused={"nemotron": "it takes linear scaling only"},
+            serve="mlx_lm.server --model EXPORT",
         ),
         Stack(
             "tensorrt-llm", "1.x, PyTorch backend",
             "https://github.com/NVIDIA/TensorRT-LLM/blob/main/tensorrt_llm/_torch/attention_backend/interface.py",
             "source", v4_sections, Yarn(mscale_multiplier, truncate="always"), Longrope("formula"),
             rows=lambda view: view.longest, top_partial=True,
+            serve="trtllm-serve EXPORT --max_seq_len WINDOW",
         ),
         Stack(
             "exllamav2", "0.3.2", "https://github.com/turboderp-org/exllamav2/blob/v0.3.2/exllamav2/rope.py#L80",
             "source", v4_sections, Yarn(own_multiplier, ramp_over="longest", betas="fixed", truncate="always"),
             Longrope("formula", selects="by window", original="needs top"), top_partial=True,
+            serve="python test_inference.py -m EXPORT -l WINDOW",
         ),
         Stack(
             "exllamav3", "1.6.5", "https://github.com/turboderp-org/exllamav3/blob/v1.6.5/exllamav3/util/rope.py#L279",
             "source", scaling_first, Yarn(attention_factor_only, factor="ratio"),
             Longrope("formula", selects="by window"),
+            serve="python examples/chat.py -m EXPORT -cs WINDOW",
         ),
         Stack(
             "onnx-genai", "0.9", "https://github.com/microsoft/onnxruntime-genai/blob/main/src/python/py/models/builder.py",
             "source", parameters_first, Yarn(genai_multiplier, truncate="never", needs_beta=True, whole_head=True),
             "outside Phi-3 and Phi-MoE its builder drops longrope without a word", rows=lambda view: view.longest,
+            serve="python -m onnxruntime_genai.models.builder -i EXPORT -o onnx -p int4 -e cpu",
         ),
         Stack(
             "ctranslate2", "4.x", "https://github.com/OpenNMT/CTranslate2/blob/master/python/ctranslate2/converters/transformers.py",
             "source", v4_sections, "NotImplementedError: YaRN is not supported",
             "which multiplier its runtime applies was not established",
             unscaled=frozenset({"falcon", "gemma", "gemma2", "gemma3_text", "gpt_neox", "phi"}), top_partial=True,
+            serve="ct2-transformers-converter --model EXPORT --output_dir ct2",
         ),
         Stack(
             "openvino", "optimum-intel 1.2x (traces transformers' modules)",
             f"{HF}/v5.23.0/src/transformers/modeling_rope_utils.py#L346", "source", v5_sections,
             Yarn(hf_multiplier, null_factor=True, nested_truncate=False), HF_LONG, nested=True,
             latent=True,
+            serve="optimum-cli export openvino --model EXPORT openvino",
         ),
     )
 }  # fmt: skip
 
-DEFAULT = ("transformers", "transformers-4.57", "vllm", "vllm-0.29", "sglang", "lmdeploy")
-"""What an export serves unless the recipe says otherwise."""
+
+def default_stacks() -> tuple[str, ...]:
+    """The stacks that an export serves unless the recipe names others."""
+    return tuple(name for name, stack in STACKS.items() if stack.default)
 
 
 def reading(name: str, config: Section) -> EffectiveRope:

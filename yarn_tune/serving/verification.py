@@ -16,9 +16,10 @@ import torch
 from ..errors import UserError
 from ..models import FULL, config_json, layout_of
 from ..rope import yarn_attention_factor
+from .conformance import ExpectedRope, frequency_error, mismatches
 from .readers import ORIGINAL, EffectiveRope, Section
 from .rules import v5_sections
-from .selection import ExpectedRope, Target, frequency_error, mismatches
+from .selection import Target
 from .stacks import STACKS, reading
 
 

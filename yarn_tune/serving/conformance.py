@@ -1,0 +1,82 @@
+"""Comparison of the RoPE that a stack computes with the RoPE that it must compute."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..models import FULL, layout_of
+from ..rope import default_inv_freq
+from ..tunable import Learned
+from .encodings import default_section
+from .readers import EffectiveRope, Table
+
+FREQUENCY_TOLERANCE, MULTIPLIER_TOLERANCE = 1e-5, 1e-6
+"""Largest relative error of frequencies, and of the multiplier of cos and sin, that counts as equal."""
+
+
+@dataclass(frozen=True)
+class ExpectedRope:
+    """What a stack must compute."""
+
+    tables: dict[str, list[tuple[Tensor, float]]]
+    """By kind of layer: frequencies and multiplier of cos and sin (the fold included), for short prompts and, where
+    that differs, for long ones."""
+    window: int
+    softmax_gain: float = 1.0
+    """What latent attention multiplies all its logits by: as the base does."""
+    fold: float = 1.0
+    """What the weights of the tuned layers multiply logits by, on top of the stack's own multiplier."""
+
+    def pairs(self, kind: str, found: tuple[Table, ...]) -> list[tuple[Table, tuple[Tensor, float]]]:
+        """Each of a stack's tables beside the one wanted for prompts of that length."""
+        wanted = self.tables[kind]
+        if len(found) == 1:
+            return [(found[0], one) for one in wanted]
+        return list(zip(found, [wanted[0], wanted[-1]], strict=True))
+
+
+def mismatches(found: EffectiveRope, wanted: ExpectedRope) -> list[str]:
+    """How a reading differs from what is wanted; empty if it serves exactly that."""
+    if found.refusal is not None:
+        return [f"does not load it: {found.refusal}"]
+    problems = []
+    for kind in wanted.tables:
+        own_fold = wanted.fold if kind in ("", FULL) else 1.0
+        for table, (inv_freq, multiplier) in wanted.pairs(kind, found.tables[kind]):
+            where = f" in {kind} layers" if kind else ""
+            where += f" beyond {table.above} tokens" if table.above else ""
+            error = frequency_error(table.inv_freq, inv_freq)
+            if error > FREQUENCY_TOLERANCE:
+                problems.append(f"frequencies off by {error:.1e} (relative){where}")
+            total = table.multiplier * math.sqrt(own_fold)
+            if abs(total / multiplier - 1) > MULTIPLIER_TOLERANCE:
+                problems.append(f"multiplies cos and sin by {total:.6g} instead of {multiplier:.6g}{where}")
+    if abs(found.softmax_gain / wanted.softmax_gain - 1) > MULTIPLIER_TOLERANCE:
+        problems.append(f"multiplies all logits by {found.softmax_gain:.6g} instead of {wanted.softmax_gain:.6g}")
+    if found.window < wanted.window:
+        problems.append(f"takes prompts of at most {found.window} tokens instead of {wanted.window}")
+    if found.rows is not None and found.rows < found.window:
+        problems.append(
+            f"holds cos and sin for {found.rows} positions but takes prompts of {found.window}: NaN beyond them"
+        )
+    return list(dict.fromkeys(problems))
+
+
+def frequency_error(found: Tensor, wanted: Tensor) -> float:
+    """Largest relative difference; infinite where the numbers of pairs differ."""
+    if found.shape != wanted.shape:
+        return math.inf
+    return (found.double() / wanted.double() - 1).abs().max().item()
+
+
+def expected_rope(learned: Learned, base: dict[str, Any], fold: float = 1.0) -> ExpectedRope:
+    """What every stack must compute for these numbers."""
+    layout = layout_of(base)
+    tuned = (learned.inv_freq(), learned.attention_factor)
+    if not layout.nested:
+        return ExpectedRope({"": [tuned]}, learned.window, learned.facts.softmax_gain, fold)
+    sections = {k: default_section(base, layout.thetas[k], k) for k in layout.kinds if k != FULL}
+    others = {k: [(default_inv_freq(s["rope_theta"], learned.facts.dim), 1.0)] for k, s in sections.items()}
+    return ExpectedRope({FULL: [tuned]} | others, learned.window, fold=fold)
