@@ -134,13 +134,13 @@ def test_rows_and_excerpts_begin_as_the_tokenizer_lets_a_text_begin(tmp_path, ba
     tokenizer, begin = beginning_tokenizer()
     beginning = base_with(tokenizer, tmp_path / "beginning")
     plain, begun = rows_of(recipe, base), rows_of(recipe, beginning)
-    assert (plain.bos, begun.bos) == (None, begin)
+    assert (plain.prefix, begun.prefix) == ((), (begin,))
     for one, other in zip(plain.rows, begun.rows, strict=True):
         starts = [place == 0 for place in one.position_ids]
         assert other.input_ids == [begin if s else t for s, t in zip(starts, one.input_ids, strict=True)]
         assert other.labels == one.labels
         assert begin not in other.labels
-        for number, piece in enumerate(other.pieces(64, begin)):
+        for number, piece in enumerate(other.pieces(64, (begin,))):
             assert piece.input_ids == [begin, *other.input_ids[64 * number + 1 : 64 * (number + 1)]]
             assert begin not in piece.labels
     excerpts = [heldout_excerpts(recipe.data, each, 256, 3) for each in (base, beginning)]

@@ -42,7 +42,7 @@ def test_the_slid_window_predicts_each_token_from_native_tokens_only(stride):
     torch.testing.assert_close(found[target - 1], expected)
     assert torch.equal(slid_nats(model, IDS[:40], NATIVE, stride), full_nats(model, IDS[:40]))
     begun = torch.cat([torch.tensor([7]), IDS[end - NATIVE + 1 : end]])
-    found = slid_nats(model, IDS, NATIVE, stride, bos=7)[target - 1]
+    found = slid_nats(model, IDS, NATIVE, stride, prefix=(7,))[target - 1]
     torch.testing.assert_close(found, full_nats(model, begun)[target - (end - NATIVE) - 1])
 
 

@@ -56,18 +56,18 @@ def test_windows_keep_every_token_once(length, stride):
     assert kept == list(range(length))
 
 
-@pytest.mark.parametrize("bos", [None, 7])
+@pytest.mark.parametrize("prefix", [(), (7,), (7, 9)])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "cohere"])
-def test_the_teacher_is_the_slid_native_window(family, bos):
+def test_the_teacher_is_the_slid_native_window(family, prefix):
     """The same nats as `compare` measures for it, with the same stride."""
     model, rotary = tuned(family)
     row = torch.tensor(tokens(LENGTH + 1))
-    row[0] = row[0] if bos is None else bos
-    taught = teacher_states(model, rotary, row[None, :-1], NATIVE - 1, 15, bos)[0]
+    row[: len(prefix)] = torch.tensor(prefix, dtype=row.dtype)
+    taught = teacher_states(model, rotary, row[None, :-1], NATIVE - 1, 15, prefix)[0]
     head, transform = model.get_output_embeddings(), Objective(model, rotary, ObjectiveConfig()).transform
     nats = objectives.exact_nats(taught, row[1:], head, transform)
     detach(model)
-    torch.testing.assert_close(nats, slid_nats(model, row, NATIVE, 15, bos), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(nats, slid_nats(model, row, NATIVE, 15, prefix), rtol=1e-4, atol=1e-4)
 
 
 def test_the_divergence_is_that_of_whole_softmaxes(monkeypatch):

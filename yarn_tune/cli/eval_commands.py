@@ -41,7 +41,7 @@ def eval_command(options: argparse.Namespace) -> Result:
     excerpts = heldout_excerpts(data, base, options.length, options.count)
     model = to_device(base.load())
     if options.protocol == "sliding":
-        documents = [slid_nats(model, ids, window, stride, base.bos) for _, ids in excerpts]
+        documents = [slid_nats(model, ids, window, stride, base.prefix) for _, ids in excerpts]
     else:
         documents = [full_nats(model, ids, options.chunk) for _, ids in excerpts]
     buckets = Eval().buckets

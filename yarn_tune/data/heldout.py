@@ -31,8 +31,8 @@ def heldout_excerpts(data: Data, base: BaseModel, length: int, count: int) -> li
         for number, document in enumerate(documents):
             span = document[turn * length : (turn + 1) * length]
             if len(span) == length and len(excerpts) < count:
-                ids = span if base.bos is None else [base.bos, *span[1:]]
-                excerpts.append((f"document {number + 1}, part {turn + 1}", torch.tensor(ids)))
+                ids = torch.tensor([*base.prefix, *span[len(base.prefix) :]])
+                excerpts.append((f"document {number + 1}, part {turn + 1}", ids))
     if not excerpts:
         raise UserError(
             f"data.heldout: the longest of {len(documents)} documents has {longest} tokens, fewer than the "

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..errors import UserError
-from ..models import IGNORED, BaseModel, bos_of
+from ..models import IGNORED, BaseModel, prefix_of
 from ..recipe import Data
 from .positions import Placed
 from .rows import RowSet
@@ -140,8 +140,7 @@ def _frame(tokenizer: Tokenizer, wording: Wording, word: str, number: str) -> tu
             raise UserError(f"chat template: shows the user's message {len(sides) - 1} times; once is supported")
         opening, after = _encode(tokenizer, sides[0]), question + sides[1] + lead
     else:  # the token that begins a text, if the tokenizer puts one there
-        first = bos_of(tokenizer)
-        opening, after = [] if first is None else [first], f"{question} {lead}"
+        opening, after = list(prefix_of(tokenizer)), f"{question} {lead}"
     closing, answered = _encode(tokenizer, after), _encode(tokenizer, f"{after} {number}")
     whole = answered[: len(closing)] == closing
     return opening, closing, answered[len(closing) :] if whole else _encode(tokenizer, f" {number}")

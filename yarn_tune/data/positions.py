@@ -20,10 +20,10 @@ class Placed:
     answers: int = 0
     """How many labels before the last one are the answer to a planted question."""
 
-    def pieces(self, length: int, bos: int | None = None) -> "list[Placed]":
-        """The row as shorter ones, each from position zero and, but for the first, begun with `bos`.
+    def pieces(self, length: int, prefix: tuple[int, ...] = ()) -> "list[Placed]":
+        """Cut the row into shorter ones, each with positions from zero; all but the first begin with `prefix`.
 
-        Answers, whose needle may be elsewhere, do not count.
+        Answers do not count, since their needle may be in another piece.
         """
         if length >= len(self.input_ids):
             return [self]
@@ -33,16 +33,19 @@ class Placed:
         starts = range(0, len(labels) - length + 1, length)
         ids = self.input_ids
         cut = [Placed(ids[a : a + length], list(range(length)), labels[a : a + length]) for a in starts]
-        return [cut[0], *(piece.with_bos(bos) for piece in cut[1:])]
+        return [cut[0], *(piece.with_prefix(prefix) for piece in cut[1:])]
 
-    def with_bos(self, bos: int | None) -> "Placed":
-        """The same row with `bos` in place of every token at position zero: as a model is asked that reads it first."""
-        if bos is None:
+    def with_prefix(self, prefix: tuple[int, ...]) -> "Placed":
+        """The row with `prefix` in place of the first tokens of every segment; its own tokens are no targets."""
+        if not prefix:
             return self
-        ids = [
-            bos if position == 0 else token for token, position in zip(self.input_ids, self.position_ids, strict=True)
-        ]
-        return replace(self, input_ids=ids)
+        ids, labels = list(self.input_ids), list(self.labels)
+        for at, position in enumerate(self.position_ids):
+            if position < len(prefix):
+                ids[at] = prefix[position]
+                if position:
+                    labels[at - 1] = IGNORED
+        return replace(self, input_ids=ids, labels=labels)
 
     @property
     def targets(self) -> int:

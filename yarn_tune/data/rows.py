@@ -30,8 +30,8 @@ class RowSet:
     packed: Packed
     available: int
     """Rows the documents would have given."""
-    bos: int | None = None
-    """What every row begins with, in place of its first token, where the tokenizer puts a token before a text."""
+    prefix: tuple[int, ...] = ()
+    """Tokens that begin every row, in place of its own first ones: those that the tokenizer puts before a text."""
 
     def batch(self, step: int, batch_size: int, seed: int) -> list[Placed]:
         """The rows of one step. A function of its arguments alone, so that a resumed run reads on exactly.
@@ -75,8 +75,8 @@ def build_rows(data: Data, base: BaseModel, request: RowRequest) -> RowSet:
     whole = packed.whole_rows
     # Rows that come from one document train true long distances: they come first when not all are needed.
     order = [*rng.sample(range(whole), whole), *rng.sample(range(whole, len(usable)), len(usable) - whole)]
-    rows = [place_contiguous(usable[i]).with_bos(base.bos) for i in order[:wanted]]
-    return RowSet(rows, packed, len(usable), base.bos)
+    rows = [place_contiguous(usable[i]).with_prefix(base.prefix) for i in order[:wanted]]
+    return RowSet(rows, packed, len(usable), base.prefix)
 
 
 def _check_apart(data: Data) -> None:

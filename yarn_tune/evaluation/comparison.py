@@ -111,7 +111,7 @@ def compare(
     excerpts = heldout_excerpts(recipe.data, run.base, max(lengths), recipe.eval.documents)
     documents = [ids for _, ids in excerpts]
     edges = bucket_edges(max(lengths), recipe.eval.buckets)
-    cache = NllCache(recipe.base, run.folder / "nats", recipe.eval.chunk, run.base.bos)
+    cache = NllCache(recipe.base, run.folder / "nats", recipe.eval.chunk, run.base.prefix)
     comparison = Comparison(start.native, start.window, edges, [label for label, _ in excerpts], [])
     measured: dict[str, list[Tensor]] = {}
     for method, how in tqdm(methods(start, tuned).items(), unit="method", file=sys.stderr):

@@ -60,7 +60,7 @@ def sweep(run: Run, factors: list[float]) -> list[Cell]:
     """
     recipe, cells = run.recipe, []
     begin = Start.of(run.base.facts, recipe.rope)
-    cache = NllCache(recipe.base, run.folder / "nats", recipe.eval.chunk, run.base.bos)
+    cache = NllCache(recipe.base, run.folder / "nats", recipe.eval.chunk, run.base.prefix)
     stride = recipe.eval.stride or max(1, begin.native // 4)
     for factor in factors:
         length = round(factor * begin.native)

@@ -78,8 +78,8 @@ def _digest(tensor: Tensor) -> str:
 class NllCache:
     """Measures one base model; the model is loaded when the first measurement is not on disk."""
 
-    def __init__(self, base: Base, folder: Path, chunk: int | None = None, bos: int | None = None) -> None:
-        self.base, self.folder, self.chunk, self.bos = base, folder, chunk, bos
+    def __init__(self, base: Base, folder: Path, chunk: int | None = None, prefix: tuple[int, ...] = ()) -> None:
+        self.base, self.folder, self.chunk, self.prefix = base, folder, chunk, prefix
         self._model: PreTrainedModel | None = None
         weights = sorted(Path(base.model).glob("*.safetensors"))
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime) for path in weights]
@@ -105,7 +105,7 @@ class NllCache:
 
     def slid(self, document: Tensor, window: int, stride: int) -> tuple[Tensor, float]:
         """Nats of the base with a window slid over the document."""
-        how = window, stride, self.bos
+        how = window, stride, self.prefix
         return self._known(["slid", *how], document, lambda: slid_nats(self.model, document, *how))
 
     def stock(self, document: Tensor) -> tuple[Tensor, float]:

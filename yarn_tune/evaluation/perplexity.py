@@ -50,11 +50,13 @@ def full_nats(model: PreTrainedModel, document: Tensor, chunk: int | None = None
 
 
 @torch.no_grad()
-def slid_nats(model: PreTrainedModel, document: Tensor, native: int, stride: int, bos: int | None = None) -> Tensor:
+def slid_nats(
+    model: PreTrainedModel, document: Tensor, native: int, stride: int, prefix: tuple[int, ...] = ()
+) -> Tensor:
     """The native window slid over the document: the `sliding` protocol, and the honest baseline. CPU `[T - 1]`.
 
     Up to the native window this is `full_nats`; beyond, every token is predicted from between
-    `native - stride` and `native - 1` tokens before it, at native positions. The first of these is `bos`, if given.
+    `native - stride` and `native - 1` tokens before it, at native positions. The first of these are `prefix`.
     """
     if len(document) <= native:
         return full_nats(model, document)
@@ -64,8 +66,7 @@ def slid_nats(model: PreTrainedModel, document: Tensor, native: int, stride: int
     while done < len(document):
         end = min(done + stride, len(document))
         ids = document[end - native : end].clone()
-        if bos is not None:
-            ids[0] = bos
+        ids[: len(prefix)] = ids.new_tensor(prefix)
         window = full_nats(model, ids)
         parts.append(window[-(end - done) :])
         done = end

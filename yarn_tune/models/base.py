@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..errors import UserError
 from ..recipe import Base
-from .loading import bos_of, config_json, load_config, load_model, load_tokenizer
+from .loading import config_json, load_config, load_model, load_tokenizer, prefix_of
 from .query_layout import QuerySite, query_site
 from .rope_config import Layout, RopeFacts, layout_of, rope_facts
 
@@ -69,9 +69,9 @@ class BaseModel:
         return load_tokenizer(self.source.model, self.source.revision)
 
     @cached_property
-    def bos(self) -> int | None:
-        """The token that the tokenizer puts before a text by itself; None if it puts none."""
-        return bos_of(self.tokenizer)
+    def prefix(self) -> tuple[int, ...]:
+        """The tokens that the tokenizer puts before a text by itself; usually one or none."""
+        return prefix_of(self.tokenizer)
 
     def load(self, dtype: str | None = None) -> PreTrainedModel:
         """The model with stock classes, in `dtype` (by default that of the recipe)."""

@@ -1,6 +1,7 @@
 """Loading models with stock classes, finding modules in them, and writing their weights."""
 
 import gc
+import itertools
 import math
 import os
 import re
@@ -72,10 +73,13 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
     return _from_hub(AutoTokenizer.from_pretrained, model, revision=revision)  # type: ignore[no-any-return]
 
 
-def bos_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that this tokenizer, and so a server, puts before a text by itself; None if it puts none."""
-    first = tokenizer("", verbose=False)["input_ids"][:1]
-    return tokenizer.bos_token_id if first == [tokenizer.bos_token_id] else None
+def prefix_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the tokens that this tokenizer, and so a server, puts before a text: none, `<s>`, or `[gMASK]<sop>`."""
+    probe = tokenizer("a", return_special_tokens_mask=True, verbose=False)
+    added = itertools.takewhile(
+        lambda pair: pair[1], zip(probe["input_ids"], probe["special_tokens_mask"], strict=True)
+    )
+    return tuple(token for token, _ in added)
 
 
 def slow_dtype(dtype: str, device: str) -> str | None:

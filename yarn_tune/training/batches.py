@@ -27,7 +27,7 @@ class Batch:
         train = recipe.train
         read = rows.batch(step, train.batch_size, train.seed)
         length = recipe.data.length_at(step, train.steps) or recipe.row_tokens()
-        cut = [piece for row in read for piece in row.pieces(length, rows.bos)]
+        cut = [piece for row in read for piece in row.pieces(length, rows.prefix)]
         micro = train.micro_batch_size
         if recipe.runtime.sequence == 1:  # the exchange of split rows takes no other number of them
             # Shorter rows, more of them at once: as many tokens as the longest rows have.

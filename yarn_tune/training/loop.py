@@ -119,7 +119,7 @@ def fit(run: Run, world: World, model: PreTrainedModel, rotary: TunableRotary, r
     """The steps themselves; `request` may ask to stop between two of them."""
     recipe, settings = run.recipe, run.recipe.train
     optimizer = make_optimizer(rotary, recipe)
-    objective = Objective(model, rotary, ObjectiveConfig.of(recipe, rotary.start.native, rows.bos))
+    objective = Objective(model, rotary, ObjectiveConfig.of(recipe, rotary.start.native, rows.prefix))
     parameters, sharding = rotary.trainable(), sharding_of(recipe)
     numbers = sum(parameter.numel() for parameter in parameters)
     done = resume(run, world, rotary, optimizer)

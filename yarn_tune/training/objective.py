@@ -32,15 +32,15 @@ class ObjectiveConfig:
     native: int = 1
     stride: int = 1
     """Of the slid native window."""
-    bos: int | None = None
-    """Token that what the base reads begins with."""
+    prefix: tuple[int, ...] = ()
+    """Tokens that begin every text the base reads."""
 
     @classmethod
-    def of(cls, recipe: Recipe, native: int, bos: int | None = None) -> "ObjectiveConfig":
+    def of(cls, recipe: Recipe, native: int, prefix: tuple[int, ...] = ()) -> "ObjectiveConfig":
         """Those of a recipe."""
         train = recipe.train
         stride = min(max(1, native // 2), native - 1)
-        return cls(train.objective, train.short_context_kl, train.answer_weight, native, stride, bos)
+        return cls(train.objective, train.short_context_kl, train.answer_weight, native, stride, prefix)
 
     @property
     def taught(self) -> bool:
@@ -108,9 +108,9 @@ class Objective(Reader):
 
     def _taught(self, input_ids: Tensor) -> Tensor:
         """The base's hidden states of each row, `[b, n, h]`."""
-        length, native, bos = input_ids.shape[1], self.config.native, self.config.bos
+        length, native, prefix = input_ids.shape[1], self.config.native, self.config.prefix
         if self.config.objective == "next-token" and length > native:
             # The guard alone: the base is asked inside its window only, and never slid.
-            inside = teacher_states(self.model, self.rotary, input_ids[:, :native], native, 1, bos)
+            inside = teacher_states(self.model, self.rotary, input_ids[:, :native], native, 1, prefix)
             return torch.nn.functional.pad(inside, (0, 0, 0, length - native))
-        return teacher_states(self.model, self.rotary, input_ids, native, self.config.stride, bos)
+        return teacher_states(self.model, self.rotary, input_ids, native, self.config.stride, prefix)

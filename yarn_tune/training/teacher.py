@@ -32,12 +32,17 @@ def windows(length: int, native: int, stride: int) -> list[tuple[int, int]]:
 
 @torch.no_grad()
 def teacher_states(
-    model: PreTrainedModel, rotary: TunableRotary, input_ids: Tensor, native: int, stride: int, bos: int | None = None
+    model: PreTrainedModel,
+    rotary: TunableRotary,
+    input_ids: Tensor,
+    native: int,
+    stride: int,
+    prefix: tuple[int, ...] = (),
 ) -> Tensor:
     """The base's last hidden states for rows `[b, T]`: `[b, T, h]`.
 
-    Windows are read several at a time, up to as many tokens as the rows have. Each begins with `bos` in place of its
-    first token, if there is one: the base reads nothing without it.
+    Windows are read several at a time, up to as many tokens as the rows have. In each, the
+    first tokens are replaced by `prefix`, which begins every text that the base was trained on.
     """
     rows, length = input_ids.shape
     size = min(native, length)
@@ -48,8 +53,7 @@ def teacher_states(
         for at in range(0, len(planned), most):
             group = planned[at : at + most]
             ids = torch.cat([input_ids[:, end - size : end] for end, _ in group])
-            if bos is not None:
-                ids[:, 0] = bos
+            ids[:, : len(prefix)] = ids.new_tensor(prefix)
             hidden = hidden_states(model, ids).split(rows)
             parts += [states[:, -kept:] for states, (_, kept) in zip(hidden, group, strict=True)]
     return torch.cat(parts, 1)
