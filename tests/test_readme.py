@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tiny import recipe_tree, save_tiny
-from yarn_tune.cli.main import _parser
+from yarn_tune.cli.parser import parse
 from yarn_tune.evaluation.results import of_json, table
 from yarn_tune.models.families import supported
 from yarn_tune.recipe.loading import parse_recipe
@@ -54,7 +54,7 @@ def commands() -> list[str]:
 def test_every_command_parses(command):
     words = re.sub(r"\[.*?\]", "", command).split()[1:]
     words = ["5" if word == "N" else word for word in words if word != "..."]
-    _parser().parse_args(words)
+    parse(words)
 
 
 def test_there_are_commands():

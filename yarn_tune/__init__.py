@@ -1,11 +1,12 @@
-"""yarn_tune: learn RoPE's scale and the attention temperature of a frozen model.
+"""yarn_tune: extend the context window of a frozen RoPE model by learning a few numbers.
 
-The names here do what the commands do. They are loaded when they are first used, so that `import yarn_tune` costs
-nothing.
+The names below do what the commands do. Each is imported on first use, so that `import yarn_tune` imports no torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from .version import __version__
 
 if TYPE_CHECKING:
     from .adapter import YarnTuneConfig
@@ -19,12 +20,21 @@ _PLACES = {
     "Interrupted": "errors",
     "Tuning": "api",
     "UserError": "errors",
-    "YarnTuneConfig": "adapter",  # importing which also tells PEFT how to load one
+    "YarnTuneConfig": "adapter",  # the import registers the type with PEFT
     "propose": "planning",
     "verify": "serving",
 }
 
-__all__ = ["CheckFailed", "Interrupted", "Tuning", "UserError", "YarnTuneConfig", "propose", "verify"]
+__all__ = [
+    "CheckFailed",
+    "Interrupted",
+    "Tuning",
+    "UserError",
+    "YarnTuneConfig",
+    "__version__",
+    "propose",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The commands as a Python object: one run, from its plan to a checked checkpoint."""
+"""The commands as a Python class: one run, from its plan to a verified checkpoint."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from .evaluation import Comparison, compare, named_rows
 from .export import export, write_card
 from .planning import Plan, plan
-from .recipe import open_recipe
+from .recipe import Recipe, open_recipe
 from .runs import Run, latest_state
 from .serving import Verification, verify
 from .training import train
@@ -15,40 +15,44 @@ from .tunable import Learned
 
 
 class Tuning:
-    """A run and its folder; every method does what the command of its name does, and continues what is there.
+    """A run and its folder. Every method does what the command of the same name does, and continues an interrupted run.
 
     Args:
-        recipe: a recipe's path, a run folder, or the recipe itself as nested dicts.
-        overrides: settings, as `"train.steps=50"`.
-        folder: where the run goes; by default that of a run folder, unless overrides name another, or `runs/<name>`.
+        recipe: a recipe's path, a run folder, the recipe as nested dicts, or a `Recipe`, to which no overrides apply.
+        overrides: settings, as in `"train.steps=50"`.
+        folder: the run folder; by default the folder given as `recipe`, unless an override names another run, or
+            `runs/<name>`.
 
     Raises:
-        UserError: if there is no such recipe, or it is impossible, with every problem found.
+        UserError: if there is no such recipe, or if it is impossible, with every problem found.
     """
 
     def __init__(
-        self, recipe: str | Path | dict[str, Any], overrides: Sequence[str] = (), folder: str | Path | None = None
+        self,
+        recipe: str | Path | dict[str, Any] | Recipe,
+        overrides: Sequence[str] = (),
+        folder: str | Path | None = None,
     ) -> None:
         self.run = Run(*open_recipe(recipe, overrides, folder))
 
     def plan(self) -> Plan:
-        """What it will read, cover and cost; `.text()` says it in words. Trains nothing."""
+        """Return what the run will read, cover and cost; `.text()` formats it. Trains nothing."""
         return plan(self.run.recipe, latest_state(self.run.checkpoints) is not None)
 
     def train(self) -> Learned:
-        """Learn; raises `Interrupted` at a signal, after saving."""
+        """Train; raises `Interrupted` after SIGTERM or SIGINT, with the finished step saved."""
         return train(self.run)
 
     def compare(self, others: Sequence[str | Path] = ()) -> Comparison:
-        """Every method, and other runs and checkpoints, on the same held-out tokens."""
+        """Measure every method, and other runs and checkpoints, on the same held-out tokens."""
         return compare(self.run, *named_rows(self.run, [Path(other) for other in others]))
 
     def export(self) -> Path:
-        """The checkpoint to serve, with its card; raises `CheckFailed` if it does not compute what was learned."""
+        """Write the checkpoint to serve, and its card; raises `CheckFailed` if its logits are not the tuned model's."""
         path = export(self.run)
         write_card(self.run, path)
         return path
 
     def verify(self) -> Verification:
-        """What each serving stack will make of the export; `.passed`, `.text()`."""
+        """Check what each serving stack computes from the export; `.passed`, `.text()`."""
         return verify(str(self.run.folder / "export"), self.run.recipe.export.stacks)

@@ -1,41 +1,29 @@
-"""Commands that measure any checkpoint, whoever made it; as in `commands.py`, imports are inside the functions."""
+"""The commands that measure any checkpoint, made by yarn_tune or not.
+
+Packages are imported inside the functions, after the arguments are checked, so that a mistake needs no torch.
+"""
 
 import argparse
 import json
 import math
-from collections.abc import Callable
+import shlex
 from pathlib import Path
-from typing import Any
 
 from ..errors import UserError
-
-Result = tuple[str, dict[str, Any]]
-"""What a command prints: text for people, and the object for `--json`. A false `passed` in it is exit code 3."""
-
-
-def numbers_of(place: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
-    """A list of numbers from the command line.
-
-    Raises:
-        UserError: if it is none, or a number is infinite or NaN.
-    """
-    try:
-        numbers = [kind(word) for word in text.split(",")]
-        if all(map(math.isfinite, numbers)):
-            return numbers
-    except (ValueError, OverflowError):
-        pass
-    raise UserError(f"{place}: numbers with commas between them, as in 2,4,8; found {text!r}")
+from .arguments import check_documents, check_model, check_picture, check_tokenizer, numbers_of
+from .result import CommandResult
 
 
-def eval_command(options: argparse.Namespace) -> Result:
-    """NLL of a checkpoint by position."""
+def eval_command(options: argparse.Namespace) -> CommandResult:
+    """Measure the NLL of a checkpoint by position."""
+    window, stride = _windows(options)
+    _check(options)
+
     from ..data import heldout_excerpts
     from ..evaluation import NllSum, bucket_edges, by_position, full_nats, slid_nats
     from ..models import BaseModel, to_device
     from ..recipe import Base, Data, Eval
 
-    window, stride = _windows(options)
     base = BaseModel(Base(model=options.checkpoint, dtype=options.dtype))
     data = Data(train=[], heldout=options.documents)
     excerpts = heldout_excerpts(data, base, options.length, options.count)
@@ -50,18 +38,27 @@ def eval_command(options: argparse.Namespace) -> Result:
     for nats in documents:
         sums = [a + b for a, b in zip(sums, by_position(nats, edges), strict=True)]
     total = sum(sums, NllSum(0.0, 0))
-    mean, how = total.mean, f"over {total.count} tokens"
+    mean = total.mean
     lines = [f"{a:>8} to {b - 1:<8} {n.mean:.4f}" for a, b, n in zip(edges, edges[1:], sums, strict=False)]
-    text = "\n".join([*lines, f"mean {mean:.4f} nats per token, PPL {math.exp(mean):.4f} ({options.protocol}, {how})"])
+    summary = f"mean NLL {mean:.4f}, PPL {math.exp(mean):.4f} ({options.protocol}, over {total.count} tokens)"
+    text = "\n".join(["position             NLL, nats per token", *lines, summary])
     value = {"edges": edges, "nll": [n.mean for n in sums], "mean": mean, "ppl": math.exp(mean), "tokens": total.count}
-    return text, value
+    retrieve = shlex.join(["yarn-tune", "retrieve", options.checkpoint, *options.documents])
+    return CommandResult(text, value, f"{retrieve} --lengths {options.length}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Check the checkpoint and the documents of a command."""
+    check_model("CHECKPOINT", options.checkpoint)
+    check_tokenizer("CHECKPOINT", options.checkpoint)
+    check_documents("documents", options.documents)
 
 
 def _windows(options: argparse.Namespace) -> tuple[int, int]:
-    """Tokens of a window, and scored a window, of `eval --protocol sliding`.
+    """Return the tokens per window and the tokens scored per window of `eval --protocol sliding`.
 
     Raises:
-        UserError: if a number of the command is impossible, or is of the other protocol.
+        UserError: if a number is impossible, or belongs to the other protocol.
     """
     for flag, least in (("length", 2), ("count", 1), ("chunk", 1)):
         number = getattr(options, flag)
@@ -69,7 +66,7 @@ def _windows(options: argparse.Namespace) -> tuple[int, int]:
             raise UserError(f"--{flag}: at least {least}; found {number}")
     flags = ", ".join(f"--{flag}" for flag in ("window", "stride") if getattr(options, flag) is not None)
     if options.protocol != "sliding" and flags:
-        raise UserError(f"{flags}: of windows, which --protocol {options.protocol} has none of; add --protocol sliding")
+        raise UserError(f"{flags}: only --protocol sliding has windows; add it, or leave {flags} out")
     window = max(2, options.length // 4) if options.window is None else options.window
     stride = min(256, window // 2) if options.stride is None else options.stride
     if not 2 <= window <= options.length or not 1 <= stride < window:
@@ -79,8 +76,14 @@ def _windows(options: argparse.Namespace) -> tuple[int, int]:
     return window, stride
 
 
-def retrieve_command(options: argparse.Namespace) -> Result:
-    """Ask for numbers hidden in documents."""
+def retrieve_command(options: argparse.Namespace) -> CommandResult:
+    """Measure the retrieval of numbers hidden in documents."""
+    lengths = numbers_of("--lengths", options.lengths, int)
+    depths = numbers_of("--depths", options.depths, float)
+    _check(options)
+    if options.picture:
+        check_picture("--picture", Path(options.picture))
+
     from functools import partial
 
     from ..data import WORDINGS, heldout_tokens
@@ -88,8 +91,6 @@ def retrieve_command(options: argparse.Namespace) -> Result:
     from ..models import BaseModel, to_device
     from ..recipe import Base, Data
 
-    lengths = numbers_of("--lengths", options.lengths, int)
-    depths = numbers_of("--depths", options.depths, float)
     base = BaseModel(Base(model=options.checkpoint, dtype=options.dtype))
     filler = heldout_tokens(Data(train=[], heldout=options.documents), base)
     if options.engine == "vllm":
@@ -101,12 +102,15 @@ def retrieve_command(options: argparse.Namespace) -> Result:
     if options.picture:
         heat_map(found, Path(options.picture), f"Retrieval: {options.checkpoint}")
     share, low, high = found.accuracy()
-    text = f"{retrieval_table(found)}\n\nin all {share:.1%} (95% interval {low:.1%} to {high:.1%})"
-    return text, {"accuracy": share, "interval": [low, high], "cells": found.as_json()}
+    text = f"{retrieval_table(found)}\n\nfound {share:.1%} of all needles (95% interval {low:.1%} to {high:.1%})"
+    value = {"accuracy": share, "interval": [low, high], "cells": found.as_json()}
+    return CommandResult(text, value, f"yarn-tune lm-eval {options.checkpoint}")
 
 
-def lm_eval_command(options: argparse.Namespace) -> Result:
-    """Print the commands for lm-evaluation-harness."""
+def lm_eval_command(options: argparse.Namespace) -> CommandResult:
+    """Print the commands that run lm-evaluation-harness."""
+    check_model("CHECKPOINT", options.checkpoint)
+
     from ..models import config_json
 
     window = config_json(options.checkpoint).get("max_position_embeddings")
@@ -119,4 +123,4 @@ def lm_eval_command(options: argparse.Namespace) -> Result:
         f"lm_eval --model hf --model_args pretrained={path},max_length={window},dtype=bfloat16 {common}",
         f"lm_eval --model vllm --model_args pretrained={path},max_model_len={window},dtype=bfloat16 {common}",
     ]
-    return "\n".join(["pip install 'lm-eval[hf,ruler]'", *lines]), {"commands": lines}
+    return CommandResult("\n".join(lines), {"commands": lines}, "pip install 'lm-eval[hf,ruler]', then one of these")

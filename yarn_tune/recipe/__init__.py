@@ -1,9 +1,10 @@
 """Recipes: every section with its defaults, the YAML parser, validation, loading, and the bundled recipes."""
 
 from .bundled import copy_recipe, shipped_recipes
+from .keys import Key, recipe_keys
 from .loading import load_recipe, open_recipe, parse_recipe, parse_rope
-from .named_files import HUB, is_hub_id, matching_files, missing_files
-from .schema import YARN, Base, Data, Eval, Export, Lora, Recipe, Retrieve, Rope, Runtime
+from .named_files import HUB, is_hub_id, matching_files, missing_files, what_is
+from .schema import YARN, Base, Data, Eval, Export, Lora, Recipe, Retrieve, Rope, Runtime, StackName
 
 __all__ = [
     "HUB",
@@ -12,11 +13,13 @@ __all__ = [
     "Data",
     "Eval",
     "Export",
+    "Key",
     "Lora",
     "Recipe",
     "Retrieve",
     "Rope",
     "Runtime",
+    "StackName",
     "copy_recipe",
     "is_hub_id",
     "load_recipe",
@@ -25,5 +28,7 @@ __all__ = [
     "open_recipe",
     "parse_recipe",
     "parse_rope",
+    "recipe_keys",
     "shipped_recipes",
+    "what_is",
 ]

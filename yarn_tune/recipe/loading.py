@@ -5,6 +5,7 @@ write instead. Precedence: defaults < YAML < overrides (`train.steps=50`).
 """
 
 import copy
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ from typing import Any, cast
 import yaml
 
 from ..errors import UserError
+from .named_files import what_is
 from .parsing import Findings, apply_override, build, show
 from .schema import Recipe, Rope
 from .validation import ROPE_RULES, RULES, broken_rules
@@ -38,7 +40,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """
     source = str(path)
     if not Path(path).is_file():
-        raise RecipeError(source, ["no such file; `yarn-tune recipes` shows those that come with yarn_tune"])
+        raise RecipeError(source, [f"{_not_found(Path(path))}; `yarn-tune recipes` lists the bundled ones"])
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -50,13 +52,20 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     return parse_recipe(tree, overrides or [], source)
 
 
+def _not_found(path: Path) -> str:
+    """Say that a recipe does not exist, with the nearest one beside it."""
+    beside = [str(file) for file in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(str(path), [*beside, *(file.removesuffix(".yaml") for file in beside)], n=1)
+    return f"no such file; did you mean {close[0].removesuffix('.yaml')}.yaml?" if close else "no such file"
+
+
 def open_recipe(
-    recipe: str | Path | dict[str, Any], overrides: Sequence[str] = (), folder: str | Path | None = None
+    recipe: str | Path | dict[str, Any] | Recipe, overrides: Sequence[str] = (), folder: str | Path | None = None
 ) -> tuple[Recipe, Path]:
     """Read a recipe and name its run folder.
 
     Args:
-        recipe: a recipe's path, a run folder, or the recipe itself as nested dicts.
+        recipe: a recipe's path, a run folder, the recipe as nested dicts, or one that was read already.
         overrides: `section.key=value` strings.
         folder: the run folder; None: the folder given as `recipe`, unless an override names another run, or
             `runs/<name>`.
@@ -64,15 +73,15 @@ def open_recipe(
     Raises:
         UserError: if there is no such recipe, or if it is impossible, with every problem found.
     """
-    if isinstance(recipe, dict):
-        read = parse_recipe(recipe, list(overrides))
+    if isinstance(recipe, (dict, Recipe)):
+        read = parse_recipe(recipe, list(overrides)) if isinstance(recipe, dict) else recipe
         return read, Path(folder or Path("runs") / read.name)
     path = Path(recipe)
     if not path.is_dir():
         read = load_recipe(path, list(overrides))
         return read, Path(folder or Path("runs") / read.name)
     if not (path / "recipe.yaml").is_file():
-        raise UserError(f"{path} is not a run folder: it has no recipe.yaml")
+        raise UserError(f"{path} is not a run folder: it has no recipe.yaml; {what_is(path)}")
     kept = load_recipe(path / "recipe.yaml").name
     read = load_recipe(path / "recipe.yaml", list(overrides))
     return read, Path(folder or (path if read.name == kept else path.parent / read.name))

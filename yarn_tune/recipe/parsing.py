@@ -65,7 +65,7 @@ def build(cls: Any, tree: Any, place: str, findings: Findings) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in tree:
         if key not in fields:
-            close = difflib.get_close_matches(str(key), fields, n=1)
+            close = _in_sections(hints, key) or difflib.get_close_matches(str(key), fields, n=1)
             remedy = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(fields)}"
             findings.problems.append(f"{_join(place, key)}: unknown key; {remedy}")
     values = {}
@@ -75,6 +75,23 @@ def build(cls: Any, tree: Any, place: str, findings: Findings) -> Any:
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             findings.problems.append(f"{_join(place, name)}: missing; this key has no default")
     return cls(**values) if findings.unusable == before else None
+
+
+def _in_sections(hints: dict[str, Any], key: object) -> list[str]:
+    """Dotted names of the fields called `key` in the sections of a mapping, for a key given without its section."""
+    return [
+        f"{name}.{key}"
+        for name, hint in hints.items()
+        if (section := section_of(hint)) is not None and key in {field.name for field in dataclasses.fields(section)}
+    ]
+
+
+def section_of(hint: Any) -> type[Any] | None:
+    """The dataclass among the types that a field accepts, or None if it holds plain values only."""
+    if isinstance(hint, type):
+        return hint if dataclasses.is_dataclass(hint) else None
+    inside = (section_of(each) for each in get_args(hint) if isinstance(each, type) or get_args(each))
+    return next((section for section in inside if section is not None), None)
 
 
 def _convert(hint: Any, value: Any, place: str, findings: Findings) -> Any:

@@ -1,0 +1,44 @@
+"""The commands about a checkpoint that exists: check it, upload it.
+
+Packages are imported inside the functions, after the arguments are checked, so that a mistake needs no torch.
+"""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .arguments import check_model, stacks_of
+from .result import CommandResult
+
+
+def verify_command(options: argparse.Namespace) -> CommandResult:
+    """Check what each stack computes from a config; a mismatch is exit code 3."""
+    check_model("CHECKPOINT", options.checkpoint)
+    stacks = stacks_of(options.stacks, every=True) if options.stacks else None
+
+    from ..serving import TOLERANCE, ask_vllm, verify
+
+    made = verify(options.checkpoint, stacks)
+    text, passed = made.text(), made.passed
+    value: dict[str, Any] = asdict(made) | {"passed": passed}
+    if options.engine:
+        found = ask_vllm(options.checkpoint, options.engine_python)
+        passed = passed and found.worst <= TOLERANCE
+        lengths = ", ".join(f"{d:.1e} at {n} tokens" for n, d in found.differences.items())
+        text += f"\n\nvLLM itself (window {found.max_model_len}), log-probabilities against transformers: {lengths}"
+        value |= {"passed": passed, "vllm": asdict(found)}
+    serve = f"vllm serve {options.checkpoint} --max-model-len {made.lines[0].window}"
+    return CommandResult(text, value, serve if passed else "", passed)
+
+
+def push_command(options: argparse.Namespace) -> CommandResult:
+    """List what would be uploaded, or upload it."""
+    from ..export import prepare_upload, upload
+
+    made = prepare_upload(Path(options.source), options.repo, options.base, options.adapter)
+    value = {"repo": made.repo, "what": made.what, "files": made.sizes(), "commit": None}
+    if not options.upload:
+        return CommandResult(f"{made.text()}\nNothing was uploaded.", value, "the same command with --upload")
+    address = upload(made, options.private, options.message)
+    return CommandResult(f"{made.text()}\n{address}", value | {"commit": address})

@@ -1,0 +1,50 @@
+"""The commands that begin: the bundled recipes, and a first recipe for a model.
+
+Packages are imported inside the functions, after the arguments are checked, so that a mistake needs no torch.
+"""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from ..errors import UserError
+from ..recipe import copy_recipe, shipped_recipes
+from .arguments import check_documents, check_model
+from .result import CommandResult
+
+
+def recipes_command(options: argparse.Namespace) -> CommandResult:
+    """List the bundled recipes, or copy one here with its files."""
+    if options.copy is None:
+        found = shipped_recipes()
+        lines = [f"{name:<26} {line}" for name, line in found.items()]
+        return CommandResult("\n".join(lines), {"recipes": found}, "yarn-tune recipes --copy NAME")
+    written = [str(path) for path in copy_recipe(options.copy, Path())]
+    return CommandResult("\n".join(written), {"written": written}, f"yarn-tune plan {written[0]}")
+
+
+def init_command(options: argparse.Namespace) -> CommandResult:
+    """Write a first recipe."""
+    check_model("MODEL", options.model)
+    check_documents("--train", options.train)
+    check_documents("--heldout", options.heldout)
+
+    from ..files import write_atomically
+    from ..planning import propose
+
+    made = propose(
+        options.model,
+        options.window,
+        options.train,
+        options.heldout,
+        options.gpu_memory,
+        options.revision,
+        options.gpus,
+        options.out,
+    )
+    path = Path(options.out or f"{made.recipe.name}.yaml")
+    if path.exists():
+        raise UserError(f"{path} exists; name another file with --out")
+    write_atomically(path, made.text.encode())
+    value = {"path": str(path), "recipe": made.recipe.to_dict(), "cost": asdict(made.cost)}
+    return CommandResult(f"{made.text}\nwritten to {path}", value, f"yarn-tune plan {path}")
