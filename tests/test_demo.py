@@ -69,7 +69,8 @@ def test_it_prints_the_table_and_the_serve_line(launched):
 def test_tuning_beats_search_free_yarn(launched):
     """At the far end, without a tax inside the native window: even after a few steps."""
     work, _ = launched
-    rows = {row["method"]: row for row in json.loads((work / "runs/short/compare.json").read_text())}
+    comparison = json.loads((work / "runs/short/compare.json").read_text())
+    rows = {row["method"]: row for row in comparison["like"]["rows"]}
     assert rows["tuned"]["nll"]["2048"] < rows["yarn"]["nll"]["2048"]
     assert rows["tuned"]["short_nll"] <= rows["yarn"]["short_nll"]
     assert rows["yarn"]["nll"]["2048"] < rows["none"]["nll"]["2048"]

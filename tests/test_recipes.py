@@ -129,7 +129,7 @@ def test_two_steps_on_a_shrunken_model(path, tmp_path, monkeypatch, capsys):
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(tree))
     assert main(["run", "small.yaml", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert [row["method"] for row in result["rows"]][-1] == "tuned"
+    assert [row["method"] for row in result["comparison"]["like"]["rows"]][-2:] == ["tuned", "tuned-slid"]
     run = tmp_path / "runs" / "small"
     for name in (
         "recipe.yaml",

@@ -92,7 +92,7 @@ def test_the_whole_path_and_json(recipe, capsys):
     assert result["export"] == "runs/small/export"
     assert "covers" in captured.err
     assert main(["compare", "runs/small", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["rows"][-1]["method"] == "tuned"
+    assert json.loads(capsys.readouterr().out)["comparison"]["like"]["rows"][-2]["method"] == "tuned"
     assert main(["export", "runs/small", "--overrides-only"]) == 0
     line = capsys.readouterr().out
     assert line.startswith(f"vllm serve {recipe.parent / 'base'} --hf-overrides '")
@@ -167,8 +167,8 @@ def test_compare_takes_runs_checkpoints_and_factors(recipe, capsys):
     targets = ["runs/one", "runs/two", "runs/two/export"]
     assert main(["compare", *targets, "eval.buckets=4", "--factors", "2,4", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    rows = {row["method"]: row for row in found["rows"]}
-    assert list(rows)[-3:] == ["tuned-one", "tuned-two", "checkpoint two/export"]
+    rows = {row["method"]: row for row in found["comparison"]["like"]["rows"]}
+    assert list(rows)[-5:] == ["tuned-one", "tuned-one-slid", "tuned-two", "tuned-two-slid", "checkpoint two/export"]
     exported, tuned = rows["checkpoint two/export"], rows["tuned-two"]
     assert exported["by_position"] == pytest.approx(tuned["by_position"], rel=1e-5)
     cells = {(cell["method"], cell["factor"]): cell for cell in found["factors"]}
@@ -189,7 +189,7 @@ def test_factors_that_cannot_be_measured_are_refused_before_anything_is(recipe, 
     capsys.readouterr()
     for wrong, problem in (("0.5", "--factors: finite and at least 1"), ("2,100", "data.heldout: the longest of")):
         assert problem in fails(capsys, "compare", "runs/three", f"--factors={wrong}")
-    assert not Path("runs/three/nats").exists()
+    assert not Path("runs/three/nll").exists()
 
 
 def test_retrieve_and_lm_eval(recipe, capsys):
@@ -221,7 +221,7 @@ def test_plan_warns_about_untrained_distances(recipe, capsys):
 
 def test_plan_and_report_cover_rows_as_they_are_cut(recipe, capsys, monkeypatch):
     drawn = []
-    monkeypatch.setattr("yarn_tune.evaluation.report.plot_coverage", lambda covered, path: drawn.append(covered))
+    monkeypatch.setattr("yarn_tune.report.markdown.plot_coverage", lambda covered, path: drawn.append(covered))
     assert main(["run", str(recipe), "data.lengths=[64]", "--json"]) == 0
     assert "WARNING: 75% of the target window's distances are never trained" in capsys.readouterr().err
     assert [covered.untrained for covered in drawn] == [0.75]

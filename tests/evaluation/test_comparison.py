@@ -1,6 +1,5 @@
 """The comparison: same tokens for every method, each the method it says it is."""
 
-import json
 import math
 import os
 import shutil
@@ -15,10 +14,11 @@ from transformers import AutoModelForCausalLM
 from yarn_tune.data import heldout
 from yarn_tune.data.heldout import heldout_excerpts
 from yarn_tune.errors import UserError
-from yarn_tune.evaluation import recall
+from yarn_tune.evaluation import retrieval
 from yarn_tune.evaluation.comparison import compare, named_rows
-from yarn_tune.evaluation.perplexity import full_nats
-from yarn_tune.evaluation.results import SEARCH_FREE, Comparison, Row, key_tokens, table
+from yarn_tune.evaluation.methods import Method
+from yarn_tune.evaluation.perplexity import full_nll
+from yarn_tune.evaluation.results import CompareRow, Comparison, TextResult, table, tables, with_key_tokens
 from yarn_tune.models import loading as models
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Recipe, Retrieve
@@ -39,8 +39,9 @@ def finished(tmp_path_factory):
 def test_methods_and_figures(finished):
     run, comparison = finished
     names = [row.method for row in comparison.rows]
-    assert names == ["none", "native-window", "linear", "ntk", "dynamic", "yarn", "tuned"]
-    assert tuple(names[:-1]) == SEARCH_FREE
+    assert names == ["none", "native-window", "linear", "ntk", "dynamic", "yarn", "tuned", "tuned-slid"]
+    kinds = ["search-free", "slid", *["search-free"] * 4, "learned", "slid"]
+    assert [row.kind for row in comparison.rows] == kinds
     assert comparison.edges == [32 * i for i in range(9)]
     for row in comparison.rows:
         assert set(row.nll) == {NATIVE, 2 * NATIVE, 256}
@@ -48,12 +49,10 @@ def test_methods_and_figures(finished):
         weights = [31, *[32] * 7]
         mean = sum(w * v for w, v in zip(weights, row.by_position, strict=True)) / 255
         assert mean == pytest.approx(row.nll[256], rel=1e-9)
-        assert len(row.by_excerpt) == len(comparison.excerpts)
+        assert len(row.by_excerpt) == len(comparison.like.excerpts)
         assert sum(row.by_excerpt) / len(row.by_excerpt) == pytest.approx(row.nll[256], rel=1e-9)
-        assert row.tokens_spent == (4 * 2 * 256 if row.method == "tuned" else 0)
-    saved = json.loads((run.folder / "compare.json").read_text())
-    assert [row["method"] for row in saved] == names
-    assert {"method", "nll", "by_position", "short_nll", "tokens_spent", "seconds"} <= set(saved[0])
+        assert row.tokens_spent == (4 * 2 * 256 if row.method.startswith("tuned") else 0)
+    assert Comparison.load(run.folder / "compare.json") == comparison
 
 
 @pytest.mark.rope_warnings
@@ -73,7 +72,7 @@ def test_each_method_equals_transformers_own(finished, method):
     config.max_position_embeddings = NATIVE
     model = AutoModelForCausalLM.from_pretrained(run.recipe.base.model, config=config).eval()
     excerpts = heldout_excerpts(run.recipe.data, run.base, length, 2)
-    nats = [full_nats(model, ids) for _, ids in excerpts]
+    nats = [full_nll(model, ids) for _, ids in excerpts]
     expected = torch.cat(nats).double().mean().item()
     # `dynamic` reads length - 1 tokens (the last is only predicted), as the harness does.
     assert comparison.row(method).nll[256] == pytest.approx(expected, rel=1e-5)
@@ -87,7 +86,7 @@ def test_the_slid_window_inside_the_native_one_is_the_base(finished):
 
 def test_what_was_measured_is_not_measured_again(finished, monkeypatch):
     run, comparison = finished
-    monkeypatch.setattr("yarn_tune.evaluation.methods.load_model", None)
+    monkeypatch.setattr("yarn_tune.models.base.load_model", None)
     assert compare(run, {"tuned": tuned_row(run)}) == comparison
     longer = Run(parse_recipe(run.recipe.to_dict(), ["eval.lengths=[200]"]), run.folder)
     with pytest.raises(TypeError):
@@ -106,10 +105,10 @@ def test_half_a_comparison_leaves_no_file(finished, tmp_path, monkeypatch):
     """An export's card reads compare.json, and counts on every method."""
     run, comparison = finished
     tuned, other = {"tuned": tuned_row(run)}, Run(run.recipe, tmp_path)
-    shutil.copytree(run.folder / "nats", tmp_path / "nats")
+    shutil.copytree(run.folder / "nll", tmp_path / "nll")
     assert compare(other, tuned, only=["none", "tuned"]).rows == [comparison.row("none"), comparison.row("tuned")]
     assert not (tmp_path / "compare.json").exists()
-    monkeypatch.setattr("yarn_tune.evaluation.comparison.ntk_inv_freq", lambda *numbers: 1 / 0)
+    monkeypatch.setattr("yarn_tune.evaluation.methods.ntk_inv_freq", lambda *numbers: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         compare(other, tuned)
     assert not (tmp_path / "compare.json").exists()
@@ -120,10 +119,25 @@ def test_half_a_comparison_leaves_no_file(finished, tmp_path, monkeypatch):
 
 def test_a_torn_measurement_is_made_again(finished):
     run, comparison = finished
-    for path in (run.folder / "nats").iterdir():
+    for path in (run.folder / "nll").iterdir():
         path.write_bytes(path.read_bytes()[:50])
     again = compare(run, {"tuned": tuned_row(run)})
     assert [replace(row, seconds=0) for row in again.rows] == [replace(row, seconds=0) for row in comparison.rows]
+
+
+def test_the_slid_tuned_model_is_the_tuned_model_on_every_window(finished):
+    """By hand: the tuned model reads each window of 64 tokens alone."""
+    run, comparison = finished
+    model, stride = run.base.load(), NATIVE // 4
+    means = []
+    for _, ids in heldout_excerpts(run.recipe.data, run.base, 256, 2):
+        with Method.of(tuned_row(run).learned).on(model):
+            parts = [full_nll(model, ids[:NATIVE])]
+            for end in range(NATIVE + stride, 257, stride):
+                parts.append(full_nll(model, ids[end - NATIVE : end])[-stride:])
+        means.append(torch.cat(parts).double().mean().item())
+    assert comparison.row("tuned-slid").by_excerpt == pytest.approx(means, rel=1e-6)
+    assert comparison.row("tuned-slid").nll[256] != pytest.approx(comparison.row("native-window").nll[256], rel=1e-6)
 
 
 def test_needles_are_asked_of_the_model_that_was_measured(tmp_path, monkeypatch):
@@ -131,11 +145,11 @@ def test_needles_are_asked_of_the_model_that_was_measured(tmp_path, monkeypatch)
     base = save_tiny(tmp_path / "base")
     recipe = parse_recipe(recipe_tree(base, tmp_path), ["eval.retrieval={per_cell: 1, depths: [0.5]}"])
     run, loaded, asked = Run(recipe, tmp_path / "run"), [], []
-    load, score = models.AutoModelForCausalLM.from_pretrained, recall.score_transformers
+    load, score = models.AutoModelForCausalLM.from_pretrained, retrieval.score_transformers
     monkeypatch.setattr(
         models.AutoModelForCausalLM, "from_pretrained", lambda *a, **k: loaded.append(1) or load(*a, **k)
     )
-    monkeypatch.setattr(recall, "score_transformers", lambda *a: asked.append(1) or score(*a))
+    monkeypatch.setattr(retrieval, "score_transformers", lambda *a: asked.append(1) or score(*a))
     first = compare(run, {}, only=["none", "yarn"])
     assert (len(loaded), len(asked)) == (1, 2 * 3)
     assert compare(run, {}, only=["none", "yarn"]) == first
@@ -176,29 +190,78 @@ def copied(run: Run, recipe: Recipe, folder: Path) -> Path:
     return folder
 
 
-def rows_with(**nll: float) -> Comparison:
-    rows = [Row(name.replace("_", "-"), {256: value}, [value], value) for name, value in nll.items()]
-    return Comparison(64, 256, [0, 256], ["document 1, part 1"], rows)
+KINDS = {"native-window": "slid", "native-adapted": "slid", "tuned": "learned"}
 
 
-def test_the_verdict_is_honest():
-    lost = rows_with(none=5.0, native_window=3.0, yarn=3.4, tuned=3.2)
-    assert lost.verdict().startswith("No extended method beats the native window slid over the document")
-    assert "tuned, 0.2000 nats behind" in lost.verdict()
-    won = rows_with(none=5.0, native_window=3.3, yarn=3.4, tuned=3.2)
-    assert won.verdict() == "tuned beats the slid native window at 256 tokens by 0.1000 nats."
-    assert table(won).splitlines()[-1] == "| tuned | 3.200 | 3.200 | 24.53 | -1.800 | 0 |"
+def result_with(**nll: list[float]) -> TextResult:
+    """Rows with these NLL values, one per excerpt."""
+    rows = []
+    for key, values in nll.items():
+        name, mean = key.replace("_", "-"), sum(values) / len(values)
+        kind = KINDS.get(name, "search-free")
+        rows.append(CompareRow(name, kind, {256: mean}, [mean], mean, by_excerpt=values))
+    return TextResult([f"document {i + 1}, part 1" for i in range(len(next(iter(nll.values()))))], rows)
 
 
-def test_learned_rows_excerpt_by_excerpt():
-    rows = rows_with(none=5.0, native_window=3.2, yarn=3.4, tuned=3.2).rows
-    assert Comparison(64, 256, [0, 256], ["one", "two"], rows).by_excerpt() == ""
-    values = {"none": [5.0, 5.0], "native-window": [3.0, 3.4], "yarn": [3.1, 3.7], "tuned": [3.05, 3.35]}
-    rows = [replace(row, by_excerpt=values[row.method]) for row in rows]
-    assert Comparison(64, 256, [0, 256], ["one", "two"], rows).by_excerpt() == (
-        "By held-out excerpt, tuned is below yarn on 2 of 2 (-0.350 to -0.050 nats), "
-        "below native-window on 1 of 2 (-0.050 to +0.050 nats)."
-    )
+def comparison_with(**nll: list[float]) -> Comparison:
+    return Comparison(64, 256, [0, 256], result_with(**nll))
+
+
+def test_the_table_by_hand():
+    lines = table(result_with(none=[5.0], native_window=[3.3], yarn=[3.4], tuned=[3.2]), [0, 256]).splitlines()
+    assert lines[0] == "| method | 0-256 | mean | PPL | short tax | tokens spent |"
+    assert lines[-1] == "| tuned | 3.200 | 3.200 | 24.53 | -1.800 | 0 |"
+
+
+def test_the_verdict_compares_excerpt_by_excerpt():
+    """Lower on 4 of 8 excerpts is no win, whatever the mean; lower on 9 of 9 is one."""
+    yarn = [3.0 + i / 10 for i in range(9)]
+    slid = [value - 0.05 for value in yarn]
+    tuned = [a + (-0.3 if i < 4 else 0.01) for i, a in enumerate(slid)]
+    found = comparison_with(none=[5.0] * 9, native_window=slid, yarn=yarn, tuned=tuned)
+    assert found.subject() == "tuned"
+    against = {each.other: each for each in found.verdict().texts[0].contrasts}
+    assert set(against) == {"yarn", "native-window"}
+    assert (against["yarn"].outcome, against["yarn"].below, against["yarn"].excerpts) == ("better", 9, 9)
+    assert against["yarn"].p == pytest.approx(2 / 2**9)
+    close = against["native-window"]
+    assert (close.outcome, close.below) == ("too close to call", 4)
+    assert close.difference == pytest.approx((4 * -0.3 + 5 * 0.01) / 9)
+    assert close.p == pytest.approx(1.0)  # 2 x P(at most 4 of 9) > 1
+    assert "against native-window too close to call (lower on 4 of 9 excerpts, -0.128, p = 1)" in str(found.verdict())
+    assert "beats" not in str(found.verdict())
+    worse = comparison_with(none=[5.0] * 9, native_window=slid, yarn=yarn, tuned=[v + 0.2 for v in yarn]).verdict()
+    assert [each.outcome for each in worse.texts[0].contrasts] == ["worse", "worse"]
+
+
+def test_the_verdict_of_a_base_without_learned_rows_is_about_yarn():
+    found = comparison_with(none=[5.0, 5.2], native_window=[3.0, 3.1], yarn=[2.9, 3.2])
+    assert found.subject() == "yarn"
+    lines = found.verdict().lines()
+    assert list(lines) == ["Prediction", "Needles", "Short texts"]
+    assert "against native-window too close to call (lower on 1 of 2 excerpts" in lines["Prediction"]
+    assert lines["Needles"] == "not measured (eval.retrieval)."
+    assert lines["Short texts"] == "yarn changes the NLL inside 64 tokens by -2.050."
+
+
+def test_both_kinds_of_text_are_in_verdict_table_and_file(tmp_path):
+    like = result_with(none=[5.0] * 6, native_window=[3.0] * 6, yarn=[3.4] * 6, tuned=[3.2] * 6)
+    unlike = result_with(none=[6.0] * 7, native_window=[4.0] * 7, yarn=[4.4] * 7, tuned=[4.6] * 7)
+    found = Comparison(64, 256, [0, 256], like, unlike, prompts=30)
+    found.save(tmp_path / "compare.json")
+    assert Comparison.load(tmp_path / "compare.json") == found
+    text = tables(found)
+    assert text.index("| tuned | 3.200") < text.index("unlike the training text (7 excerpts)") < text.index("| 4.600")
+    first, second = found.verdict().texts
+    assert [each.outcome for each in first.contrasts] == ["better", "worse"]
+    assert [each.outcome for each in second.contrasts] == ["worse", "worse"]
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"like": null}', "no JSON"])
+def test_a_file_that_is_no_comparison_is_named(tmp_path, text):
+    (tmp_path / "compare.json").write_text(text)
+    with pytest.raises(UserError, match=r"compare.json: not a comparison .* run `yarn-tune compare` again"):
+        Comparison.load(tmp_path / "compare.json")
 
 
 def test_key_tokens_by_hand():
@@ -206,10 +269,18 @@ def test_key_tokens_by_hand():
     near = torch.tensor([1.0, 3.5, 2.9, 6.0, 0.5])
     far = torch.tensor([1.0, 1.9, 1.0, 3.0, 0.9])
     tuned = torch.tensor([9.0, 0.25, 9.0, 9.0, 9.0])
-    rows = rows_with(native_window=3.0, yarn=2.0, tuned=2.0)
-    nats = {"native-window": [near], "yarn": [far], "tuned": [tuned]}
-    found = key_tokens(rows, nats, gain=2.0, floor=2.0)
+    result = result_with(native_window=[3.0], yarn=[2.0], tuned=[2.0])
+    nll = {"native-window": [near], "yarn": [far], "tuned": [tuned]}
+    found = with_key_tokens(result, nll, gain=2.0, floor=2.0)
     assert [row.key_nll for row in found.rows] == pytest.approx([3.5, 1.9, 0.25])
     assert {row.key_tokens for row in found.rows} == {1}
-    assert key_tokens(rows, nats, gain=4.0, floor=2.0) == rows
-    assert math.isclose(key_tokens(rows, nats, gain=2.0, floor=3.0).row("tuned").key_nll, (0.25 + 9.0) / 2)
+    assert with_key_tokens(result, nll, gain=4.0, floor=2.0) == result
+    assert math.isclose(with_key_tokens(result, nll, gain=2.0, floor=3.0).row("tuned").key_nll, (0.25 + 9.0) / 2)
+
+
+def test_a_slid_row_does_not_choose_key_tokens():
+    """Its context is near, so that what it predicts well says nothing about far context."""
+    near, far = torch.tensor([4.0, 4.0]), torch.tensor([1.0, 4.0])
+    result = result_with(native_window=[3.0], yarn=[2.0], native_adapted=[2.0])
+    nll = {"native-window": [near], "yarn": [far], "native-adapted": [torch.tensor([4.0, 0.5])]}
+    assert with_key_tokens(result, nll, gain=2.0, floor=2.0).row("yarn").key_tokens == 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import NATIVE, VOCABULARY, save_tiny, tiny_model
 from torch.nn import functional as F
-from yarn_tune.evaluation.perplexity import NllSum, bucket_edges, by_position, full_nats, slid_nats, span_nats
+from yarn_tune.evaluation.perplexity import NllSum, bucket_edges, by_position, full_nll, slid_nll, span_nll
 from yarn_tune.models.token_loss import CHUNK
 from yarn_tune.serving.vllm import transformers_logprobs
 
@@ -16,34 +16,34 @@ IDS = torch.randint(VOCABULARY, (200,), generator=torch.Generator().manual_seed(
 def test_a_uniform_model_has_the_vocabulary_as_its_perplexity():
     model = tiny_model()
     torch.nn.init.zeros_(model.lm_head.weight)
-    for nats in (full_nats(model, IDS), slid_nats(model, IDS, NATIVE, 16)):
+    for nats in (full_nll(model, IDS), slid_nll(model, IDS, NATIVE, 16)):
         assert nats.shape == (199,)
         assert math.exp(nats.mean()) == pytest.approx(VOCABULARY, rel=1e-5)
 
 
-def test_full_nats_equal_transformers():
+def test_full_nll_equal_transformers():
     model = tiny_model()
     with torch.no_grad():
         logits = model(IDS[None], use_cache=False).logits[0, :-1]
-    torch.testing.assert_close(full_nats(model, IDS), F.cross_entropy(logits, IDS[1:], reduction="none"))
+    torch.testing.assert_close(full_nll(model, IDS), F.cross_entropy(logits, IDS[1:], reduction="none"))
 
 
 @pytest.mark.parametrize("stride", [1, 16, 50, NATIVE])
 def test_the_slid_window_predicts_each_token_from_native_tokens_only(stride):
     model = tiny_model()
-    found = slid_nats(model, IDS, NATIVE, stride)
+    found = slid_nll(model, IDS, NATIVE, stride)
     assert found.shape == (199,)
-    torch.testing.assert_close(found[: NATIVE - 1], full_nats(model, IDS[:NATIVE]))
+    torch.testing.assert_close(found[: NATIVE - 1], full_nll(model, IDS[:NATIVE]))
     # A late token, by hand: its window ends at the next multiple of the stride past the native window.
     target = 150
     stride = min(stride, NATIVE - 1)
     end = min(NATIVE + math.ceil((target + 1 - NATIVE) / stride) * stride, 200)
-    expected = full_nats(model, IDS[end - NATIVE : end])[target - (end - NATIVE) - 1]
+    expected = full_nll(model, IDS[end - NATIVE : end])[target - (end - NATIVE) - 1]
     torch.testing.assert_close(found[target - 1], expected)
-    assert torch.equal(slid_nats(model, IDS[:40], NATIVE, stride), full_nats(model, IDS[:40]))
+    assert torch.equal(slid_nll(model, IDS[:40], NATIVE, stride), full_nll(model, IDS[:40]))
     begun = torch.cat([torch.tensor([7]), IDS[end - NATIVE + 1 : end]])
-    found = slid_nats(model, IDS, NATIVE, stride, prefix=(7,))[target - 1]
-    torch.testing.assert_close(found, full_nats(model, begun)[target - (end - NATIVE) - 1])
+    found = slid_nll(model, IDS, NATIVE, stride, prefix=(7,))[target - 1]
+    torch.testing.assert_close(found, full_nll(model, begun)[target - (end - NATIVE) - 1])
 
 
 def test_buckets_are_by_position_and_weighted_by_tokens():
@@ -52,7 +52,7 @@ def test_buckets_are_by_position_and_weighted_by_tokens():
     first, second = by_position(nats, [0, 4, 8])
     assert (first, second) == (NllSum(6.0, 3), NllSum(22.0, 4))
     assert (first + second).mean == 4.0
-    assert span_nats(nats, 1, 3) == NllSum(3.0, 2)
+    assert span_nll(nats, 1, 3) == NllSum(3.0, 2)
     assert math.isnan(NllSum(0.0, 0).mean)
 
 
@@ -60,7 +60,7 @@ def test_buckets_are_by_position_and_weighted_by_tokens():
 @pytest.mark.parametrize("chunk", [1, 37, 64, 199, 500])
 def test_chunks_over_a_kv_cache_change_nothing(family, chunk):
     model = tiny_model(family)
-    torch.testing.assert_close(full_nats(model, IDS, chunk), full_nats(model, IDS), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(full_nll(model, IDS, chunk), full_nll(model, IDS), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "cohere"])

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from matplotlib.image import imread
 from tiny import VOCABULARY, tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer, models, normalizers
 from tokenizers.processors import TemplateProcessing
@@ -22,11 +21,14 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from yarn_tune.data.needles import DEMO, PLAIN, Prompt, Wording, answer_tokens, build_prompt
 from yarn_tune.errors import UserError
 from yarn_tune.evaluation.retrieval import (
+    Cell,
     Retrieval,
-    grid,
-    heat_map,
+    RetrievalGrid,
+    RetrievalRecord,
+    load_records,
     retrieval_table,
     retrieve,
+    save_records,
     score_server,
     score_transformers,
     wilson,
@@ -269,9 +271,8 @@ def test_the_demo_model_retrieves_inside_its_window_only():
     """Its README's 88% is of rows with one or two numbers; with one, in front of 6 answer tokens, it is higher."""
     model = load_model(str(ROOT / "data/tiny-base"), dtype="float32")
     score = partial(score_transformers, model)
-    found = retrieve(
-        score, tokenizers()["demo"], prose("demo"), [250, 512], [0.0, 0.5, 1.0], 6, wording=DEMO, progress=False
-    )
+    grid = RetrievalGrid([250, 512], [0.0, 0.5, 1.0], 6, wording=DEMO)
+    found = retrieve(score, tokenizers()["demo"], prose("demo"), grid, progress=False)
     inside, beyond = found.accuracy(250), found.accuracy(beyond=256)
     assert inside[0] >= 0.85
     assert beyond[0] <= 0.15
@@ -366,16 +367,20 @@ def test_wilson_intervals_by_hand():
     assert (low, high) == (0.0, 1.0)
 
 
+def asks(lengths: list[int], depths: list[float], per_cell: int, seed: int = 7) -> list[tuple[int, float, int]]:
+    return [(ask.length, ask.depth, ask.seed) for ask in RetrievalGrid(lengths, depths, per_cell, 2, DEMO, seed).asks()]
+
+
 def test_a_grid_asks_every_cell_and_no_cell_depends_on_another():
-    asks = grid([256, 128], [1, 0.0], 3, 2, 7)
-    assert [ask[:3] for ask in asks] == [(n, d, 2) for n in (128, 256) for d in (0.0, 1.0) for _ in range(3)]
-    assert len({seed for *_, seed in asks}) == 12
-    assert grid([256], [1.0], 3, 2, 7) == [ask for ask in asks if ask[:2] == (256, 1.0)]
-    assert grid([256, 128], [1.0, 0.0], 2, 2, 7) == [ask for i, ask in enumerate(asks) if i % 3 < 2]
-    assert {s for *_, s in grid([128], [0.0], 3, 1, 8)}.isdisjoint(s for *_, s in asks)
+    found = asks([256, 128], [1, 0.0], 3)
+    assert [ask[:2] for ask in found] == [(n, d) for n in (128, 256) for d in (0.0, 1.0) for _ in range(3)]
+    assert len({seed for *_, seed in found}) == 12
+    assert asks([256], [1.0], 3) == [ask for ask in found if ask[:2] == (256, 1.0)]
+    assert asks([256, 128], [1.0, 0.0], 2) == [ask for i, ask in enumerate(found) if i % 3 < 2]
+    assert {s for *_, s in asks([128], [0.0], 3, seed=8)}.isdisjoint(s for *_, s in found)
     for lengths, depths, per_cell in (([], [0.5], 1), ([128], [], 1), ([128], [0.5], 0)):
         with pytest.raises(UserError, match="at least"):
-            grid(lengths, depths, per_cell, 1, 0)
+            RetrievalGrid(lengths, depths, per_cell)
 
 
 def short_sighted(prompt: Prompt) -> bool:
@@ -390,35 +395,50 @@ def test_retrieval_counts_what_was_scored(capsys):
         seen.append(prompt)
         return short_sighted(prompt)
 
-    tokenizer = tokenizers()["demo"]
-    found = retrieve(score, tokenizer, prose("demo"), [400, 150], [0.0, 1.0], 10, keys=2, wording=DEMO, progress=False)
+    tokenizer, grid = tokenizers()["demo"], RetrievalGrid([400, 150], [0.0, 1.0], 10, keys=2, wording=DEMO)
+    found = retrieve(score, tokenizer, prose("demo"), grid, progress=False)
     assert capsys.readouterr().err == ""
-    assert seen == [build_prompt(tokenizer, prose("demo"), *ask, DEMO) for ask in grid([150, 400], [0, 1], 10, 2, 0)]
+    expected = [(n, d, 2, s) for n, d, s in asks([150, 400], [0, 1], 10, seed=0)]
+    assert seen == [build_prompt(tokenizer, prose("demo"), *ask, DEMO) for ask in expected]
     odd = [sum(int(p.answer) % 2 for p in seen[i : i + 10]) for i in range(0, 40, 10)]
-    assert found.cells == {
-        (150, 0.0): (odd[0], 10), (150, 1.0): (odd[1], 10), (400, 0.0): (0, 10), (400, 1.0): (odd[3], 10)
-    }  # fmt: skip
+    assert found.cells == [
+        Cell(150, 0.0, odd[0], 10), Cell(150, 1.0, odd[1], 10), Cell(400, 0.0, 0, 10), Cell(400, 1.0, odd[3], 10)
+    ]  # fmt: skip
     assert all(0 < count < 10 for count in odd)
 
 
-CELLS = {(128, 0.0): (10, 10), (128, 0.5): (8, 10), (512, 0.0): (0, 10), (512, 0.5): (3, 10), (1024, 0.0): (0, 10)}
+CELLS = [
+    Cell(128, 0.0, 10, 10),
+    Cell(128, 0.5, 8, 10),
+    Cell(512, 0.0, 0, 10),
+    Cell(512, 0.5, 3, 10),
+    Cell(1024, 0.0, 0, 10),
+    Cell(1024, 0.5, 1, 10),
+]
 
 
 def test_accuracy_of_a_length_of_all_and_beyond():
-    found = Retrieval({**CELLS, (1024, 0.5): (1, 10)})
+    found = Retrieval(CELLS)
     assert found.accuracy() == wilson(22, 60)
     assert found.accuracy(128) == wilson(18, 20)
     assert found.accuracy(beyond=128) == wilson(4, 40)
     assert found.accuracy(beyond=127) == wilson(22, 60)
     assert found.accuracy(512, beyond=128) == wilson(3, 20)
     assert math.isnan(found.accuracy(beyond=1024)[0])
-    saved = json.loads(json.dumps(found.as_json(), allow_nan=False))
-    assert len(saved) == 6
-    assert saved[1] == {"length": 128, "depth": 0.5, "right": 8, "asked": 10}
+    assert (found.prompts(), found.prompts(beyond=128)) == (60, 40)
+
+
+def test_records_are_read_as_they_were_written_and_a_torn_file_as_none(tmp_path):
+    path, records = tmp_path / "retrieval.json", {"yarn": RetrievalRecord("abc", Retrieval(CELLS))}
+    save_records(path, records)
+    assert load_records(path) == records
+    path.write_text(path.read_text()[:100])
+    assert load_records(path) == {}
+    assert load_records(tmp_path / "missing.json") == {}
 
 
 def test_the_table_has_rows_of_depth_and_the_mean_with_its_interval():
-    found = Retrieval({**CELLS, (1024, 0.5): (1, 10)})
+    found = Retrieval(CELLS)
     assert retrieval_table(found).split("\n") == [
         "| depth | 128 | 512 | 1024 |",
         "| --- | --- | --- | --- |",
@@ -426,30 +446,3 @@ def test_the_table_has_rows_of_depth_and_the_mean_with_its_interval():
         "| 50% | 80% | 30% | 10% |",
         "| mean | 90% (70-97) | 15% (5-36) | 5% (1-24) |",
     ]
-
-
-def test_the_heat_map_shows_the_shares_and_the_native_window(tmp_path):
-    found = Retrieval({(n, d): (10 if n == 128 else 0, 10) for n in (128, 512, 1024) for d in (0.0, 0.5, 1.0)})
-
-    def share_of(picture: torch.Tensor, colour: str) -> float:
-        """Of the pixels (the coordinate `colour` is `#rrggbb`)."""
-        wanted = torch.tensor([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-        return ((picture - wanted).abs().amax(-1) < 0.02).float().mean().item()
-
-    pictures = {}
-    for native in (None, 256):
-        heat_map(found, tmp_path / "map.png", "a title", native)
-        pictures[native] = torch.from_numpy(imread(tmp_path / "map.png"))[..., :3]
-    for picture in pictures.values():
-        all_right, none_right = share_of(picture, "#fde725"), share_of(picture, "#440154")  # viridis' ends
-        assert none_right == pytest.approx(2 * all_right, rel=0.1)
-        assert all_right > 0.1
-    vermilion = {native: share_of(picture, "#d55e00") for native, picture in pictures.items()}
-    assert vermilion[None] < 1e-4 < 1e-3 < vermilion[256]
-    # The line stands where the colour changes: right of the first third.
-    columns = ((pictures[256] - torch.tensor([213, 94, 0]) / 255).abs().amax(-1) < 0.02).float().mean(0)
-    yellow = ((pictures[256] - torch.tensor([253, 231, 37]) / 255).abs().amax(-1) < 0.02).float().mean(0)
-    purple = ((pictures[256] - torch.tensor([68, 1, 84]) / 255).abs().amax(-1) < 0.02).float().mean(0)
-    line = int(columns.argmax())
-    assert yellow[line - 8] > 0.5
-    assert purple[line + 8] > 0.5

@@ -12,8 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from yarn_tune.adapter.config import YarnTuneConfig
 from yarn_tune.data.heldout import heldout_excerpts
 from yarn_tune.errors import UserError
-from yarn_tune.evaluation.comparison import compare, methods
-from yarn_tune.evaluation.methods import NllCache
+from yarn_tune.evaluation.comparison import compare
+from yarn_tune.evaluation.methods import search_free_methods
+from yarn_tune.evaluation.nll_cache import NllCache
 from yarn_tune.export.checkpoint import export
 from yarn_tune.models.base import BaseModel
 from yarn_tune.models.loading import rotary_site
@@ -176,7 +177,7 @@ def test_from_training_to_a_reloaded_checkpoint(tmp_path, name, frequencies):
     assert section["rope_type"] == ("yarn" if kept else "longrope")
     comparison = compare(run, {}, only=["none", "yarn"])
     _, document = heldout_excerpts(recipe.data, run.base, 512, 1)[0]
-    cache = NllCache(recipe.base, tmp_path / "nats")
+    cache = NllCache(run.base, tmp_path / "nll")
     for length in (REACH, 512):
         stock, _ = cache.stock(document[:length])
         assert comparison.row("none").nll[length] == pytest.approx(stock.double().mean().item(), abs=2e-6)
@@ -200,7 +201,7 @@ def test_search_starts_from_the_bases_own_table():
 def test_methods_are_laid_over_the_bases_table():
     begin = start_of(base_of("llama3"), 2 * REACH)
     own, _ = begin.facts.table(REACH)
-    found = methods(begin, {})
+    found = search_free_methods(begin)
     torch.testing.assert_close(found["linear"].table_of(512)[0], own / 2)
     plain = default_inv_freq(begin.facts.theta, begin.facts.dim)
     assert torch.equal(found["dynamic"].table_of(REACH)[0], own * (plain / plain))

@@ -8,7 +8,7 @@ from tiny import NATIVE, VOCABULARY, tiny_model
 from torch.nn import functional as F
 from yarn_tune.data.packing import Row
 from yarn_tune.data.positions import Placed, place_contiguous
-from yarn_tune.evaluation.perplexity import slid_nats
+from yarn_tune.evaluation.perplexity import slid_nll
 from yarn_tune.models import token_loss as objectives
 from yarn_tune.models.rope_config import rope_facts
 from yarn_tune.models.token_loss import IGNORED
@@ -67,7 +67,7 @@ def test_the_teacher_is_the_slid_native_window(family, prefix):
     head, transform = model.get_output_embeddings(), Objective(model, rotary, ObjectiveConfig()).transform
     nats = objectives.exact_nats(taught, row[1:], head, transform)
     detach(model)
-    torch.testing.assert_close(nats, slid_nats(model, row, NATIVE, 15, prefix), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(nats, slid_nll(model, row, NATIVE, 15, prefix), rtol=1e-4, atol=1e-4)
 
 
 def test_the_divergence_is_that_of_whole_softmaxes(monkeypatch):

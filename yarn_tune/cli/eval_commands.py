@@ -7,6 +7,7 @@ import argparse
 import json
 import math
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import UserError
@@ -20,7 +21,7 @@ def eval_command(options: argparse.Namespace) -> CommandResult:
     _check(options)
 
     from ..data import heldout_excerpts
-    from ..evaluation import NllSum, bucket_edges, by_position, full_nats, slid_nats
+    from ..evaluation import NllSum, bucket_edges, by_position, full_nll, slid_nll
     from ..models import BaseModel, to_device
     from ..recipe import Base, Data, Eval
 
@@ -29,9 +30,9 @@ def eval_command(options: argparse.Namespace) -> CommandResult:
     excerpts = heldout_excerpts(data, base, options.length, options.count)
     model = to_device(base.load())
     if options.protocol == "sliding":
-        documents = [slid_nats(model, ids, window, stride, base.prefix) for _, ids in excerpts]
+        documents = [slid_nll(model, ids, window, stride, base.prefix) for _, ids in excerpts]
     else:
-        documents = [full_nats(model, ids, options.chunk) for _, ids in excerpts]
+        documents = [full_nll(model, ids, options.chunk) for _, ids in excerpts]
     buckets = Eval().buckets
     edges = bucket_edges(options.length, buckets)
     sums = [NllSum(0.0, 0)] * buckets
@@ -87,9 +88,10 @@ def retrieve_command(options: argparse.Namespace) -> CommandResult:
     from functools import partial
 
     from ..data import WORDINGS, heldout_tokens
-    from ..evaluation import heat_map, retrieval_table, retrieve, score_server, score_transformers
+    from ..evaluation import RetrievalGrid, retrieval_table, retrieve, score_server, score_transformers
     from ..models import BaseModel, to_device
     from ..recipe import Base, Data
+    from ..report import heat_map
 
     base = BaseModel(Base(model=options.checkpoint, dtype=options.dtype))
     filler = heldout_tokens(Data(train=[], heldout=options.documents), base)
@@ -97,13 +99,13 @@ def retrieve_command(options: argparse.Namespace) -> CommandResult:
         score = partial(score_server, options.url, options.served_name or options.checkpoint)
     else:
         score = partial(score_transformers, to_device(base.load()))
-    wording = WORDINGS[options.wording]
-    found = retrieve(score, base.tokenizer, filler, lengths, depths, options.per_cell, options.keys, 0, wording)
+    grid = RetrievalGrid(lengths, depths, options.per_cell, options.keys, WORDINGS[options.wording])
+    found = retrieve(score, base.tokenizer, filler, grid)
     if options.picture:
         heat_map(found, Path(options.picture), f"Retrieval: {options.checkpoint}")
     share, low, high = found.accuracy()
     text = f"{retrieval_table(found)}\n\nfound {share:.1%} of all needles (95% interval {low:.1%} to {high:.1%})"
-    value = {"accuracy": share, "interval": [low, high], "cells": found.as_json()}
+    value = {"accuracy": share, "interval": [low, high], "cells": asdict(found)["cells"]}
     return CommandResult(text, value, f"yarn-tune lm-eval {options.checkpoint}")
 
 

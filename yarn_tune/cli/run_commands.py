@@ -68,13 +68,13 @@ def compare_command(options: argparse.Namespace) -> CommandResult:
     check_documents("data.heldout", recipe.data.heldout, recipe.data.prepare)
 
     from ..api import Tuning
-    from ..evaluation import as_json, check_factors, sweep, sweep_table, table
+    from ..evaluation import check_factors, sweep, sweep_table, tables
 
     tuning = Tuning(recipe, folder=folder)
-    check_factors(tuning.run.recipe, factors)
+    check_factors(tuning.run, factors)
     comparison = tuning.compare(others)
-    text = f"{comparison.verdict()}\n\n{table(comparison)}\n\n{comparison.by_excerpt()}".rstrip()
-    value: dict[str, Any] = {"verdict": comparison.verdict(), "rows": as_json(comparison)}
+    text = f"{comparison.verdict()}\n\n{tables(comparison)}"
+    value: dict[str, Any] = {"verdict": comparison.verdict().lines(), "comparison": asdict(comparison)}
     if factors:
         cells = sweep(tuning.run, factors)
         text += f"\n\n{sweep_table(cells)}"
@@ -145,8 +145,8 @@ def run_command(options: argparse.Namespace) -> CommandResult:
     """Plan, train, compare, export, verify and report."""
     tuning = _open(options, documents=True)
 
-    from ..evaluation import as_json, compare, named_rows, table, write_report
-    from ..tunable import Start
+    from ..evaluation import compare, named_rows, tables
+    from ..report import write_report
 
     run = tuning.run
     if is_main_process():
@@ -158,15 +158,15 @@ def run_command(options: argparse.Namespace) -> CommandResult:
     comparison = compare(run, tuned)
     path = tuning.export()
     checked = tuning.verify()
-    report = write_report(run, comparison, next(iter(tuned.values())), Start.of(run.base.facts, run.recipe.rope))
+    report = write_report(run, comparison, next(iter(tuned.values())))
     text = (
-        f"{comparison.verdict()}\n\n{table(comparison)}\n\n{comparison.by_excerpt()}\n\n"
+        f"{comparison.verdict()}\n\n{tables(comparison)}\n\n"
         f"report   {report}\npicture  {run.folder / 'nll_by_position.png'}\nexport   {path}\n"
         f"verified {', '.join(line.stack for line in checked.lines)}"
     )
     value = {
-        "verdict": comparison.verdict(),
-        "rows": as_json(comparison),
+        "verdict": comparison.verdict().lines(),
+        "comparison": asdict(comparison),
         "export": str(path),
         "passed": checked.passed,
         "report": str(report),

@@ -1,31 +1,47 @@
-"""Perplexity, retrieval, the comparison of methods, and its report."""
+"""Perplexity, retrieval, and the comparison of methods with its verdict."""
 
 from .comparison import compare, named_rows
 from .factor_sweep import check_factors, sweep, sweep_table
-from .perplexity import NllSum, bucket_edges, by_position, full_nats, slid_nats
-from .report import write_report
-from .results import Comparison, as_json, of_json, table
-from .retrieval import heat_map, retrieval_table, retrieve, score_server, score_transformers
+from .methods import Method, search_free_methods
+from .nll_cache import NllCache
+from .perplexity import NllSum, bucket_edges, by_position, full_nll, slid_nll
+from .results import CompareRow, Comparison, TextResult, table, tables
+from .retrieval import (
+    Retrieval,
+    RetrievalGrid,
+    load_records,
+    retrieval_table,
+    retrieve,
+    score_server,
+    score_transformers,
+)
+from .verdict import Verdict
 
 __all__ = [
+    "CompareRow",
     "Comparison",
+    "Method",
+    "NllCache",
     "NllSum",
-    "as_json",
+    "Retrieval",
+    "RetrievalGrid",
+    "TextResult",
+    "Verdict",
     "bucket_edges",
     "by_position",
     "check_factors",
     "compare",
-    "full_nats",
-    "heat_map",
+    "full_nll",
+    "load_records",
     "named_rows",
-    "of_json",
     "retrieval_table",
     "retrieve",
     "score_server",
     "score_transformers",
-    "slid_nats",
+    "search_free_methods",
+    "slid_nll",
     "sweep",
     "sweep_table",
     "table",
-    "write_report",
+    "tables",
 ]

@@ -1,40 +1,40 @@
-"""Every method on the same held-out tokens: was tuning worth it?
+"""Every method on the same held-out tokens.
 
-Methods: `none` (the base as it is), `native-window` (the base with its native window slid over the document:
-the honest baseline), `linear`, `ntk`, `dynamic`, `yarn` (all search-free, at the recipe's factor), and `tuned` (or
-`tuned-<run>` where several runs are compared).
+Rows: `none` (the base as it is), `native-window` (the base evaluated with a sliding window of its native length: the
+baseline that an extension has to beat), the search-free methods at the recipe's factor, and for every learned run
+`tuned` (one pass) and `tuned-slid` (the same model with its native window slid, which shows how much of a gain is
+adaptation to the text rather than a longer reach); or `tuned-<run>` where several runs are compared.
 """
 
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data import doubled, heldout_excerpts
+from ..data import doubled, grid_lengths, heldout_excerpts, heldout_tokens
 from ..errors import UserError
-from ..files import write_json
-from ..models import base_identity
+from ..models import BaseModel, base_identity
 from ..recipe import Recipe, load_recipe
-from ..rope import dynamic_ntk_inv_freq, linear_inv_freq, ntk_inv_freq
 from ..runs import Run, TunedRow, tuned_row
 from ..tunable import Start
-from .methods import Method, NllCache, TableOf
-from .perplexity import NllSum, bucket_edges, by_position, span_nats
-from .recall import retrieve_methods
-from .results import Comparison, Row, as_json, key_tokens
+from .methods import Method, search_free_methods
+from .nll_cache import NllCache
+from .perplexity import NllSum, bucket_edges, by_position, span_nll
+from .results import CompareRow, Comparison, Kind, TextResult, with_key_tokens
+from .retrieval import RetrievalGrid, retrieve_methods
 
 
-def named_rows(run: Run, others: list[Path]) -> tuple[dict[str, TunedRow], list[Path]]:
-    """Rows to add to the search-free ones: (name -> learned numbers, checkpoints measured as they are).
+def named_rows(run: Run, others: Sequence[Path]) -> tuple[dict[str, TunedRow], list[Path]]:
+    """Rows to add to the search-free ones: (name -> learned numbers, checkpoints to measure as they are).
 
     The run itself is `tuned`, or `tuned-<name>` beside other runs.
 
     Raises:
-        UserError: for what is neither a finished run nor a checkpoint, for a run on another base, and for two rows of
-            one name.
+        UserError: if a path is neither a finished run nor a checkpoint, if a run has another base, or if two rows would
+            have one name.
     """
     runs, checkpoints = [run] if run.numbers_path.is_file() else [], []
     for path in others:
@@ -45,11 +45,11 @@ def named_rows(run: Run, others: list[Path]) -> tuple[dict[str, TunedRow], list[
         else:
             raise UserError(f"{path} is neither a run folder (with recipe.yaml) nor a checkpoint (with config.json)")
     names = ["tuned"] if len(runs) == 1 else [f"tuned-{one.folder.name}" for one in runs]
-    every = [*names, *map(_checkpoint_name, checkpoints)]
+    every = [*names, *{_slid_name(name) for name in names}, *map(_checkpoint_name, checkpoints)]
     if twice := sorted({name for name in every if every.count(name) > 1}):
         raise UserError(
-            f"compare: {', '.join(twice)} would be the name of two rows each, which are called after their folders; "
-            "name every folder once, and rename one of two that are called alike"
+            f"compare: {', '.join(twice)} would be the name of two rows, because rows are named after their folders; "
+            "name every folder once, and rename one of two that have the same name"
         )
     return {name: tuned_row(one) for name, one in zip(names, runs, strict=True)}, checkpoints
 
@@ -60,7 +60,7 @@ def _on_same_base(run: Run, other: Run) -> Run:
     if learned != measured:
         raise UserError(
             f"{other.folder}: base.model {learned[0]} (revision {learned[1]}) is not the base that is measured here, "
-            f"{measured[0]} (revision {measured[1]}); compare it in a comparison of its own"
+            f"{measured[0]} (revision {measured[1]}); compare that run in a comparison of its own"
         )
     return other
 
@@ -69,131 +69,160 @@ def _checkpoint_name(path: Path) -> str:
     return f"checkpoint {path.parent.name}/{path.name}"
 
 
-def methods(start: Start, tuned: dict[str, TunedRow]) -> dict[str, Method | None]:
-    """Method name -> how it rotates; None is the base with its native window slid."""
-    facts, native, factor = start.facts, start.native, start.stretch
-    theta, dim = facts.theta, facts.dim
+def _slid_name(name: str) -> str:
+    return f"{name}-slid"
 
-    def over(plain: Callable[[int], Tensor]) -> TableOf:
-        """A table of unscaled RoPE, laid over what the base already has."""
-        multiplier = facts.table(start.window)[1]
-        return lambda length: (start.over_base(plain(length)), multiplier)
 
-    found: dict[str, Method | None] = {
-        "none": Method(facts.table, by_length=facts.scaling is not None and facts.scaling.above > 0),
-        "native-window": None,
-        "linear": Method(over(lambda length: linear_inv_freq(theta, dim, factor))),
-        "ntk": Method(over(lambda length: ntk_inv_freq(theta, dim, factor))),
-        "dynamic": Method(
-            over(lambda length: dynamic_ntk_inv_freq(theta, dim, factor, length, native)), by_length=True
-        ),
-        "yarn": Method.fixed(start.inv_freq(), start.attention_factor),
-    }
-    return found | {name: Method.of(one.learned) for name, one in tuned.items()}
+@dataclass(frozen=True)
+class Candidate:
+    """A row that is going to be measured."""
+
+    name: str
+    kind: Kind
+    nll: Callable[[Tensor], tuple[Tensor, float]]
+    """A document `[T]` -> its NLL `[T - 1]`, and seconds."""
+    method: Method | None = None
+    """Where one pass under a method is measured."""
+    tokens: int = 0
+    """Read to learn its numbers."""
+    seconds: float = 0.0
+
+    @property
+    def by_length(self) -> bool:
+        """Whether the NLL of a token depends on the length of the document that it is in."""
+        return self.method is not None and self.method.by_length
+
+
+def candidates(
+    run: Run, cache: NllCache, start: Start, learned: dict[str, TunedRow], checkpoints: Sequence[Path]
+) -> list[Candidate]:
+    """Every row of a comparison, in the order of the table."""
+    stride = run.recipe.eval.stride or max(1, start.native // 4)
+
+    def one_pass(method: Method) -> Callable[[Tensor], tuple[Tensor, float]]:
+        return lambda document: cache.full(method, document)
+
+    def slid(method: Method | None) -> Callable[[Tensor], tuple[Tensor, float]]:
+        return lambda document: cache.slid(document, start.native, stride, method)
+
+    rows = [Candidate(n, "search-free", one_pass(m), m) for n, m in search_free_methods(start).items()]
+    rows.insert(1, Candidate("native-window", "slid", slid(None)))
+    for name, row in learned.items():
+        method = Method.of(row.learned)
+        rows.append(Candidate(name, "learned", one_pass(method), method, row.tokens, row.seconds))
+        rows.append(Candidate(_slid_name(name), "slid", slid(method), None, row.tokens, row.seconds))
+    for path in checkpoints:
+        source = replace(run.recipe.base, model=str(path), revision=None)
+        stock = NllCache(BaseModel(source), cache.folder, cache.chunk)
+        rows.append(Candidate(_checkpoint_name(path), "checkpoint", stock.stock))
+    return rows
 
 
 def compare(
-    run: Run, tuned: dict[str, TunedRow], checkpoints: list[Path] | None = None, only: list[str] | None = None
+    run: Run,
+    learned: dict[str, TunedRow],
+    checkpoints: Sequence[Path] = (),
+    only: Sequence[str] | None = None,
 ) -> Comparison:
-    """Measure every method and write compare.json into the run folder; or `only` some, and write nothing.
+    """Measure every method and write compare.json into the run folder; with `only`, measure some and write nothing.
 
-    What was measured is kept token by token, so a comparison that was killed goes on where it was.
+    The NLL of every token is kept on disk, so that an interrupted comparison continues where it was.
 
     Args:
-        run: whose recipe names the base, the documents and the lengths.
-        tuned: name of a row, such as `tuned` -> learned numbers; each becomes a row.
-        checkpoints: folders measured as they are, with stock classes; each becomes a row of its folder's name.
-        only: names of methods; what was measured before costs nothing.
+        run: its recipe names the base, the documents and the lengths.
+        learned: name of a row, such as `tuned` -> learned numbers.
+        checkpoints: folders to measure as they are, with the classes of transformers.
+        only: names of rows.
     """
-    recipe = run.recipe
-    start = Start.of(run.base.facts, recipe.rope)
+    recipe, base = run.recipe, run.base
+    start = Start.of(base.facts, recipe.rope)
     lengths = eval_lengths(recipe, start)
-    excerpts = heldout_excerpts(recipe.data, run.base, max(lengths), recipe.eval.documents)
-    documents = [ids for _, ids in excerpts]
     edges = bucket_edges(max(lengths), recipe.eval.buckets)
-    cache = NllCache(recipe.base, run.folder / "nats", recipe.eval.chunk, run.base.prefix)
-    comparison = Comparison(start.native, start.window, edges, [label for label, _ in excerpts], [])
-    measured: dict[str, list[Tensor]] = {}
-    for method, how in tqdm(methods(start, tuned).items(), unit="method", file=sys.stderr):
-        if only is not None and method not in only:
-            continue
-        measure = _measurer(cache, how, start.native, recipe.eval.stride)
-        by_length = how is not None and how.by_length
-        row, measured[method] = _row(method, measure, documents, lengths, edges, start.native, by_length)
-        if method in tuned:
-            row = replace(row, tokens_spent=tuned[method].tokens, seconds_spent=tuned[method].seconds)
-        comparison.rows.append(row)
-    for path in checkpoints or []:
-        stock = NllCache(replace(recipe.base, model=str(path), revision=None), run.folder / "nats", recipe.eval.chunk)
-        name = _checkpoint_name(path)
-        row, measured[name] = _row(name, lambda d, n: stock.stock(d[:n]), documents, lengths, edges, start.native)  # noqa: B023
-        comparison.rows.append(row)
-    comparison = key_tokens(comparison, measured, recipe.eval.key_gain, recipe.eval.key_floor)
+    cache = NllCache(base, run.folder / "nll", recipe.eval.chunk)
+    rows = [r for r in candidates(run, cache, start, learned, checkpoints) if only is None or r.name in only]
+    excerpts = heldout_excerpts(recipe.data, base, max(lengths), recipe.eval.documents)
+    measured = _measured(rows, excerpts, _Ranges(lengths, edges, start.native))
+    like = with_key_tokens(*measured, recipe.eval.key_gain, recipe.eval.key_floor)
+    comparison = Comparison(start.native, start.window, edges, like)
     if recipe.eval.retrieval is not None:
-        comparison = _with_retrieval(run, cache, comparison, methods(start, tuned), tuned)
-    if only is None:  # what reads it, such as the card of an export, counts on every method
-        write_json(run.folder / "compare.json", as_json(comparison))
+        comparison = _with_retrieval(run, cache, comparison, rows)
+    if only is None:  # readers of compare.json, such as the model card, expect every row
+        comparison.save(run.folder / "compare.json")
     return comparison
 
 
 def eval_lengths(recipe: Recipe, start: Start) -> list[int]:
-    """The recipe's lengths, or the native window doubled up to the window."""
+    """The recipe's lengths in tokens, or the native window doubled up to the window."""
     return sorted(set(recipe.eval.lengths or doubled(start.native, start.window)))
 
 
-Measure = Callable[[Tensor, int], tuple[Tensor, float]]
-"""(document, length) -> nats of its first `length` tokens `[length - 1]`, and seconds."""
+@dataclass(frozen=True)
+class _Ranges:
+    """Over which positions means are taken, in tokens."""
+
+    lengths: list[int]
+    edges: list[int]
+    native: int
 
 
-def _measurer(cache: NllCache, how: Method | None, native: int, stride: int | None) -> Measure:
-    def measure(document: Tensor, length: int) -> tuple[Tensor, float]:
-        if how is None:
-            return cache.slid(document[:length], native, stride or max(1, native // 4))
-        return cache.tabled(how, document[:length])
+def _measured(
+    rows: list[Candidate], excerpts: list[tuple[str, Tensor]], ranges: _Ranges
+) -> tuple[TextResult, dict[str, list[Tensor]]]:
+    """All rows on one kind of text, and method -> NLL of each excerpt."""
+    documents = [ids for _, ids in excerpts]
+    found: list[CompareRow] = []
+    nll: dict[str, list[Tensor]] = {}
+    for candidate in tqdm(rows, unit="method", file=sys.stderr):
+        row, nll[candidate.name] = _row(candidate, documents, ranges)
+        found.append(row)
+    return TextResult([label for label, _ in excerpts], found), nll
 
-    return measure
 
+def _row(candidate: Candidate, documents: list[Tensor], ranges: _Ranges) -> tuple[CompareRow, list[Tensor]]:
+    """One method over all documents, and its NLL of each, `[T - 1]`.
 
-def _row(
-    method: str,
-    measure: Measure,
-    documents: list[Tensor],
-    lengths: list[int],
-    edges: list[int],
-    native: int,
-    by_length: bool = False,
-) -> tuple[Row, list[Tensor]]:
-    """One method over all documents, and its nats of each, `[T - 1]`.
-
-    The model is causal, so a document's beginning scores the same whatever follows, and one forward of the
-    longest length serves all: except where the table depends on the length read.
+    A causal model gives the beginning of a document the same NLL whatever follows, so that one pass over the longest
+    length serves all lengths, except where the table depends on the length read.
     """
-    per_length = dict.fromkeys(lengths, NllSum(0.0, 0))
-    buckets = [NllSum(0.0, 0)] * (len(edges) - 1)
+    longest = max(ranges.lengths)
+    per_length = dict.fromkeys(ranges.lengths, NllSum(0.0, 0))
+    buckets = [NllSum(0.0, 0)] * (len(ranges.edges) - 1)
     short, seconds, kept = NllSum(0.0, 0), 0.0, []
-    inside = min(native, max(lengths))
+    inside = min(ranges.native, longest)
     for document in documents:
-        nats, took = measure(document, max(lengths))
-        kept.append(nats)
+        nll, took = candidate.nll(document[:longest])
+        kept.append(nll)
         seconds += took
-        buckets = [a + b for a, b in zip(buckets, by_position(nats, edges), strict=True)]
-        for length in lengths:
-            own = measure(document, length)[0] if by_length else nats
-            per_length[length] += span_nats(own, 1, length)
-        own = measure(document, inside)[0] if by_length else nats
-        short += span_nats(own, 1, inside)
-    excerpts = [span_nats(own, 1, max(lengths)).mean for own in kept]
-    means = {length: nats.mean for length, nats in per_length.items()}
-    row = Row(method, means, [b.mean for b in buckets], short.mean, seconds=round(seconds, 2), by_excerpt=excerpts)
+        buckets = [a + b for a, b in zip(buckets, by_position(nll, ranges.edges), strict=True)]
+        for length in ranges.lengths:
+            own = candidate.nll(document[:length])[0] if candidate.by_length else nll
+            per_length[length] += span_nll(own, 1, length)
+        own = candidate.nll(document[:inside])[0] if candidate.by_length else nll
+        short += span_nll(own, 1, inside)
+    row = CompareRow(
+        method=candidate.name,
+        kind=candidate.kind,
+        nll={length: total.mean for length, total in per_length.items()},
+        by_position=[b.mean for b in buckets],
+        short_nll=short.mean,
+        tokens_spent=candidate.tokens,
+        seconds_spent=candidate.seconds,
+        seconds=round(seconds, 2),
+        by_excerpt=[span_nll(own, 1, longest).mean for own in kept],
+    )
     return row, kept
 
 
-def _with_retrieval(
-    run: Run, cache: NllCache, comparison: Comparison, hows: dict[str, Method | None], tuned: dict[str, TunedRow]
-) -> Comparison:
-    """Needles for the base, for search-free YaRN and for everything tuned."""
-    rows = {row.method for row in comparison.rows} & {"none", "yarn", *tuned}
-    asked = {name: how for name, how in hows.items() if name in rows and how is not None}
-    found = retrieve_methods(run, cache, asked, comparison.native)
-    shares = {name: one.accuracy(beyond=comparison.native) for name, one in found.items()}
-    return replace(comparison, rows=[replace(row, retrieved=shares.get(row.method)) for row in comparison.rows])
+def _with_retrieval(run: Run, cache: NllCache, comparison: Comparison, rows: list[Candidate]) -> Comparison:
+    """Add needles for the base, for search-free YaRN and for every learned row."""
+    settings, native = run.recipe.eval.retrieval, comparison.native
+    assert settings is not None
+    grid = RetrievalGrid.of(settings, grid_lengths(settings, native, run.recipe.rope.window))
+    filler = heldout_tokens(run.recipe.data, run.base)
+    chosen = [row for row in rows if row.kind == "learned" or row.name in ("none", "yarn")]
+    methods = {row.name: row.method for row in chosen if row.method is not None}
+    found = retrieve_methods(cache, methods, filler, grid, run.folder / "retrieval.json")
+    shares = {name: one.accuracy(beyond=native) for name, one in found.items()}
+    prompts = max((one.prompts(beyond=native) for one in found.values()), default=0)
+    like = replace(comparison.like, rows=[replace(r, retrieved=shares.get(r.method)) for r in comparison.rows])
+    return replace(comparison, like=like, prompts=prompts)

@@ -1,7 +1,7 @@
-"""The classic table of the field: method x factor x rise of perplexity, search-free, over one base model.
+"""Search-free methods over a range of factors: method x factor x rise of perplexity, without tuning.
 
-Every cell reads `factor` x native tokens of each held-out document (the `truncate` protocol) with the method at that
-factor. The rise is against the native window slid over the same tokens, in percent of its perplexity.
+Every cell reads `factor` x native tokens of each held-out document in one pass, with the method at that factor. The
+rise is against the base with its native window slid over the same tokens, in percent of that perplexity.
 """
 
 import math
@@ -11,76 +11,75 @@ from torch import Tensor
 
 from ..data import heldout_excerpts
 from ..errors import UserError
-from ..models import BaseModel
-from ..recipe import Recipe
 from ..runs import Run
 from ..tunable import Start
-from .comparison import methods
-from .methods import NllCache
-from .perplexity import NllSum, span_nats
+from .methods import search_free_methods
+from .nll_cache import NllCache
+from .perplexity import NllSum, span_nll
 
 SWEPT = ("linear", "ntk", "dynamic", "yarn")
 
 
 @dataclass(frozen=True)
-class Cell:
+class SweepCell:
     """One method at one factor."""
 
     method: str
     factor: float
     length: int
+    """Tokens of each excerpt."""
     nll: float
     slid_nll: float
-    """Of the slid native window, on the same tokens."""
+    """NLL of the slid native window on the same tokens."""
 
     @property
     def rise(self) -> float:
-        """Of perplexity, in percent."""
+        """Rise of perplexity over the slid native window, in percent."""
         return 100 * (math.exp(self.nll - self.slid_nll) - 1)
 
 
-def check_factors(recipe: Recipe, factors: list[float]) -> None:
-    """Refuse factors that `sweep` could not measure, before anything is.
+def check_factors(run: Run, factors: list[float]) -> None:
+    """Refuse factors that `sweep` cannot measure, before anything is measured.
 
     Raises:
-        UserError: for factors that are no extension, or that no held-out document is long enough for.
+        UserError: if a factor would shrink the window, or no held-out document is long enough for it.
     """
     wrong = [factor for factor in factors if not 1 <= factor < math.inf]
     if wrong:
         raise UserError(f"--factors: finite and at least 1, since less would shrink the window; found {wrong[0]:g}")
     if factors:
-        longest = round(max(factors) * Start.of(BaseModel(recipe.base).facts, recipe.rope).native)
-        heldout_excerpts(recipe.data, BaseModel(recipe.base), longest, 1)
+        longest = round(max(factors) * Start.of(run.base.facts, run.recipe.rope).native)
+        heldout_excerpts(run.recipe.data, run.base, longest, 1)
 
 
-def sweep(run: Run, factors: list[float]) -> list[Cell]:
+def sweep(run: Run, factors: list[float]) -> list[SweepCell]:
     """Measure every search-free method at every factor that `check_factors` allows.
 
-    Per-token nats are kept in the run folder.
+    The NLL of every token is kept in the run folder.
     """
     recipe, cells = run.recipe, []
     begin = Start.of(run.base.facts, recipe.rope)
-    cache = NllCache(recipe.base, run.folder / "nats", recipe.eval.chunk, run.base.prefix)
+    cache = NllCache(run.base, run.folder / "nll", recipe.eval.chunk)
     stride = recipe.eval.stride or max(1, begin.native // 4)
     for factor in factors:
         length = round(factor * begin.native)
-        documents = [ids for _, ids in heldout_excerpts(recipe.data, run.base, length, recipe.eval.documents)]
+        excerpts = heldout_excerpts(recipe.data, run.base, length, recipe.eval.documents)
+        documents = [ids for _, ids in excerpts]
         slid = _mean([cache.slid(document, begin.native, stride)[0] for document in documents], length)
-        hows = methods(replace(begin, factor=factor * begin.factor / begin.stretch, window=length), {})
-        for method in SWEPT:
-            how = hows[method]
-            assert how is not None
-            nats = [cache.tabled(how, document)[0] for document in documents]
-            cells.append(Cell(method, factor, length, _mean(nats, length), slid))
+        at = replace(begin, factor=factor * begin.factor / begin.stretch, window=length)
+        methods = search_free_methods(at)
+        for name in SWEPT:
+            nll = [cache.full(methods[name], document)[0] for document in documents]
+            cells.append(SweepCell(name, factor, length, _mean(nll, length), slid))
     return cells
 
 
-def _mean(nats: list[Tensor], length: int) -> float:
-    return sum((span_nats(each, 1, length) for each in nats), NllSum(0.0, 0)).mean
+def _mean(nll: list[Tensor], length: int) -> float:
+    return sum((span_nll(each, 1, length) for each in nll), NllSum(0.0, 0)).mean
 
 
-def sweep_table(cells: list[Cell]) -> str:
-    """Markdown: a row a method, a column a factor; perplexity and its rise."""
+def sweep_table(cells: list[SweepCell]) -> str:
+    """A Markdown table of perplexity and its rise: one row per method, one column per factor."""
     factors = sorted({cell.factor for cell in cells})
     at = {(cell.method, cell.factor): cell for cell in cells}
     slid = {cell.factor: math.exp(cell.slid_nll) for cell in cells}

@@ -1,6 +1,7 @@
-"""Negative log-likelihood by position, kept as (sum, count) pairs until the last line.
+"""Per-token negative log-likelihood of a document, with full attention or with a sliding window, and sums by position.
 
-Shapes: a document is `[T]` token ids; its nats are `[T - 1]`, entry i for predicting token i + 1.
+Shapes: a document is `[T]` token ids; its NLL is `[T - 1]` in nats, entry i for predicting token i + 1. Sums are kept
+as (total, count) pairs until they are printed, so that means are weighted by tokens.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from ..models import exact_nats, hidden_states, logit_transform
 
 @dataclass(frozen=True)
 class NllSum:
-    """A sum of nats and the number of tokens it is over; adds up over documents and buckets."""
+    """A sum of NLL and the number of tokens in it; sums of documents and of position buckets can be added."""
 
     total: float
     count: int
@@ -24,15 +25,18 @@ class NllSum:
 
     @property
     def mean(self) -> float:
-        """Nats per token."""
+        """NLL per token; NaN where there is no token."""
         return self.total / self.count if self.count else float("nan")
 
 
 @torch.no_grad()
-def full_nats(model: PreTrainedModel, document: Tensor, chunk: int | None = None) -> Tensor:
-    """Every token predicted from all tokens before it: the `truncate` protocol. CPU `[T - 1]`.
+def full_nll(model: PreTrainedModel, document: Tensor, chunk: int | None = None) -> Tensor:
+    """NLL with every token predicted from all tokens before it (the `truncate` protocol), on the CPU, `[T - 1]`.
 
-    In one forward; or, for documents whose activations do not fit, `chunk` tokens at a time over a KV cache.
+    Args:
+        model: the model as it is.
+        document: token ids, `[T]`.
+        chunk: tokens per forward pass over a KV cache, for documents whose activations do not fit; None: one pass.
     """
     ids = document.to(model.device)
     read, following = ids[:-1], ids[1:]
@@ -50,40 +54,47 @@ def full_nats(model: PreTrainedModel, document: Tensor, chunk: int | None = None
 
 
 @torch.no_grad()
-def slid_nats(
+def slid_nll(
     model: PreTrainedModel, document: Tensor, native: int, stride: int, prefix: tuple[int, ...] = ()
 ) -> Tensor:
-    """The native window slid over the document: the `sliding` protocol, and the honest baseline. CPU `[T - 1]`.
+    """NLL with the native window slid over the document (the `sliding` protocol), on the CPU, `[T - 1]`.
 
-    Up to the native window this is `full_nats`; beyond, every token is predicted from between
-    `native - stride` and `native - 1` tokens before it, at native positions. The first of these are `prefix`.
+    Inside the native window this is `full_nll`. Every later token is predicted from between `native - stride` and
+    `native - 1` tokens before it, at positions inside the native window.
+
+    Args:
+        model: the model as it is.
+        document: token ids, `[T]`.
+        native: tokens per window.
+        stride: tokens scored per window.
+        prefix: tokens that replace the first ones of every window, for models that need them.
     """
     if len(document) <= native:
-        return full_nats(model, document)
+        return full_nll(model, document)
     stride = min(stride, native - 1)  # a window's first token is never predicted
-    parts = [full_nats(model, document[:native])]
+    parts = [full_nll(model, document[:native])]
     done = native
     while done < len(document):
         end = min(done + stride, len(document))
         ids = document[end - native : end].clone()
         ids[: len(prefix)] = ids.new_tensor(prefix)
-        window = full_nats(model, ids)
+        window = full_nll(model, ids)
         parts.append(window[-(end - done) :])
         done = end
     return torch.cat(parts)
 
 
 def bucket_edges(length: int, buckets: int) -> list[int]:
-    """`buckets` equal ranges of positions from 0 to `length`."""
+    """Edges of `buckets` equal position ranges from 0 to `length`."""
     return [round(length * b / buckets) for b in range(buckets + 1)]
 
 
-def by_position(nats: Tensor, edges: list[int]) -> list[NllSum]:
-    """Nats of the predicted tokens at positions `edges[b]` to `edges[b + 1] - 1`; position 0 has none."""
-    return [span_nats(nats, max(low, 1), high) for low, high in zip(edges, edges[1:], strict=False)]
+def by_position(nll: Tensor, edges: list[int]) -> list[NllSum]:
+    """Sums over predicted tokens at positions `edges[b]` to `edges[b + 1] - 1`; position 0 is never predicted."""
+    return [span_nll(nll, max(low, 1), high) for low, high in zip(edges, edges[1:], strict=False)]
 
 
-def span_nats(nats: Tensor, low: int, high: int) -> NllSum:
-    """Nats of the predicted tokens at positions `low` (at least 1) to `high - 1`."""
-    span = nats[low - 1 : high - 1].double()
+def span_nll(nll: Tensor, low: int, high: int) -> NllSum:
+    """Sum over predicted tokens at positions `low` (at least 1) to `high - 1`."""
+    span = nll[low - 1 : high - 1].double()
     return NllSum(span.sum().item(), span.numel())

@@ -1,152 +1,237 @@
-"""What a comparison found: its rows, its verdict, its tables, and key tokens."""
+"""The result of a comparison: one row per method and kind of text, JSON, tables, and key tokens."""
 
+import json
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-SEARCH_FREE = ("none", "native-window", "linear", "ntk", "dynamic", "yarn")
-"""Rows for which nothing was learned."""
+from ..errors import UserError
+from ..files import write_json
+from .verdict import Contrast, TextVerdict, Verdict
+
+Kind = Literal["search-free", "slid", "learned", "checkpoint"]
+"""search-free: one pass, nothing learned. slid: a native window slid over the document. learned: one pass, learned
+numbers. checkpoint: a folder measured as it is."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One method's figures, all in nats per token over the same tokens."""
+class CompareRow:
+    """One method on one kind of text; NLL in nats per token, over the same tokens for every method."""
 
     method: str
+    kind: Kind
     nll: dict[int, float]
-    """By length: tokens at positions below that length."""
+    """By length: mean over tokens at positions below that length."""
     by_position: list[float]
-    """By equal position buckets of the longest length."""
+    """By equal position ranges of the longest length."""
     short_nll: float
-    """Inside the native window."""
+    """Mean inside the native window."""
     tokens_spent: int = 0
-    """It took to obtain the method's numbers."""
+    """Tokens read to learn the method's numbers."""
     seconds_spent: float = 0.0
+    """Time to learn them."""
     seconds: float = 0.0
-    """Measuring time, when it was measured."""
+    """Time to measure the row, when it was measured."""
     key_nll: float | None = None
-    """On key tokens; see `key_tokens`."""
+    """Mean over key tokens; see `with_key_tokens`."""
     key_tokens: int = 0
     retrieved: tuple[float, float, float] | None = None
     """Share of needles found in prompts longer than the native window, and its 95% interval."""
     by_excerpt: list[float] = field(default_factory=list)
-    """Of each held-out excerpt, over the longest length."""
+    """Mean of each held-out excerpt over the longest length."""
+
+    @property
+    def longest(self) -> float:
+        """Mean NLL over the longest length."""
+        return self.nll[max(self.nll)]
+
+
+@dataclass(frozen=True)
+class TextResult:
+    """All methods on the excerpts of one kind of text."""
+
+    excerpts: list[str]
+    """A label for each."""
+    rows: list[CompareRow]
+
+    def row(self, method: str) -> CompareRow:
+        """The row of one method.
+
+        Raises:
+            KeyError: if the method was not measured.
+        """
+        found = next((row for row in self.rows if row.method == method), None)
+        if found is None:
+            raise KeyError(method)
+        return found
+
+    def find(self, *methods: str) -> list[CompareRow]:
+        """The rows of these methods, as far as they were measured."""
+        return [row for row in self.rows if row.method in methods]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows, and what they were measured on."""
+    """All methods on held-out text like the training text and, where the recipe names some, on text unlike it."""
 
     native: int
+    """Tokens of the base's window."""
     window: int
+    """Tokens of the extended window."""
     edges: list[int]
-    excerpts: list[str]
-    rows: list[Row]
+    """Edges of the position ranges."""
+    like: TextResult
+    """On `data.heldout`."""
+    unlike: TextResult | None = None
+    """On `data.heldout_unlike`: other authors and genres."""
+    prompts: int = 0
+    """Retrieval prompts longer than the native window, per method."""
 
-    def row(self, method: str) -> Row:
-        """The row of one method."""
-        return next(row for row in self.rows if row.method == method)
+    @property
+    def rows(self) -> list[CompareRow]:
+        """All rows on text like the training text."""
+        return self.like.rows
 
-    def verdict(self) -> str:
-        """One sentence: does extending pay on these documents?"""
-        length = max(self.rows[0].nll)
-        slid = self.row("native-window").nll[length]
-        best = min((r for r in self.rows if r.method not in ("none", "native-window")), key=lambda r: r.nll[length])
-        if best.nll[length] < slid:
-            return (
-                f"{best.method} beats the slid native window at {length} tokens by {slid - best.nll[length]:.4f} nats."
-            )
-        return (
-            f"No extended method beats the native window slid over the document at {length} tokens "
-            f"(best: {best.method}, {best.nll[length] - slid:.4f} nats behind): for text like this, reading "
-            "with the native window predicts as well, and only retrieval from far away needs the extension."
+    @property
+    def texts(self) -> dict[str, TextResult]:
+        """Title of a kind of text -> its results."""
+        found = {"held-out text like the training text": self.like}
+        return found if self.unlike is None else {**found, "held-out text unlike the training text": self.unlike}
+
+    def row(self, method: str) -> CompareRow:
+        """The row of one method on text like the training text; raises as `TextResult.row`."""
+        return self.like.row(method)
+
+    def subject(self) -> str:
+        """The method that the verdict is about: the best learned row, a checkpoint, or else YaRN."""
+        for kind in ("learned", "checkpoint"):
+            if rows := [row for row in self.rows if row.kind == kind]:
+                return min(rows, key=lambda row: row.longest).method
+        return "yarn"
+
+    def verdict(self, method: str | None = None) -> Verdict:
+        """The conclusion for one method, by default for `subject()`."""
+        method = method or self.subject()
+        own = self.row(method)
+        others = [row for row in self.like.find("none", "yarn") if row.method != method]
+        return Verdict(
+            method=method,
+            length=max(own.nll),
+            native=self.native,
+            texts=[_text_verdict(title, result, method) for title, result in self.texts.items()],
+            needles=own.retrieved,
+            prompts=self.prompts,
+            needles_of={row.method: row.retrieved[0] for row in others if row.retrieved},
+            short={row.method: row.short_nll - self.row("none").short_nll for row in [own, *self.like.find("yarn")]},
         )
 
-    def by_excerpt(self) -> str:
-        """A line for every learned row and checkpoint: on how many excerpts it is below YaRN and the slid window."""
-        lines = []
-        for row in self.rows:
-            if row.method in SEARCH_FREE or not row.by_excerpt:
-                continue
-            parts = []
-            for other in (self.row("yarn"), self.row("native-window")):
-                gaps = [a - b for a, b in zip(row.by_excerpt, other.by_excerpt, strict=True)]
-                below = sum(gap < 0 for gap in gaps)
-                parts.append(f"{other.method} on {below} of {len(gaps)} ({min(gaps):+.3f} to {max(gaps):+.3f} nats)")
-            lines.append(f"By held-out excerpt, {row.method} is below {', below '.join(parts)}.")
-        return "\n".join(lines)
+    def save(self, path: Path) -> None:
+        """Write the comparison as JSON."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "Comparison":
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: if the file is not a comparison.
+        """
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+            texts = {name: tree[name] and _text_result(tree[name]) for name in ("like", "unlike")}
+            return cls(**{**tree, **texts})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: not a comparison ({error!r}); run `yarn-tune compare` again") from error
 
 
-def key_tokens(comparison: Comparison, nats: dict[str, list[Tensor]], gain: float, floor: float) -> Comparison:
-    """NLL on the tokens whose prediction needs far context, beside the mean over all tokens.
+REFERENCES = ("yarn", "native-window", "native-adapted")
+"""What the verdict compares a method with, as far as it was measured."""
 
-    A token is one if an extended model predicts it better than the slid native window by at least `gain` nats, and in
-    at most `floor` nats: LongPPL's two thresholds (arXiv:2410.23771). LongPPL has a strong model as judge; here the
-    judges are search-free YaRN and everything learned, whichever is best at the token, so that none of them chooses
-    the tokens that suit it. The same tokens count for every method.
+
+def _text_verdict(title: str, result: TextResult, method: str) -> TextVerdict:
+    own = result.row(method)
+    others = [row for name in REFERENCES for row in result.find(name) if name != method and row.by_excerpt]
+    return TextVerdict(title, [Contrast.of(other.method, own.by_excerpt, other.by_excerpt) for other in others])
+
+
+def _text_result(tree: dict[str, Any]) -> TextResult:
+    names = {f.name for f in fields(CompareRow)}
+    rows = []
+    for row in tree["rows"]:
+        values = {name: value for name, value in row.items() if name in names}
+        values["nll"] = {int(length): value for length, value in row["nll"].items()}
+        values["retrieved"] = tuple(row["retrieved"]) if row.get("retrieved") else None
+        rows.append(CompareRow(**values))
+    return TextResult(tree["excerpts"], rows)
+
+
+def with_key_tokens(result: TextResult, nll: dict[str, list[Tensor]], gain: float, floor: float) -> TextResult:
+    """Add the mean NLL over the tokens whose prediction needs far context (key tokens) to every row.
+
+    A key token is one that a method with the whole context predicts better than the slid native window by at least
+    `gain`, and with an NLL of at most `floor`: LongPPL's two thresholds (arXiv:2410.23771). LongPPL decides with a
+    strong model; here the best of search-free YaRN and all learned rows decides at each token, so that no row chooses
+    the tokens that suit it. The same tokens are used for every method.
+
+    Args:
+        result: rows of one kind of text.
+        nll: method -> NLL of each excerpt, `[T - 1]`.
+        gain: nats.
+        floor: nats.
     """
-    judges = [name for name in nats if name == "yarn" or name.split("-")[0] == "tuned"]
-    if not judges or "native-window" not in nats:
-        return comparison
-    best = [torch.stack(each).amin(0) for each in zip(*(nats[name] for name in judges), strict=True)]
-    pairs = zip(best, nats["native-window"], strict=True)
+    deciding = [row.method for row in result.rows if row.method == "yarn" or row.kind == "learned"]
+    if not deciding or "native-window" not in nll:
+        return result
+    best = [torch.stack(each).amin(0) for each in zip(*(nll[name] for name in deciding), strict=True)]
+    pairs = zip(best, nll["native-window"], strict=True)
     keys = [(far <= floor) & (near - far >= gain) for far, near in pairs]
     count = sum(int(key.sum()) for key in keys)
     if not count:
-        return comparison
+        return result
 
     def mean(method: str) -> float:
-        chosen = torch.cat([values[key] for values, key in zip(nats[method], keys, strict=True)])
+        chosen = torch.cat([values[key] for values, key in zip(nll[method], keys, strict=True)])
         return chosen.double().mean().item()
 
-    rows = [replace(row, key_nll=mean(row.method), key_tokens=count) for row in comparison.rows]
-    return replace(comparison, rows=rows)
+    rows = [replace(row, key_nll=mean(row.method), key_tokens=count) for row in result.rows]
+    return replace(result, rows=rows)
 
 
-def as_json(comparison: Comparison) -> list[dict[str, Any]]:
-    """One object a method, each with the edges of its buckets and what it was measured on."""
-    common = {"edges": comparison.edges, "native": comparison.native, "excerpts": comparison.excerpts}
-    return [asdict(row) | common for row in comparison.rows]
-
-
-def of_json(rows: list[dict[str, Any]], window: int) -> Comparison:
-    """The inverse of `as_json`."""
-    names = {f.name for f in fields(Row)}
-    made = []
-    for row in rows:
-        values = {k: v for k, v in row.items() if k in names}
-        values["nll"] = {int(n): v for n, v in row["nll"].items()}
-        values["retrieved"] = tuple(row["retrieved"]) if row.get("retrieved") else None
-        made.append(Row(**values))
-    return Comparison(rows[0]["native"], window, rows[0]["edges"], rows[0]["excerpts"], made)
-
-
-def table(comparison: Comparison) -> str:
-    """A Markdown table: nats per token by position bucket and in the mean, PPL, and what the method costs.
+def table(result: TextResult, edges: list[int]) -> str:
+    """A Markdown table of one kind of text: NLL per token by position range and in the mean, PPL, and the costs.
 
     `short tax` is the change inside the native window against the base as it is; `key tokens` the mean over tokens
     that need far context; `retrieved` the share of needles found beyond the native window.
     """
-    edges = comparison.edges
     names = [f"{_short(a)}-{_short(b)}" for a, b in zip(edges, edges[1:], strict=False)]
-    keyed = any(row.key_nll is not None for row in comparison.rows)
-    asked = any(row.retrieved is not None for row in comparison.rows)
-    extra = [*(["key tokens"] if keyed else []), *(["retrieved"] if asked else [])]
+    keyed = any(row.key_nll is not None for row in result.rows)
+    retrieved = any(row.retrieved is not None for row in result.rows)
+    extra = [*(["key tokens"] if keyed else []), *(["retrieved"] if retrieved else [])]
     titles = ["method", *names, "mean", "PPL", "short tax", *extra, "tokens spent"]
-    base = {row.method: row.short_nll for row in comparison.rows}.get("none", math.nan)
+    base = {row.method: row.short_nll for row in result.rows}.get("none", math.nan)
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for row in comparison.rows:
-        mean = row.nll[max(row.nll)]
-        cells = [f"{value:.3f}" for value in (*row.by_position, mean)]
-        cells += [f"{math.exp(mean):.2f}", f"{row.short_nll - base:+.3f}"]
+    for row in result.rows:
+        cells = [f"{value:.3f}" for value in (*row.by_position, row.longest)]
+        cells += [f"{math.exp(row.longest):.2f}", f"{row.short_nll - base:+.3f}"]
         cells += [("-" if row.key_nll is None else f"{row.key_nll:.3f}")] if keyed else []
-        cells += [("-" if row.retrieved is None else f"{row.retrieved[0]:.0%}")] if asked else []
+        cells += [("-" if row.retrieved is None else f"{row.retrieved[0]:.0%}")] if retrieved else []
         cells += [_millions(row.tokens_spent)]
         lines.append(f"| {row.method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def tables(comparison: Comparison) -> str:
+    """The table of every kind of text, each under a line that names the text where there are two."""
+    if comparison.unlike is None:
+        return table(comparison.like, comparison.edges)
+    parts = []
+    for title, result in comparison.texts.items():
+        parts.append(f"NLL on {title} ({len(result.excerpts)} excerpts):\n\n{table(result, comparison.edges)}")
+    return "\n\n".join(parts)
 
 
 def _millions(tokens: int) -> str:

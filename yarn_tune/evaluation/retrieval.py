@@ -1,10 +1,11 @@
-"""Needles in prose: does a model find a number it was told, at every depth of prompts of every length?
+"""Retrieval: does a model find a number that was stated in prose, at every depth of prompts of every length?
 
-A prompt is prose in which one sentence (or several, for different words) states a number; its end asks for one of
-them. The answer counts when greedy decoding gives exactly its tokens. Lengths and positions are in tokens; a depth is
-the share of the prose before the needle, from 0.0 (far from the question) to 1.0 (right before it).
+A prompt is prose in which one sentence (or several, for different words) states a number; its end asks for one of the
+numbers. An answer is right when greedy decoding gives exactly its tokens. Lengths and positions are in tokens; a depth
+is the share of the prose before the needle, from 0.0 (far from the question) to 1.0 (right before it).
 """
 
+import hashlib
 import http.client
 import itertools
 import json
@@ -14,18 +15,22 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from ..data import PLAIN, Prompt, Wording, build_prompt
+from ..data import PLAIN, WORDINGS, Prompt, Wording, build_prompt
 from ..errors import UserError
+from ..files import write_json
 from ..models import hidden_states, logit_transform
+from ..recipe import Retrieve
+from .methods import Method
+from .nll_cache import NllCache
 
 
 @torch.no_grad()
@@ -34,7 +39,7 @@ def score_transformers(model: PreTrainedModel, prompt: Prompt) -> bool:
     ids = torch.tensor([[*prompt.ids, *prompt.answer_ids[:-1]]], device=model.device)
     hidden = hidden_states(model, ids)[0, -len(prompt.answer_ids) :]
     logits, transform = model.get_output_embeddings()(hidden).float(), logit_transform(model.config)
-    # Greedy decoding gives it exactly if each of its tokens is the likeliest after the prompt and those before.
+    # Greedy decoding gives the answer exactly if each of its tokens is the likeliest one after the tokens before it.
     return bool((transform(logits) if transform else logits).argmax(-1).tolist() == prompt.answer_ids)
 
 
@@ -72,75 +77,173 @@ def wilson(right: int, asked: int) -> tuple[float, float, float]:
 
 
 @dataclass(frozen=True)
-class Retrieval:
-    """What was found on a grid: (length, depth) -> (right, asked)."""
+class Cell:
+    """The prompts of one length and depth."""
 
-    cells: dict[tuple[int, float], tuple[int, int]]
+    length: int
+    """Tokens."""
+    depth: float
+    right: int
+    """Prompts answered correctly."""
+    asked: int
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What was found on a grid of prompt lengths and depths."""
+
+    cells: list[Cell]
 
     def accuracy(self, length: int | None = None, beyond: int | None = None) -> tuple[float, float, float]:
         """Share of right answers with its Wilson 95% interval, `(share, low, high)`, each from 0 to 1.
 
-        Only of prompts of `length` tokens, or longer than `beyond` (whatever the needle's depth), where given.
+        Only prompts of `length` tokens, or longer than `beyond` tokens, are counted where one is given.
         """
-        lengths = [n for n, _ in self.cells if length in (None, n) and (beyond is None or n > beyond)]
-        chosen = [cell for (n, _), cell in self.cells.items() if n in lengths]
-        return wilson(sum(right for right, _ in chosen), sum(asked for _, asked in chosen))
+        chosen = [c for c in self.cells if length in (None, c.length) and (beyond is None or c.length > beyond)]
+        return wilson(sum(cell.right for cell in chosen), sum(cell.asked for cell in chosen))
 
-    def as_json(self) -> list[dict[str, float]]:
-        """One object a cell."""
-        return [{"length": n, "depth": d, "right": r, "asked": a} for (n, d), (r, a) in self.cells.items()]
+    def prompts(self, beyond: int = 0) -> int:
+        """Number of prompts longer than `beyond` tokens."""
+        return sum(cell.asked for cell in self.cells if cell.length > beyond)
 
     def shares(self) -> tuple[list[int], list[float], list[list[float]]]:
         """Lengths, depths, and the share right of each depth (row) and length (column), NaN where none was asked."""
-        lengths, depths = (sorted(set(axis)) for axis in zip(*self.cells, strict=True))
-        rows = [[wilson(*self.cells.get((length, depth), (0, 0)))[0] for length in lengths] for depth in depths]
-        return lengths, depths, rows
+        lengths, depths = sorted({c.length for c in self.cells}), sorted({c.depth for c in self.cells})
+        share = {(c.length, c.depth): wilson(c.right, c.asked)[0] for c in self.cells}
+        return lengths, depths, [[share.get((length, depth), math.nan) for length in lengths] for depth in depths]
 
 
-def grid(
-    lengths: list[int], depths: list[float], per_cell: int, keys: int, seed: int
-) -> list[tuple[int, float, int, int]]:
-    """(length, depth, keys, seed) of every prompt, shortest first; what a cell asks does not depend on the others.
+@dataclass(frozen=True)
+class Ask:
+    """The settings of one prompt."""
+
+    length: int
+    depth: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class RetrievalGrid:
+    """Which prompts are asked.
 
     Raises:
         UserError: if there is nothing to ask.
     """
-    if not lengths or not depths or per_cell < 1:
-        raise UserError("retrieval: name at least one length and one depth, and at least 1 prompt a cell")
-    cells = itertools.product(sorted(set(lengths)), sorted(set(map(float, depths))), range(per_cell))
-    return [(n, d, keys, random.Random(f"{seed}/{n}/{d}/{number}").randrange(2**31)) for n, d, number in cells]
+
+    lengths: list[int]
+    """Tokens per prompt."""
+    depths: list[float]
+    per_cell: int
+    """Prompts per length and depth."""
+    keys: int = 1
+    """Needles per prompt, each for another word; one is asked for."""
+    wording: Wording = field(default=PLAIN)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.lengths or not self.depths or self.per_cell < 1:
+            raise UserError("retrieval: name at least one length and one depth, and at least 1 prompt per cell")
+
+    @classmethod
+    def of(cls, settings: Retrieve, lengths: list[int]) -> "RetrievalGrid":
+        """The grid of a recipe's `eval.retrieval`."""
+        return cls(lengths, settings.depths, settings.per_cell, settings.keys, WORDINGS[settings.wording])
+
+    def asks(self) -> list[Ask]:
+        """Every prompt's settings, shortest first; those of a cell do not depend on the other cells."""
+        cells = itertools.product(sorted(set(self.lengths)), sorted(set(map(float, self.depths))), range(self.per_cell))
+        return [Ask(n, d, random.Random(f"{self.seed}/{n}/{d}/{number}").randrange(2**31)) for n, d, number in cells]
+
+    def prompt(self, tokenizer: Tokenizer, filler: list[int], ask: Ask) -> Prompt:
+        """One prompt in prose from `filler`; raises as `build_prompt`."""
+        return build_prompt(tokenizer, filler, ask.length, ask.depth, self.keys, ask.seed, self.wording)
 
 
 def retrieve(
     score: Callable[[Prompt], bool],
     tokenizer: Tokenizer,
     filler: list[int],
-    lengths: list[int],
-    depths: list[float],
-    per_cell: int,
-    keys: int = 1,
-    seed: int = 0,
-    wording: Wording = PLAIN,
+    grid: RetrievalGrid,
     progress: bool = True,
 ) -> Retrieval:
-    """Ask every prompt of a grid: `score` says which are answered; `progress` shows a bar on stderr.
+    """Score every prompt of a grid.
 
-    `filler` is as `build_prompt` takes it.
+    Args:
+        score: whether a prompt is answered correctly.
+        tokenizer: of the model.
+        filler: prose around the needles, as `build_prompt` takes it.
+        grid: the prompts.
+        progress: show a bar on stderr.
 
     Raises:
-        UserError: as `grid` and `build_prompt`.
+        UserError: as `build_prompt`.
     """
-    cells: dict[tuple[int, float], tuple[int, int]] = {}
-    asks = grid(lengths, depths, per_cell, keys, seed)
-    for length, depth, _, own in tqdm(asks, unit="prompt", file=sys.stderr, disable=not progress):
-        right, asked = cells.get((length, depth), (0, 0))
-        found = score(build_prompt(tokenizer, filler, length, depth, keys, own, wording))
-        cells[length, depth] = (right + found, asked + 1)
-    return Retrieval(cells)
+    counts: dict[tuple[int, float], tuple[int, int]] = {}
+    for ask in tqdm(grid.asks(), unit="prompt", file=sys.stderr, disable=not progress):
+        right, asked = counts.get((ask.length, ask.depth), (0, 0))
+        found = score(grid.prompt(tokenizer, filler, ask))
+        counts[ask.length, ask.depth] = (right + found, asked + 1)
+    return Retrieval([Cell(length, depth, *count) for (length, depth), count in counts.items()])
+
+
+@dataclass(frozen=True)
+class RetrievalRecord:
+    """A method's entry in retrieval.json: its result, and a hash of everything the result depends on."""
+
+    key: str
+    retrieval: Retrieval
+
+
+def load_records(path: Path) -> dict[str, RetrievalRecord]:
+    """Method -> entry of a retrieval.json; empty where there is no readable file."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            method: RetrievalRecord(entry["key"], Retrieval([Cell(**cell) for cell in entry["cells"]]))
+            for method, entry in tree.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def save_records(path: Path, records: dict[str, RetrievalRecord]) -> None:
+    """Write a retrieval.json."""
+    tree = {m: {"key": r.key, "cells": [asdict(cell) for cell in r.retrieval.cells]} for m, r in records.items()}
+    write_json(path, tree)
+
+
+def retrieve_methods(
+    cache: NllCache, methods: dict[str, Method], filler: list[int], grid: RetrievalGrid, path: Path
+) -> dict[str, Retrieval]:
+    """Score the same prompts under every method; entries of `path` that are still valid are not measured again.
+
+    Args:
+        cache: of the base; its model is loaded if a result is missing.
+        methods: by name.
+        filler: prose around the needles.
+        grid: the prompts.
+        path: the run's retrieval.json.
+    """
+    known = load_records(path)
+    tokenizer = cache.base.tokenizer
+    for name, method in methods.items():
+        key = _key(cache, method, filler, grid)
+        if name not in known or known[name].key != key:
+            with method.on(cache.model):
+                found = retrieve(partial(score_transformers, cache.model), tokenizer, filler, grid)
+            known[name] = RetrievalRecord(key, found)
+            save_records(path, known)
+    return {name: known[name].retrieval for name in methods}
+
+
+def _key(cache: NllCache, method: Method, filler: list[int], grid: RetrievalGrid) -> str:
+    numbers = [method.key(length) for length in sorted(set(grid.lengths))]
+    facts = [cache.base_key, repr(grid), numbers, filler]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def retrieval_table(retrieval: Retrieval) -> str:
-    """A Markdown table: a row a depth, a column a length, and the mean with its 95% interval; in %."""
+    """A Markdown table of shares in %: one row per depth, one column per length, and the mean with its 95% interval."""
     lengths, depths, shares = retrieval.shares()
     means = map(retrieval.accuracy, lengths)
     rows = [
@@ -150,24 +253,3 @@ def retrieval_table(retrieval: Retrieval) -> str:
         ["mean", *(f"{share:.0%} ({100 * low:.0f}-{100 * high:.0f})" for share, low, high in means)],
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def heat_map(retrieval: Retrieval, path: Path, title: str, native: int | None = None) -> None:
-    """Write a PNG: accuracy by prompt length and depth, with a line behind the last length inside `native`."""
-    lengths, depths, shares = retrieval.shares()
-    figure = Figure(figsize=(2.6 + 0.8 * max(len(lengths), 4), 1.8 + 0.5 * len(depths)), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1, aspect="auto")
-    for y, row in enumerate(shares):
-        for x, share in enumerate(row):
-            ink = "white" if share < 0.45 else "black"  # a contrast of 4.3 or more on viridis
-            axes.text(x, y, f"{100 * share:.0f}", ha="center", va="center", color=ink)
-    if native is not None:
-        axes.axvline(sum(length <= native for length in lengths) - 0.5, color="#D55E00", linewidth=2.5)
-        title += f"\norange line: native window, {native} tokens"
-    axes.set_title(title, fontsize=10)
-    axes.set_xticks(range(len(lengths)), list(map(str, lengths)))
-    axes.set_yticks(range(len(depths)), [f"{100 * depth:.0f}" for depth in depths])
-    axes.set(xlabel="prompt length (tokens)", ylabel="depth of the needle (%)", xlim=(-0.52, len(lengths) - 0.48))
-    figure.colorbar(image, label="right answers (%)", format=lambda share, _: f"{100 * share:.0f}")
-    figure.savefig(path, dpi=120)

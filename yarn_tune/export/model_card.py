@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ..evaluation import of_json, table
+from ..evaluation import Comparison, tables
 from ..recipe import Recipe
 from ..runs import Run, taught
 from .checkpoint import base_folder
@@ -81,10 +81,11 @@ def _measured(run: Run, native: int) -> list[str]:
     path = run.folder / "compare.json"
     if not path.is_file():
         return []
-    comparison = of_json(json.loads(path.read_text(encoding="utf-8")), run.recipe.rope.window)
+    comparison = Comparison.load(path)
     return [
         "## Measured",
-        f"{comparison.verdict()} Nats per token by position (PPL in the mean) on {len(comparison.excerpts)} held-out "
-        f"excerpts; `native-window` is the untouched base with its {native} tokens slid over the document:",
-        table(comparison),
+        "\n".join(f"- **{title}**: {line}" for title, line in comparison.verdict().lines().items()),
+        f"NLL in nats per token by position (PPL in the mean) on {len(comparison.like.excerpts)} held-out excerpts; "
+        f"`native-window` is the base evaluated with a sliding window of its native {native} tokens:",
+        tables(comparison),
     ]

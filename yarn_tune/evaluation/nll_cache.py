@@ -1,0 +1,88 @@
+"""Per-token NLL measured once and kept on disk, so that a comparison that was interrupted continues where it was.
+
+Shapes: a document is `[T]` token ids; its NLL is float32 `[T - 1]`, entry i for predicting token i + 1.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..files import write_atomically
+from ..models import BaseModel, to_device
+from .methods import Method
+from .perplexity import full_nll, slid_nll
+
+
+class NllCache:
+    """Measures one base model; the weights are loaded for the first measurement that is not on disk.
+
+    A measurement's key is a hash of the weights (path, size, time), the method's numbers and the tokens.
+
+    Args:
+        base: the model to measure.
+        folder: where measurements are kept, one file each.
+        chunk: tokens per forward pass over a KV cache; None: the whole document.
+    """
+
+    def __init__(self, base: BaseModel, folder: Path, chunk: int | None = None) -> None:
+        self.base, self.folder, self.chunk = base, folder, chunk
+        self._model: PreTrainedModel | None = None
+        source = base.source
+        weights = sorted(Path(source.model).glob("*.safetensors"))
+        stats = [(path.name, path.stat().st_size, path.stat().st_mtime) for path in weights]
+        self.base_key: list[object] = [source.model, source.revision, source.dtype, stats]
+        """What identifies the weights in a measurement's key."""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The base with its stock rotary module, on the accelerator if there is one."""
+        if self._model is None:
+            self._model = to_device(self.base.load())
+        return self._model
+
+    def full(self, method: Method, document: Tensor) -> tuple[Tensor, float]:
+        """NLL under a method with full attention, and the seconds the measurement took."""
+        read = len(document) - 1  # the last token is only predicted
+
+        def measure() -> Tensor:
+            with method.on(self.model, read):
+                return full_nll(self.model, document, self.chunk)
+
+        return self._kept(method.key(read), document, measure)
+
+    def slid(self, document: Tensor, window: int, stride: int, method: Method | None = None) -> tuple[Tensor, float]:
+        """NLL with a window slid over the document, of the base or under a method, and the seconds it took."""
+        how = window, stride, self.base.prefix
+
+        def measure() -> Tensor:
+            if method is None:
+                return slid_nll(self.model, document, *how)
+            with method.on(self.model, window):
+                return slid_nll(self.model, document, *how)
+
+        return self._kept(["slid", *how, *([] if method is None else method.key(window))], document, measure)
+
+    def stock(self, document: Tensor) -> tuple[Tensor, float]:
+        """NLL of a local checkpoint as its own config defines it, and the seconds the measurement took."""
+        config = (Path(self.base.source.model) / "config.json").read_text(encoding="utf-8")
+        return self._kept(["stock", config], document, lambda: full_nll(self.model, document, self.chunk))
+
+    def _kept(self, what: object, document: Tensor, measure: Callable[[], Tensor]) -> tuple[Tensor, float]:
+        key = json.dumps([self.base_key, what, document.tolist()])
+        path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor("nll"), float(file.metadata()["seconds"])
+        except (OSError, SafetensorError, KeyError, TypeError):
+            begun = time.monotonic()
+            nll = measure().float().contiguous()
+            seconds = round(time.monotonic() - begun, 3)
+            write_atomically(path, save({"nll": nll}, metadata={"seconds": str(seconds)}))
+            return nll, seconds

@@ -1,0 +1,79 @@
+"""report.md: a finished run's verdict, tables and pictures."""
+
+from pathlib import Path
+
+from ..data import RowRequest, build_rows
+from ..evaluation import Comparison, load_records, tables
+from ..runs import Run, TunedRow, taught
+from ..tunable import Start
+from .pictures import heat_map, plot_by_position
+from .training_pictures import plot_coverage, plot_factors, plot_gains, plot_steps
+
+COLUMNS = (
+    "NLL is in nats per token; lower is better. `short tax`: change inside the native window against the base. "
+    "`key tokens`: mean over tokens that need far context. `retrieved`: share of needles found in prompts longer than "
+    "the native window. `native-window`: the base evaluated with a sliding window of its native length. `tuned-slid`: "
+    "the tuned model evaluated in the same way."
+)
+
+
+def write_report(run: Run, comparison: Comparison, tuned: TunedRow) -> Path:
+    """Write report.md and its pictures into the run folder."""
+    recipe, learned, start = run.recipe, tuned.learned, Start.of(run.base.facts, run.recipe.rope)
+    plot_factors(learned, start, run.folder / "factors.png")
+    plot_steps(run.folder / "metrics.jsonl", run.folder / "steps.png")
+    if learned.gains is not None:
+        plot_gains(learned, run.folder / "gains.png")
+    rows = build_rows(recipe.data, run.base, RowRequest(recipe.row_tokens(), recipe.rows(), recipe.train.seed))
+    plot_coverage(rows.coverage(start.window, recipe.data.lengths), run.folder / "coverage.png")
+    values = "\n".join(f"- {name}: {value:.6g}" for name, value in learned.summary().items())
+    statements = "\n".join(f"- **{title}**: {line}" for title, line in comparison.verdict().lines().items())
+    parts = [
+        f"# {recipe.name}",
+        statements,
+        f"Base `{recipe.base.model}`, native window {start.native}, extended to {start.window} tokens; learned "
+        f"`{recipe.rope.frequencies}`{taught(run)} and in {tuned.seconds:.0f} seconds.",
+        tables(comparison),
+        COLUMNS,
+        *_positions(run, comparison),
+        *_retrieval(run, comparison),
+        "## Learned",
+        values,
+        "![factor per rotary pair](factors.png)",
+        *(["![gain per layer, head and pair](gains.png)"] if learned.gains is not None else []),
+        "![loss and learned values](steps.png)",
+        "## Positions",
+        "Relative distances in the training rows:",
+        "![coverage](coverage.png)",
+    ]
+    path = run.folder / "report.md"
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+def _positions(run: Run, comparison: Comparison) -> list[str]:
+    """A picture of NLL by position for every kind of text."""
+    parts = []
+    for number, (title, result) in enumerate(comparison.texts.items()):
+        name = "nll_by_position.png" if number == 0 else "nll_by_position_unlike.png"
+        plot_by_position(comparison, result, title.capitalize(), run.folder / name)
+        parts.append(f"![NLL by position, {title}]({name})")
+    return parts
+
+
+def _retrieval(run: Run, comparison: Comparison) -> list[str]:
+    """A heat map of every method whose needles were counted."""
+    counted = [row for row in comparison.rows if row.retrieved is not None]
+    if not counted:
+        return []
+    records, parts = load_records(run.folder / "retrieval.json"), ["## Retrieval"]
+    for row in counted:
+        name = f"retrieval-{row.method}.png"
+        heat_map(records[row.method].retrieval, run.folder / name, row.method, comparison.native)
+        share, low, high = row.retrieved or (0.0, 0.0, 1.0)
+        parts.append(
+            f"{row.method}: {share:.0%} of {comparison.prompts} needles beyond the native window found (95% interval "
+            f"{low:.0%} to {high:.0%})"
+        )
+        parts.append(f"![retrieval, {row.method}]({name})")
+    return parts
