@@ -58,8 +58,8 @@ def vllm_python() -> str:
     """The interpreter that has vLLM; without one the tests are skipped, but never where `.engines` exists."""
     python = ENGINES / "vllm" / "bin" / "python"
     if not ENGINES.is_dir():
-        pytest.skip("no engines here; ./launch.sh engines installs them")
-    assert python.exists(), f"{ENGINES} has no vLLM; run ./launch.sh engines again"
+        pytest.skip("no engines here; tests/engines/install.sh installs them")
+    assert python.exists(), f"{ENGINES} has no vLLM; run tests/engines/install.sh again"
     return str(python)
 
 
@@ -67,5 +67,5 @@ def vllm_python() -> str:
 def old_vllm_path() -> str:
     """PYTHONPATH with vLLM 0.28."""
     path = ENGINES / "vllm-0.28.0"
-    assert path.exists(), f"{ENGINES} has no vLLM 0.28; run ./launch.sh engines again"
+    assert path.exists(), f"{ENGINES} has no vLLM 0.28; run tests/engines/install.sh again"
     return str(path)

@@ -43,8 +43,8 @@ def engine(path: str) -> Path:
     """A file of another release. Skipped without engines; fails where there are some, or should be, but not this."""
     named = os.environ.get("YARN_TUNE_ENGINES", ".engines") != ".engines"
     if not named and not ENGINES.is_dir():
-        pytest.skip("no engines here (YARN_TUNE_ENGINES is unset); ./launch.sh engines installs them")
-    assert (ENGINES / path).exists(), f"{ENGINES} has no {path}; run ./launch.sh engines again"
+        pytest.skip("no engines here (YARN_TUNE_ENGINES is unset); tests/engines/install.sh installs them")
+    assert (ENGINES / path).exists(), f"{ENGINES} has no {path}; run tests/engines/install.sh again"
     return ENGINES / path
 
 
