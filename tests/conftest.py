@@ -1,8 +1,10 @@
 """Fixtures and hooks; rope warnings of transformers are failures."""
 
 import logging
+import os
 from importlib.util import find_spec
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported; otherwise it retries for 20 seconds
 import pytest
 import transformers
 from yarn_tune.models.families import FAMILIES
@@ -26,7 +28,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("YARN_TUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
 
 

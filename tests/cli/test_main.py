@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from tiny import NATIVE, recipe_tree, save_tiny, tiny_config, tiny_tokenizer, write_documents
 from transformers import AutoModelForCausalLM
 from yarn_tune.cli.main import main
-
-GOOD_COMMANDS = ("plan", "train", "compare", "export", "run", "eval", "verify", "retrieve", "lm-eval")
+from yarn_tune.cli.result import CommandResult
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ WRONG = [
     ("base.model=org/not-on-this-machine", "could not be loaded"),
     ("rope.frequencies=magic", "must be one of fixed, scale, ramp, per_pair"),
     ("train.batch_size=x", "must be a whole number"),
-    ("runtime.processes=7", "runtime.processes: the recipe asks for 7, 1 are running"),
+    ("runtime.processes=7", "runtime.processes: the recipe is for 7 processes, but 1 are running"),
 ]
 
 
@@ -152,7 +152,7 @@ def test_eval_protocols(recipe, capsys):
         (["--chunk", "-3"], "--chunk: at least 1; found -3"),
         (["--count", "0"], "--count: at least 1; found 0"),
         (["--length", "1"], "--length: at least 2; found 1"),
-        (["--window", "0", "--stride", "8"], "--window, --stride: of windows, which --protocol truncate has none of"),
+        (["--window", "0", "--stride", "8"], "--window, --stride: only --protocol sliding has windows"),
     ],
 )
 def test_eval_refuses_impossible_numbers(capsys, options, message):
@@ -245,28 +245,16 @@ def test_a_failed_check_is_exit_code_three(recipe, capsys, monkeypatch):
     assert not Path("runs/small/export").exists()
 
 
-def test_two_processes_equal_one(recipe):
-    """From the command line, and one with a sharded model, without a launcher; `tests/launch` has all the rest."""
+def test_one_process_may_shard_without_a_launcher(recipe):
+    """ZeRO-3 without a launcher gives the values of a plain run; `tests/launch` starts several processes."""
     assert main(["train", str(recipe), "name=one"]) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "yarn_tune", "train", str(recipe), "name=two", "runtime.processes=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    from safetensors.torch import load_file
-
     command = [sys.executable, "-m", "yarn_tune", "train", str(recipe), "name=sharded", "runtime.zero=3"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    one, two, sharded = (load_file(f"runs/{name}/learned.safetensors") for name in ("one", "two", "sharded"))
+    one, sharded = (load_file(f"runs/{name}/learned.safetensors") for name in ("one", "sharded"))
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
         torch.testing.assert_close(sharded[name], value, rtol=0, atol=1e-5)
-
-
-def test_help_names_every_command():
-    done = subprocess.run([sys.executable, "-m", "yarn_tune", "--help"], capture_output=True, text=True, check=True)
-    assert all(command in done.stdout for command in GOOD_COMMANDS)
 
 
 def test_what_libraries_print_stays_off_stdout(capsys, monkeypatch):
@@ -274,7 +262,7 @@ def test_what_libraries_print_stays_off_stdout(capsys, monkeypatch):
 
     def command(options):
         print("a library speaks")
-        return "text", {"value": 1}
+        return CommandResult("text", {"value": 1})
 
     monkeypatch.setattr("yarn_tune.cli.run_commands.plan_command", command)
     assert main(["plan", "recipe.yaml", "--json"]) == 0
