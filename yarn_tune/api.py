@@ -37,7 +37,7 @@ class Tuning:
 
     def plan(self) -> Plan:
         """Return what the run will read, cover and cost; `.text()` formats it. Trains nothing."""
-        return plan(self.run.recipe, latest_state(self.run.checkpoints) is not None)
+        return plan(self.run.recipe, self.run.base, latest_state(self.run.checkpoints) is not None)
 
     def train(self) -> Learned:
         """Train; raises `Interrupted` after SIGTERM or SIGINT, with the finished step saved."""

@@ -21,6 +21,7 @@ from tiny import (
 from transformers import AutoModelForCausalLM
 from yarn_tune.errors import UserError
 from yarn_tune.export.checkpoint import export
+from yarn_tune.models.base import BaseModel
 from yarn_tune.models.query_layout import QuerySite, query_site, scaled
 from yarn_tune.models.rope_config import rope_facts
 from yarn_tune.planning.run_plan import plan
@@ -151,7 +152,7 @@ def test_where_the_rows_are_is_found_once(monkeypatch):
 def test_plan_says_how_many_numbers(tmp_path, rung, count):
     base = save_tiny(tmp_path / "base")
     recipe = parse_recipe(recipe_tree(base, tmp_path), [f"rope.query_gains={rung}"])
-    made = plan(recipe)
+    made = plan(recipe, BaseModel(recipe.base))
     assert sum(made.learned_numbers.values()) == 8 + 1 + count
     assert f"{9 + count} numbers (per_pair, query gains {rung}: 8 frequency, 1 temperature, " in made.text()
 
@@ -178,7 +179,7 @@ def test_gains_need_folding(tmp_path):
         export(run, overrides_only=True)
     never = parse_recipe(run.recipe.to_dict(), ["export.fold=never"])
     with pytest.raises(UserError, match=r"export.fold: never"):
-        plan(never)
+        plan(never, BaseModel(never.base))
 
 
 def test_untouched_is_the_base_and_detach_restores_it():

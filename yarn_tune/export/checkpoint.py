@@ -69,7 +69,7 @@ def export(run: Run, overrides_only: bool = False) -> Path:
     partial.mkdir(parents=True)
     try:
         folded = write_checkpoint(run.recipe, learned, served, aim, partial)
-        fidelity = compare_with_memory(run.recipe, learned, served, partial)
+        fidelity = compare_with_memory(run, learned, served, partial)
         fidelity |= {"fold": asdict(folded)} if folded else {}
         write_json(partial / "fidelity.json", fidelity)
         page = serving_page(run.recipe.base.model, learned, served, aim, folded, fidelity)

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..errors import CheckFailed
-from ..models import CHUNK, hidden_states, load_model, load_tokenizer, logit_transform, to_device
-from ..recipe import Recipe
+from ..models import CHUNK, hidden_states, load_tokenizer, logit_transform, to_device
+from ..runs import Run
 from ..serving import EXTRA_KEYS, RopeEncoding
 from ..tunable import Learned, attach_fixed, detach, fold_parameters, with_lora
 
@@ -24,7 +24,7 @@ SHORT = 1024
 """Tokens that the fold is compared on in float64, whose attention takes memory for every pair of them."""
 
 
-def compare_with_memory(recipe: Recipe, learned: Learned, served: RopeEncoding, folder: Path) -> dict[str, Any]:
+def compare_with_memory(run: Run, learned: Learned, served: RopeEncoding, folder: Path) -> dict[str, Any]:
     """Logits of the tuned model in memory against the checkpoint as stock transformers loads it, in float32.
 
     Rounding what is folded to the dtype of the base's weights is reported and not refused; the tolerance is for
@@ -37,13 +37,13 @@ def compare_with_memory(recipe: Recipe, learned: Learned, served: RopeEncoding, 
     Raises:
         CheckFailed: on a difference above `export.tolerance`, or if transformers warns about the rope section.
     """
-    tolerance, lengths = recipe.export.tolerance, _lengths(learned)
+    tolerance, lengths = run.recipe.export.tolerance, _lengths(learned)
     folds = served.folds(learned)
     differences: dict[int, float] = {}
     rounded: dict[int, float] = {}
     # The shortest first: where the fold's noise shows there already, longer ones need not be read to see more of it.
     for group in (lengths[:1], lengths[1:]) if folds else (lengths,):
-        some, some_rounded = _differences(recipe, learned, served, folder, group)
+        some, some_rounded = _differences(run, learned, served, folder, group)
         differences |= some
         rounded |= some_rounded
         if not max(differences.values()) <= tolerance:
@@ -51,10 +51,10 @@ def compare_with_memory(recipe: Recipe, learned: Learned, served: RopeEncoding, 
     exact, double = dict(differences), dict[int, float]()
     if folds and not max(differences.values()) <= tolerance:
         noisy = [length for length in lengths if not differences.get(length, math.inf) <= tolerance]
-        same, some_rounded = _differences(recipe, learned, served, folder, noisy, folded=True)
+        same, some_rounded = _differences(run, learned, served, folder, noisy, folded=True)
         exact |= same
         rounded = {length: value for length, value in rounded.items() if length not in noisy} | some_rounded
-        double, _ = _differences(recipe, learned, served, folder, [min(SHORT, learned.window)], dtype="float64")
+        double, _ = _differences(run, learned, served, folder, [min(SHORT, learned.window)], dtype="float64")
     worst = max([*exact.values(), *double.values()])
     if not worst <= tolerance:
         raise CheckFailed(
@@ -81,7 +81,7 @@ def compare_with_memory(recipe: Recipe, learned: Learned, served: RopeEncoding, 
 
 @torch.no_grad()
 def _differences(
-    recipe: Recipe,
+    run: Run,
     learned: Learned,
     served: RopeEncoding,
     folder: Path,
@@ -95,7 +95,7 @@ def _differences(
     stays on the CPU, which has room for it.
     """
     place = to_device if dtype == "float32" else lambda model: model
-    tuned = place(load_model(recipe.base.model, recipe.base.revision, dtype))
+    tuned = place(run.base.load(dtype))
     prompts = _prompts(tuned.config.vocab_size, lengths)
     with with_lora(tuned, learned.lora):
         if not folded:
@@ -117,7 +117,7 @@ def _differences(
     if bad:
         raise CheckFailed(f"export: transformers warns about the exported rope section: {bad[0]}")
     differences = {n: _logit_difference(stock, expected[n], found[n]) for n in prompts}
-    if not changed or max(differences.values()) <= recipe.export.tolerance:
+    if not changed or max(differences.values()) <= run.recipe.export.tolerance:
         return differences, {}
     # A bfloat16 base rounds what is folded into it. That is reported; the fold itself must be exact.
     _set(stock, changed)

@@ -1,14 +1,17 @@
 """The resolved base model: everything that is derived from a checkpoint's files, derived once."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..recipe import Base
-from .loading import config_json, load_config, load_model, load_tokenizer, prefix_of
+from .loading import config_json, is_local, load_config, load_model, load_tokenizer, prefix_of
 from .query_layout import QuerySite, query_site
 from .rope_config import Layout, RopeFacts, layout_of, rope_facts
 
@@ -19,8 +22,11 @@ class BaseModel:
 
     source: Base
     """The recipe's `base` section."""
-    local_only: bool = False
-    """Whether a hub id must already be in the local cache."""
+
+    @cached_property
+    def is_local(self) -> bool:
+        """Whether its config is on this machine; reads nothing. Raises `UserError` if there is no such folder."""
+        return is_local(self.source.model, self.source.revision)
 
     @cached_property
     def config(self) -> PreTrainedConfig:
@@ -29,7 +35,12 @@ class BaseModel:
         Raises:
             UserError: if there is no such model, or its config cannot be loaded.
         """
-        return load_config(self.source.model, self.source.revision, self.local_only)
+        return load_config(self.source.model, self.source.revision)
+
+    @property
+    def text_config(self) -> PreTrainedConfig:
+        """The config of the language model: the nested one where `config` wraps it."""
+        return self.config.get_text_config()
 
     @cached_property
     def written(self) -> dict[str, Any]:
@@ -66,13 +77,22 @@ class BaseModel:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer beside the model."""
-        return load_tokenizer(self.source.model, self.source.revision)
+        return load_tokenizer(self.source.model, self.source.revision, self.config)
 
     @cached_property
     def prefix(self) -> tuple[int, ...]:
         """The tokens that the tokenizer puts before a text by itself; usually one or none."""
         return prefix_of(self.tokenizer)
 
+    @cached_property
+    def digest(self) -> str:
+        """Of the config as written, and of name, size and time of each weight file (or the snapshot of a hub id)."""
+        weights = sorted(Path(self.source.model).glob("*.safetensors"))
+        files = [(path.name, path.stat().st_size, path.stat().st_mtime) for path in weights]
+        snapshot = getattr(self.config, "_commit_hash", None)
+        facts = json.dumps([self.source.model, self.source.revision, snapshot, self.written, files], sort_keys=True)
+        return hashlib.sha256(facts.encode()).hexdigest()
+
     def load(self, dtype: str | None = None) -> PreTrainedModel:
         """The model with stock classes, in `dtype` (by default that of the recipe)."""
-        return load_model(self.source.model, self.source.revision, dtype or self.source.dtype)
+        return load_model(self.source.model, self.source.revision, dtype or self.source.dtype, self.config)

@@ -7,10 +7,12 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -36,8 +38,7 @@ def load_config(model: str, revision: str | None = None, local_only: bool = Fals
     Raises:
         UserError: if there is no such model.
     """
-    if not is_hub_id(model) and not (Path(model) / "config.json").is_file():
-        raise UserError(f"base.model: {model!r} is neither a checkpoint folder (with config.json) nor a hub id")
+    _check_present(model)
     return _from_hub(AutoConfig.from_pretrained, model, revision=revision, local_files_only=local_only)  # type: ignore[no-any-return]
 
 
@@ -47,30 +48,60 @@ def config_json(model: str, revision: str | None = None) -> dict[str, Any]:
     Raises:
         UserError: if there is no such model.
     """
-    load_config(model, revision)
+    _check_present(model)
     written = _from_hub(PreTrainedConfig.get_config_dict, model, revision=revision)[0]
     return {key: value for key, value in written.items() if key != "_commit_hash"}
 
 
-def load_model(model: str, revision: str | None = None, dtype: str = "bfloat16") -> PreTrainedModel:
+def _check_present(model: str) -> None:
+    if not is_hub_id(model) and not (Path(model) / "config.json").is_file():
+        raise UserError(f"base.model: {model!r} is neither a checkpoint folder (with config.json) nor a hub id")
+
+
+def is_local(model: str, revision: str | None = None) -> bool:
+    """Whether the config of a checkpoint folder or hub id is on this machine; reads nothing.
+
+    Raises:
+        UserError: if there is no such folder.
+    """
+    if not is_hub_id(model):
+        _check_present(model)
+        return True
+    return isinstance(try_to_load_from_cache(model, "config.json", revision=revision), str)
+
+
+def load_model(
+    model: str, revision: str | None = None, dtype: str = "bfloat16", config: PreTrainedConfig | None = None
+) -> PreTrainedModel:
     """The causal language model with stock classes, in evaluation mode, without a KV cache.
 
     Its `inv_freq` stays float32: `from_pretrained(dtype=...)` leaves it alone, a later `.to(dtype)` would not.
+
+    Args:
+        model: a checkpoint folder or hub id.
+        revision: of a hub id.
+        dtype: name of the torch dtype of its weights.
+        config: of the model, if it was read already; it is copied.
     """
+    known = {} if config is None else {"config": deepcopy(config)}
     loaded = _from_hub(
         AutoModelForCausalLM.from_pretrained,
         model,
         revision=revision,
         dtype=getattr(torch, dtype),
         use_safetensors=True,  # a pickle can hold code
+        **known,
     )
     loaded.config.use_cache = False
     return loaded.eval()  # type: ignore[no-any-return]
 
 
-def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model."""
-    return _from_hub(AutoTokenizer.from_pretrained, model, revision=revision)  # type: ignore[no-any-return]
+def load_tokenizer(
+    model: str, revision: str | None = None, config: PreTrainedConfig | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder or hub id; `config` is the model's, if it was read already."""
+    known = {} if config is None else {"config": config}
+    return _from_hub(AutoTokenizer.from_pretrained, model, revision=revision, **known)  # type: ignore[no-any-return]
 
 
 def prefix_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -96,22 +96,32 @@ class Shape:
         )
 
 
-def estimate_cost(recipe: Recipe, config: PreTrainedConfig, numbers: int = 1, lora: LoraSize = NO_LORA) -> Cost:
-    """Operations of a step, the mean over steps, and memory at its worst moment; `numbers` are learned, and LoRA's."""
+def estimate_cost(
+    recipe: Recipe, config: PreTrainedConfig, numbers: int = 1, lora: LoraSize = NO_LORA, native: int | None = None
+) -> Cost:
+    """Operations of a step, the mean over steps, and the peak of memory.
+
+    Args:
+        recipe: of the run.
+        config: of the base's language model.
+        numbers: learned ones, without LoRA's.
+        lora: size of the LoRA section.
+        native: the base's window, if it is known already; else it is read from `recipe` or `config`.
+    """
     numbers += lora.numbers
     parameters, embedding = _parameters(config)
     shape = Shape.of(config)
     mlp = 6.0 * shape.layers * shape.hidden * shape.inner
     forward = Forward(2.0 * (parameters - embedding), 4.0 * shape.layers * shape.queries, mlp)
     train, row_tokens = recipe.train, recipe.row_tokens()
-    native = recipe.rope.native or rope_facts(config).native
+    native = native or _native(recipe, config)
     lengths = [recipe.data.length_at(step, train.steps) or row_tokens for step in range(train.steps)]
     flops = sum(row_flops(recipe, length, native, forward) * (row_tokens // length) for length in lengths)
     return Cost(
         parameters,
         flops * train.batch_size / train.steps,
         _weights(recipe, config, parameters, embedding, numbers) / GIB,
-        step_memory(recipe, config, row_tokens, lora) / GIB,
+        step_memory(recipe, config, row_tokens, lora, native) / GIB,
         forward,
     )
 
@@ -149,7 +159,13 @@ def _weights(recipe: Recipe, config: PreTrainedConfig, parameters: int, embeddin
     return whole + numbers * STATE
 
 
-def step_memory(recipe: Recipe, config: PreTrainedConfig, row_tokens: int, lora: LoraSize = NO_LORA) -> float:
+def _native(recipe: Recipe, config: PreTrainedConfig) -> int:
+    return recipe.rope.native or rope_facts(config).native
+
+
+def step_memory(
+    recipe: Recipe, config: PreTrainedConfig, row_tokens: int, lora: LoraSize = NO_LORA, native: int | None = None
+) -> float:
     """Bytes of activations at the worst moment of a step with rows of so many tokens."""
     shape, train = Shape.of(config, lora), recipe.train
     e = _size(recipe)
@@ -162,7 +178,7 @@ def step_memory(recipe: Recipe, config: PreTrainedConfig, row_tokens: int, lora:
         logits += rows * row_tokens**2 * (1 + e)
         reading += rows * row_tokens**2 * (1 + e)
     kept, worst = _training(recipe, shape, e, tokens)
-    native = recipe.rope.native or rope_facts(config).native
+    native = native or _native(recipe, config)
     aim = ObjectiveConfig.of(recipe, native)
     if aim.taught:
         # The base is asked while all that was kept of the model is held; its states then wait for the backward pass.
@@ -207,14 +223,16 @@ def _training(recipe: Recipe, shape: Shape, e: int, tokens: float) -> tuple[floa
     return tokens * (kept + outside), worst
 
 
-def largest_rows(recipe: Recipe, config: PreTrainedConfig, weights: float, lora: LoraSize = NO_LORA) -> dict[int, int]:
+def largest_rows(
+    recipe: Recipe, config: PreTrainedConfig, weights: float, lora: LoraSize = NO_LORA, native: int | None = None
+) -> dict[int, int]:
     """GPU memory in GiB -> tokens of the longest row that fits beside the weights (bytes), a multiple of 1024.
 
     0 where not even 1024 tokens fit.
     """
 
     def fits(gib: int, tokens: int) -> bool:
-        return weights + step_memory(recipe, config, tokens, lora) <= (1 - RESERVE) * gib * GIB
+        return weights + step_memory(recipe, config, tokens, lora, native) <= (1 - RESERVE) * gib * GIB
 
     found = {}
     for gib in GPUS:

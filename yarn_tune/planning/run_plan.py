@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedConfig
-
 from ..data import Coverage, RowRequest, RowSet, build_rows, check_heldout, pack_long, place_contiguous
 from ..errors import UserError
-from ..models import GIB, BaseModel, load_config
-from ..recipe import HUB, YARN, Recipe, is_hub_id, missing_files
+from ..models import GIB, BaseModel
+from ..recipe import HUB, YARN, Recipe, missing_files
 from ..runs import previous_run
 from ..serving import Target, make_representable
 from ..tunable import Start, TunableRotary, at_start, lora_size
@@ -71,7 +69,7 @@ class Plan:
         return "\n".join([*lines, *(f"  note      {note}" for note in self.notes)])
 
 
-def plan(recipe: Recipe, begun: bool = False) -> Plan:
+def plan(recipe: Recipe, base: BaseModel, begun: bool = False) -> Plan:
     """Work out a recipe's plan; a run that has `begun` needs no earlier one (`rope.init`) any more.
 
     Raises:
@@ -79,13 +77,12 @@ def plan(recipe: Recipe, begun: bool = False) -> Plan:
             or that are on the hub: those become notes.
     """
     notes: list[str] = []
-    config = _config(recipe, notes)
-    begin = None if config is None else at_start(BaseModel(recipe.base), recipe.rope)
+    present = _is_present(recipe, base, notes)
+    begin = at_start(base, recipe.rope) if present else None
     if recipe.rope.init != YARN:
-        notes.append(_begins_text(recipe, begun, config is not None))
+        notes.append(_begins_text(recipe, begun, present))
     rows = None
     if begin is not None:
-        base = BaseModel(recipe.base, local_only=True)
         _check_heldout(recipe, base, begin.start.native, notes)
         rows = _rows(recipe, base, notes)
     read = rows
@@ -99,13 +96,14 @@ def plan(recipe: Recipe, begun: bool = False) -> Plan:
     covered = read.coverage(recipe.rope.window, recipe.data.lengths)
     if covered.untrained > 0:
         notes.append(_untrained_text(recipe, covered.untrained))
-    if config is None or begin is None:
+    if begin is None:
         return Plan(recipe, None, None, None, rows, covered, notes)
-    target = _target(recipe, begin, notes)
+    target = _target(recipe, base, begin, notes)
+    config, native = base.text_config, begin.start.native
     lora = lora_size(config, recipe.lora)
     numbers = begin.count()
-    cost = estimate_cost(recipe, config, sum(numbers.values()), lora)
-    largest = largest_rows(recipe, config, cost.weights_gib * GIB, lora)
+    cost = estimate_cost(recipe, config, sum(numbers.values()), lora, native)
+    largest = largest_rows(recipe, config, cost.weights_gib * GIB, lora, native)
     numbers |= {"lora": lora.numbers} if recipe.lora else {}
     return Plan(recipe, begin.start, numbers, cost, rows, covered, notes, target, largest)
 
@@ -132,9 +130,9 @@ def _untrained_text(recipe: Recipe, share: float) -> str:
     return f"WARNING: {said}; use longer rows (data.row_tokens, data.lengths), data.packing: long, or longer documents"
 
 
-def _target(recipe: Recipe, begin: TunableRotary, notes: list[str]) -> Target:
+def _target(recipe: Recipe, base: BaseModel, begin: TunableRotary, notes: list[str]) -> Target:
     """The stacks to be served; raises if one of those asked for cannot be."""
-    target = Target.of_model(BaseModel(recipe.base), recipe.export)
+    target = Target.of_model(base, recipe.export)
     make_representable(begin.learned(), target)
     notes += [f"not served: {name} {reason}" for name, reason in (target.left_out or {}).items()]
     return target
@@ -147,18 +145,18 @@ def _numbers_text(recipe: Recipe, numbers: dict[str, int]) -> str:
     return f"{sum(numbers.values())} numbers ({recipe.rope.frequencies}{gains}: {kinds})"
 
 
-def _config(recipe: Recipe, notes: list[str]) -> PreTrainedConfig | None:
-    """The base's config if it is on this machine."""
+def _is_present(recipe: Recipe, base: BaseModel, notes: list[str]) -> bool:
+    """Whether the base's config is on this machine; where it is not, a note says how to get it."""
     try:
-        return load_config(recipe.base.model, recipe.base.revision, local_only=True)
+        present = base.is_local
     except UserError:
-        if is_hub_id(recipe.base.model):
-            notes.append(f"{recipe.base.model} is not in the local hub cache, so cost and documents are not read")
-        elif recipe.base.prepare:
-            notes.append(f"the base is not here yet: run `{recipe.base.prepare}`")
-        else:
+        if not recipe.base.prepare:
             raise
-        return None
+        notes.append(f"the base is not here yet: run `{recipe.base.prepare}`")
+        return False
+    if not present:
+        notes.append(f"{recipe.base.model} is not in the local hub cache, so cost and documents are not read")
+    return present
 
 
 def _check_heldout(recipe: Recipe, base: BaseModel, native: int, notes: list[str]) -> None:

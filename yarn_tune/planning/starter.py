@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ..errors import UserError
-from ..models import BaseModel, load_config
+from ..models import BaseModel
 from ..recipe import Base, Recipe, parse_recipe
 from ..serving import Target, make_representable
 from ..tunable import at_start
@@ -75,7 +75,7 @@ def propose(
             break
     else:
         raise UserError("\n".join([f"{model}: nothing can be learned and served:", *refusals]))
-    recipe, cost = _fitted(tree, gpu_gib, gpus)
+    recipe, cost = _fitted(base, tree, gpu_gib, gpus)
     path = out or f"{recipe.name}.yaml"
     return Proposal(_text(recipe, cost, facts.native, gpu_gib, path, refusals), recipe, cost)
 
@@ -84,10 +84,9 @@ Way = dict[str, dict[str, Any]]
 """Changes of a recipe, by section."""
 
 
-def _fitted(tree: dict[str, Any], gpu_gib: float, gpus: int) -> tuple[Recipe, Cost]:
+def _fitted(base: BaseModel, tree: dict[str, Any], gpu_gib: float, gpus: int) -> tuple[Recipe, Cost]:
     """The first way to read rows that fits: weights whole in each GPU, else in shards over all of them."""
     window = tree["rope"]["window"]
-    config = load_config(tree["base"]["model"], tree["base"].get("revision"))
     spread: list[Way] = [{}]
     if gpus > 1:
         rows = {"batch_size": gpus * math.ceil(tree["train"]["batch_size"] / gpus)}
@@ -97,7 +96,7 @@ def _fitted(tree: dict[str, Any], gpu_gib: float, gpus: int) -> tuple[Recipe, Co
             key: tree.get(key, {}) | over.get(key, {}) | way.get(key, {}) for key in {*tree, *over, *way} - {"name"}
         }
         recipe = parse_recipe({"name": tree["name"], **sections}, [], "init")
-        cost = estimate_cost(recipe, config, sum(at_start(BaseModel(recipe.base), recipe.rope).count().values()))
+        cost = estimate_cost(recipe, base.text_config, sum(at_start(base, recipe.rope).count().values()))
         if cost.weights_gib + cost.activations_gib <= 0.9 * gpu_gib:
             return recipe, cost
     need = cost.weights_gib + cost.activations_gib
