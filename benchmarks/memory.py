@@ -23,7 +23,7 @@ from yarn_tune.models import rope_facts, to_device
 from yarn_tune.planning import step_memory
 from yarn_tune.recipe import Recipe, Rope, parse_recipe
 from yarn_tune.training import Objective, ObjectiveConfig
-from yarn_tune.tunable import Start, attach, gains_for, lora_size
+from yarn_tune.tunable import Start, adjustments_for, attach, lora_size
 
 WAYS: dict[str, list[str]] = {
     "kept": ["train.gradient_checkpointing=false"],
@@ -106,7 +106,7 @@ def cell(recipe: Recipe) -> float:
     model.config.use_cache = False
     tokens = recipe.rope.window
     start = Start.of(rope_facts(model.config), Rope(window=tokens, native=2048))
-    gains = gains_for(model.config.to_dict(), recipe.rope.query_gains)
+    gains = adjustments_for(model.config.to_dict(), recipe.rope)
     rotary = attach(model, start, "per_pair", gains, recipe.lora)
     if recipe.train.gradient_checkpointing:
         checkpoint_layers(model, recipe.train.keep_attention)

@@ -23,7 +23,7 @@ from yarn_tune.distributed import checkpoint_layers
 from yarn_tune.models import hidden_states, load_model, rope_facts, to_device
 from yarn_tune.recipe import Rope
 from yarn_tune.training import Objective, ObjectiveConfig
-from yarn_tune.tunable import Start, attach, gains_for
+from yarn_tune.tunable import Start, adjustments_for, attach
 
 WAYS = ("prefill", "forward", "backprop", "checkpointing", "attention kept")
 REPEATS = 3
@@ -55,8 +55,9 @@ def main() -> None:
 def cell(model_name: str, dtype: str, way: str, tokens: int) -> dict[str, float]:
     """Median seconds and peak MiB of one way to read a row."""
     model = to_device(load_model(model_name, dtype=dtype))
-    start = Start.of(rope_facts(model.config), Rope(window=tokens))
-    rotary = attach(model, start, "per_pair", gains_for(model.config.to_dict(), "pair_phase"))
+    rope = Rope(window=tokens, query_gains="pair_phase")
+    start = Start.of(rope_facts(model.config), rope)
+    rotary = attach(model, start, "per_pair", adjustments_for(model.config.to_dict(), rope))
     if way in ("checkpointing", "attention kept"):
         checkpoint_layers(model, way == "attention kept")
         model.train()

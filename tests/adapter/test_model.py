@@ -28,9 +28,10 @@ from yarn_tune.recipe.schema import Rope
 from yarn_tune.runs.folder import Run
 from yarn_tune.runs.learned import learned_of
 from yarn_tune.training.loop import train
+from yarn_tune.tunable.attachment import attach
+from yarn_tune.tunable.kinds import adjustments_for
 from yarn_tune.tunable.parameters import Start
-from yarn_tune.tunable.query_gains import gains_for
-from yarn_tune.tunable.rotary import TunableRotary, at_start, attach
+from yarn_tune.tunable.rotary import TunableRotary, at_start
 
 IDS = torch.randint(1, VOCABULARY, (2, 150), generator=torch.Generator().manual_seed(0))
 KINDS = [("fixed", "pair_phase"), ("scale", "none"), ("ramp", "layer"), ("per_pair", "none"), ("per_pair", "pair")]
@@ -82,7 +83,12 @@ def test_it_computes_what_attach_does(frequencies, query_gains):
 
     plain = tiny_model()
     start = Start.of(rope_facts(plain.config), Rope(window=4 * NATIVE))
-    rotary = attach(plain, start, frequencies, gains_for(plain.config.to_dict(), query_gains))
+    rotary = attach(
+        plain,
+        start,
+        frequencies,
+        adjustments_for(plain.config.to_dict(), Rope(window=4 * NATIVE, query_gains=query_gains)),
+    )
     trainable = {n.rpartition(".")[2]: p for n, p in rotary.named_parameters() if p.requires_grad}
     assert set(own) == set(trainable)
     with torch.no_grad():
@@ -124,7 +130,7 @@ def test_every_way_of_loading_gives_the_same_model(tmp_path, frequencies, query_
 def test_an_adapter_of_a_7b_stays_small(query_gains, limit):
     sizes = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 32, "num_hidden_layers": 32}
     config = tiny_config("llama", max_position_embeddings=4096, intermediate_size=11008, **sizes)
-    gains = gains_for(config.to_dict(), query_gains)
+    gains = adjustments_for(config.to_dict(), Rope(window=32768, query_gains=query_gains))
     rotary = TunableRotary(torch.nn.Identity(), Start.of(rope_facts(config), Rope(window=32768)), "per_pair", gains)
     assert len(save(rotary.numbers())) < limit
 

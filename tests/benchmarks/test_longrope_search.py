@@ -15,8 +15,9 @@ from yarn_tune.models.rope_config import RopeFacts
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.rope import default_inv_freq, longrope_inv_freq, ntk_inv_freq
 from yarn_tune.training.batches import collate
+from yarn_tune.tunable.attachment import attach
 from yarn_tune.tunable.parameters import Start
-from yarn_tune.tunable.rotary import TunableRotary, attach
+from yarn_tune.tunable.rotary import TunableRotary
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

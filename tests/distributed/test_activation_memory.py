@@ -11,8 +11,8 @@ from yarn_tune.models.loading import switch_off_dropout
 from yarn_tune.models.rope_config import rope_facts
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.training.objective import Objective, ObjectiveConfig
+from yarn_tune.tunable.attachment import attach
 from yarn_tune.tunable.parameters import Start
-from yarn_tune.tunable.rotary import attach
 
 EXPERTS = (
     "deepseek_v2", "deepseek_v3", "gpt_oss", "granitemoe", "mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next"

@@ -274,8 +274,8 @@ def test_a_wrong_fold_is_not_taken_for_noise(tmp_path, monkeypatch):
         module, _, function = name.rpartition(".")
         original = getattr(importlib.import_module(module), function)
 
-        def wrong(place, config, fold, gains, original=original):
-            return original(place, config, fold, gains * 1.01)
+        def wrong(place, config, gain, folds, original=original):
+            return original(place, config, gain * 1.01, folds)
 
         monkeypatch.setattr(name, wrong)
     with pytest.raises(CheckFailed, match="no checkpoint was written"):

@@ -24,9 +24,9 @@ from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.runs.folder import Run
 from yarn_tune.training.loop import train
+from yarn_tune.tunable.attachment import attach
 from yarn_tune.tunable.lora import PREFIX, factors_of
 from yarn_tune.tunable.parameters import Start
-from yarn_tune.tunable.rotary import attach
 
 WAYS: dict[str, list[str]] = {
     "scale": ["rope.frequencies=scale", "rope.query_gains=layer"],

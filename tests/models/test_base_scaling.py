@@ -25,8 +25,9 @@ from yarn_tune.rope import default_inv_freq, yarn_inv_freq
 from yarn_tune.runs.folder import Run
 from yarn_tune.runs.learned import learned_of
 from yarn_tune.training.loop import train
+from yarn_tune.tunable.attachment import attach, detach
 from yarn_tune.tunable.parameters import Start
-from yarn_tune.tunable.rotary import at_start, attach, detach
+from yarn_tune.tunable.rotary import at_start
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from longrope_search import initial_factors, offsets_of  # noqa: E402

@@ -11,8 +11,8 @@ from yarn_tune.models.rope_config import logit_transform, rope_facts
 from yarn_tune.models.token_loss import IGNORED, NextToken, exact_nats, fused_nats
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.training.batches import collate
+from yarn_tune.tunable.attachment import attach
 from yarn_tune.tunable.parameters import Start
-from yarn_tune.tunable.rotary import attach
 
 CPU = torch.device("cpu")
 

@@ -33,16 +33,14 @@ def test_defaults_and_overrides(tmp_path):
     )
     assert recipe.name == "mine"
     assert (recipe.train.steps, recipe.rope.frequencies, recipe.data.rows) == (50, "scale", None)
-    assert recipe.train.rates() == Rates(frequency=1e-3, temperature=1e-3, gain=1e-3, phase=1e-3, lora=1e-3)
+    assert recipe.train.learning_rate == 1e-3
     assert (recipe.row_tokens(), recipe.rows()) == (1024, 50 * 4)
     assert parse_recipe(recipe.to_dict(), []) == recipe
 
 
 def test_rates_by_kind():
     recipe = parse_recipe(copy.deepcopy(GOOD), ["train.learning_rate.frequency=0.5"])
-    assert recipe.train.rates() == Rates(frequency=0.5, gain=0.03)
-    by_rung = [recipe.train.rates(rung).gain for rung in ("layer", "head", "pair", "pair_phase")]
-    assert by_rung == [0.01, 0.02, 0.03, 0.03]
+    assert recipe.train.learning_rate == Rates(frequency=0.5)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from yarn_tune.recipe.schema import Rope
 from yarn_tune.training.batches import collate
 from yarn_tune.training.objective import Objective, ObjectiveConfig
 from yarn_tune.training.teacher import divergence, teacher_states, windows
+from yarn_tune.tunable.attachment import attach, base_model_active, detach
+from yarn_tune.tunable.kinds import adjustments_for
 from yarn_tune.tunable.parameters import Start
-from yarn_tune.tunable.query_gains import gains_for
-from yarn_tune.tunable.rotary import attach, base_model_active, detach
 
 CPU = torch.device("cpu")
 LENGTH = 3 * NATIVE + 10
@@ -31,7 +31,12 @@ def tokens(count: int, seed: int = 0) -> list[int]:
 def tuned(family: str = "llama", query_gains: str = "none", frequencies: str = "per_pair", **extra: object):
     model = tiny_model(family, **extra)
     start = Start.of(rope_facts(model.config), Rope(window=4 * NATIVE))
-    rotary = attach(model, start, frequencies, gains_for(model.config.to_dict(), query_gains))
+    rotary = attach(
+        model,
+        start,
+        frequencies,
+        adjustments_for(model.config.to_dict(), Rope(window=4 * NATIVE, query_gains=query_gains)),
+    )
     with torch.no_grad():
         for number, parameter in enumerate(rotary.parameters()):
             parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(number))

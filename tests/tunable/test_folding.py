@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save_file
 from tiny import FAMILY_SIZES, LATENT, VOCABULARY, tiny_config
 from transformers import AutoModelForCausalLM
 from yarn_tune.errors import UserError
-from yarn_tune.models.families import FULL
-from yarn_tune.models.query_layout import PLACES, QUERY_NORMS, query_site
-from yarn_tune.tunable.folding import fold, fold_checkpoint, fold_named
+from yarn_tune.models.families import FAMILIES, FULL
+from yarn_tune.models.query_layout import query_site
+from yarn_tune.tunable.folding import fold_checkpoint, fold_tensor
 from yarn_tune.tunable.lora import merge_checkpoint
+from yarn_tune.tunable.query_gains import GainFold
 
 A = 1.27
 IDS = torch.randint(1, VOCABULARY, (2, 96), generator=torch.Generator().manual_seed(0))
@@ -70,7 +71,8 @@ def logits(model):
 
 
 def test_every_family_is_here():
-    assert {family for family, _ in SIZES.values()} >= set(PLACES) | set(QUERY_NORMS)
+    places = {each for each, row in FAMILIES.items() if row.queries or row.query_norm}
+    assert {family for family, _ in SIZES.values()} >= places
 
 
 @pytest.mark.rope_warnings
@@ -127,7 +129,7 @@ def test_shards_and_their_index(tmp_path):
 
 def test_a_checkpoint_without_queries(tmp_path):
     save_file({"model.norm.weight": torch.ones(4)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="no query projection found"):
+    with pytest.raises(UserError, match="no tensor found"):
         fold_checkpoint(tmp_path, tiny_config("llama").to_dict(), 1.2)
 
 
@@ -158,9 +160,7 @@ def test_a_gain_a_head_and_pair_commutes_with_the_rotation(family):
     gains = 0.5 + torch.rand(3, heads, dim // 2, generator=generator, dtype=torch.float64)
     weight = torch.randn(heads * dim, 64, generator=generator, dtype=torch.float64)
     x = torch.randn(64, generator=generator, dtype=torch.float64)
-    named, exact = fold_named("model.layers.1.self_attn.q_proj.weight", weight, site, gains)
-    assert torch.equal(named, exact)
-    assert torch.equal(fold(weight, site, gains[1]), exact)
+    exact = fold_tensor("model.layers.1.self_attn.q_proj.weight", weight, [GainFold(site, gains)])
     plain, scaled = (weight @ x).reshape(heads, dim), (exact @ x).reshape(heads, dim)
     first = torch.arange(dim).reshape(-1, 2)[:, 0] if family == "cohere" else torch.arange(dim // 2)
     second = first + (1 if family == "cohere" else dim // 2)

@@ -17,10 +17,10 @@ from yarn_tune.recipe.schema import Lora, Rope
 from yarn_tune.runs.folder import Run
 from yarn_tune.runs.learned import TunedRow, learned_of, tuned_row
 from yarn_tune.training.loop import train
+from yarn_tune.tunable.attachment import attach, base_model_active, detach
 from yarn_tune.tunable.lora import factors_of, lora_size, with_lora
 from yarn_tune.tunable.parameters import Start
 from yarn_tune.tunable.query_gains import gains_for
-from yarn_tune.tunable.rotary import attach, base_model_active, detach
 
 IDS = torch.randint(1, VOCABULARY, (2, 150), generator=torch.Generator().manual_seed(0))
 LORA = ("lora.rank=4", "rope.query_gains=pair_phase", "train.learning_rate={lora: 0.02}")
@@ -29,7 +29,7 @@ LORA = ("lora.rank=4", "rope.query_gains=pair_phase", "train.learning_rate={lora
 def tuned(dtype=torch.float32, lora=True):
     model = tiny_model(dtype=dtype)
     start = Start.of(rope_facts(model.config), Rope(window=4 * NATIVE))
-    gains = gains_for(model.config.to_dict(), "head")
+    gains = [gains_for(model.config.to_dict(), "head")]
     return model, attach(model, start, "per_pair", gains, Lora(rank=4) if lora else None)
 
 
@@ -44,12 +44,12 @@ def test_the_start_is_yarn_and_every_factor_learns():
     assert torch.equal(logits(model), expected)
     assert rotary.count()["lora"] == 3 * 4 * (2 * (64 + 64) + 2 * (64 + 32))
     with torch.no_grad():
-        for parameter in rotary.lora.values():
+        for parameter in rotary.lora.parameters.values():
             parameter.add_(0.02)
     model(IDS, use_cache=False).logits.square().mean().backward()
     assert all(bool((p.grad != 0).any()) for p in rotary.trainable())
     learning = {id(p) for p in model.parameters() if p.requires_grad}
-    assert learning == {id(p) for p in rotary.lora.values()}
+    assert learning == {id(p) for p in rotary.lora.parameters.values()}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_its_numbers_and_inputs_are_counted_without_a_model(targets):
     size = lora_size(model.config, lora)
     assert size.copied == sum(x.shape[-1] for x in read)
     assert size.shared == sum(x.shape[-1] for x in {id(x): x for x in read}.values())
-    rotary = attach(model, Start.of(rope_facts(model.config), Rope(window=4 * NATIVE)), "per_pair", None, lora)
+    rotary = attach(model, Start.of(rope_facts(model.config), Rope(window=4 * NATIVE)), "per_pair", (), lora)
     assert size.numbers == rotary.count()["lora"]
 
 
@@ -101,13 +101,13 @@ def test_untouched_and_detached_it_is_the_base():
 def test_merged_weights_compute_what_adapters_do():
     model, rotary = tuned()
     with torch.no_grad():
-        for parameter in rotary.lora.values():
+        for parameter in rotary.lora.parameters.values():
             parameter.normal_(0, 0.2)
     expected = logits(model)
     factors = factors_of(rotary.numbers())
     detach(model)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    plain, _ = model, attach(model, rotary.start, "per_pair", rotary.gains)
+    plain, _ = model, attach(model, rotary.start, "per_pair", rotary.adjustments)
     with with_lora(model, factors):
         torch.testing.assert_close(logits(plain), expected, rtol=1e-4, atol=1e-4)
     detach(model)
@@ -163,7 +163,7 @@ def test_measuring_without_lora_says_something_else(tmp_path):
 def test_what_cannot_be(tmp_path):
     save_tiny(tmp_path / "base")
     tree = recipe_tree(tmp_path / "base", tmp_path)
-    with pytest.raises(UserError, match=r"lora.targets: query, qkv: not in this model; it has .*o_proj, q_proj"):
+    with pytest.raises(UserError, match=r"lora.targets: this model has no query, qkv; it has .*o_proj, q_proj"):
         train(Run(parse_recipe(tree, ["lora.targets=[query, q_proj, qkv]"]), tmp_path / "run"))
     for target in ("lm_head", "embed_tokens"):
         with pytest.raises(UserError, match=f"lora.targets: .*{target} is no linear module inside the layers"):

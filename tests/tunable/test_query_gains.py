@@ -30,9 +30,9 @@ from yarn_tune.recipe.schema import Rope
 from yarn_tune.rope import yarn_attention_factor, yarn_inv_freq
 from yarn_tune.runs.folder import Run
 from yarn_tune.training.loop import train
+from yarn_tune.tunable.attachment import attach, attach_fixed, base_model_active, detach
 from yarn_tune.tunable.parameters import Start
 from yarn_tune.tunable.query_gains import gains_for
-from yarn_tune.tunable.rotary import attach, attach_fixed, base_model_active, detach
 
 SHARED = ("exaone4", "gemma3_text", "persimmon", "qwen3", "qwen3_moe", "qwen3_next")  # one norm of the queries
 NORMED = (*SHARED, "olmo2", "olmo3")
@@ -50,8 +50,7 @@ CARRIED = [(family, rung) for family in sorted(FAMILY_SIZES) for rung in RUNGS i
 def tuned_model(family: str, rung: str):
     model = tiny_model(family)
     start = Start.of(rope_facts(model.config), Rope(window=4 * NATIVE))
-    gains = gains_for(model.config.to_dict(), rung)
-    return model, attach(model, start, "per_pair", gains)
+    return model, attach(model, start, "per_pair", [gains_for(model.config.to_dict(), rung)])
 
 
 def loss_of(model):
@@ -69,7 +68,7 @@ def test_the_start_is_yarn_and_gradients_match_finite_differences(family, rung):
     with torch.no_grad():
         yarn = model(IDS, use_cache=False).logits
     detach(model)
-    rotary = attach(model, start, "per_pair", gains_for(model.config.to_dict(), rung))
+    rotary = attach(model, start, "per_pair", [gains_for(model.config.to_dict(), rung)])
     with torch.no_grad():
         torch.testing.assert_close(model(IDS, use_cache=False).logits, yarn, rtol=0, atol=1e-6)
     parameters = list(rotary.gains.parameters())
@@ -99,7 +98,7 @@ def test_the_export_computes_what_was_learned(tmp_path, family, rung):
     fidelity = json.loads((target / "fidelity.json").read_text())
     assert max(fidelity["max_abs_logit_difference"].values()) <= 1e-4
     assert max(map(int, fidelity["max_abs_logit_difference"])) == 256
-    assert fidelity["learned"]["gains"]["complex"] == (rung == "pair_phase")
+    assert fidelity["learned"]["folds"]["gain"]["gains"]["complex"] == (rung == "pair_phase")
     assert not (target / "overrides.json").exists()
     config = json.loads((target / "config.json").read_text())
     assert "auto_map" not in config
@@ -175,7 +174,7 @@ def test_what_a_family_cannot_carry_is_refused_by_name(family, rung, extra, mess
 
 def test_gains_need_folding(tmp_path):
     run = finished_run(tmp_path, "per_pair", settings=("rope.query_gains=head",))
-    with pytest.raises(UserError, match=r"rope.query_gains: what is learned there is in the weights"):
+    with pytest.raises(UserError, match=r"rope.query_gains: gains of the queries are in the weights"):
         export(run, overrides_only=True)
     never = parse_recipe(run.recipe.to_dict(), ["export.fold=never"])
     with pytest.raises(UserError, match=r"export.fold: never"):
@@ -194,7 +193,7 @@ def test_untouched_is_the_base_and_detach_restores_it():
         learned = rotary.learned()
         detach(model)
         plain = model(IDS, use_cache=False).logits
-        attach_fixed(model, lambda length: (learned.inv_freq(), learned.attention_factor), learned.gains)
+        attach_fixed(model, lambda length: (learned.inv_freq(), learned.attention_factor), learned.folds)
         fixed = model(IDS, use_cache=False).logits
     assert torch.equal(base, plain)
     assert torch.equal(again, tuned)

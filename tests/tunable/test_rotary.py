@@ -14,8 +14,8 @@ from yarn_tune.models.rope_config import rope_facts
 from yarn_tune.models.token_loss import NextToken
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.rope import yarn_attention_factor
+from yarn_tune.tunable.attachment import attach, attach_fixed, detach
 from yarn_tune.tunable.parameters import Start
-from yarn_tune.tunable.rotary import attach, attach_fixed, detach
 
 WINDOW = 4 * NATIVE
 IDS = torch.randint(VOCABULARY, (2, 200), generator=torch.Generator().manual_seed(1))
@@ -244,7 +244,7 @@ def test_a_fixed_table_follows_the_length_read():
 @pytest.mark.parametrize(
     ("family", "extra", "reason"),
     [
-        ("mamba", {}, "no rotary position embeddings"),
+        ("mamba", {}, "mamba cannot be tuned: it is not supported yet"),
         ("gpt2", {}, "gpt2 cannot be tuned: its positions are learned"),
         ("bloom", {}, "ALiBi"),
         ("falcon", {"alibi": True}, "ALiBi"),
@@ -254,8 +254,8 @@ def test_a_fixed_table_follows_the_length_read():
         ("exaone4", {"layer_types": ["sliding_attention", "full_attention", "full_attention"], "sliding_window": 32},
          "full-attention layers of this exaone4 have no positions"),
         ("qwen2", {"layer_types": ["sliding_attention"] * 3, "sliding_window": 32, "use_sliding_window": True},
-         "look back only 32 tokens"),
-        ("ministral", {"layer_types": ["sliding_attention"] * 3}, "look back only 32 tokens"),
+         "attend to the last 32 tokens only"),
+        ("ministral", {"layer_types": ["sliding_attention"] * 3}, "attend to the last 32 tokens only"),
         ("mistral", {"sliding_window": 32}, "sliding window"),
         pytest.param("gemma3_text", {"layer_types": ["sliding_attention"] * 3}, "no full-attention|look back only",
                      marks=pytest.mark.rope_warnings),
@@ -288,7 +288,7 @@ def test_a_model_that_its_device_has_no_room_for_stays_on_the_cpu(monkeypatch, c
 
 
 def test_a_family_that_this_transformers_reads_wrongly_is_refused(monkeypatch):
-    monkeypatch.setattr("yarn_tune.models.families.RELEASE", (5, 3))
-    with pytest.raises(UserError, match=r"base.model: qwen3_moe needs transformers 5.4 or newer"):
+    monkeypatch.setattr("yarn_tune.models.rope_config.RELEASE", (5, 3))
+    with pytest.raises(UserError, match=r"base.model: qwen3_moe cannot be tuned: it needs transformers 5.4 or newer"):
         rope_facts(tiny_config("qwen3_moe"))
     assert rope_facts(tiny_config("llama")).native == NATIVE

@@ -13,6 +13,7 @@ with gains folded into its weights. Beside it LoRA is an adapter of its own, of 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,17 @@ from transformers import PreTrainedModel
 from ..errors import UserError
 from ..models import rope_facts, rotary_site
 from ..serving import RopeEncoding, Target, choose_encoding, representable_parameters
-from ..tunable import FollowedQueries, Learned, RotaryProxy, Start, TunableRotary, fold_parameters, gains_for, move_only
+from ..tunable import (
+    FollowingHooks,
+    Learned,
+    RotaryProxy,
+    Start,
+    TunableRotary,
+    WeightFold,
+    adjustments_for,
+    fold_parameters,
+    move_only,
+)
 from .config import YarnTuneConfig
 
 __all__ = ["YarnTuneConfig", "YarnTuneLayer", "YarnTuneModel"]
@@ -64,19 +75,19 @@ class YarnTuneLayer(nn.Module, BaseTunerLayer):
         self._used: set[str] = set()
         # In a tuple, so that the model is not registered as a child of this module.
         self._model = (model,)
-        self._queries: FollowedQueries | None = None
+        self._hooks = FollowingHooks(model)
 
     def add(self, adapter: str, start: Start, config: YarnTuneConfig) -> None:
         """One more adapter, at its start."""
-        gains = gains_for(self._model[0].config.to_dict(), config.query_gains)
-        rotary = TunableRotary(self.base_layer, start, config.frequencies, gains)
+        adjustments = adjustments_for(self._model[0].config.to_dict(), config.rope())
+        rotary = TunableRotary(self.base_layer, start, config.frequencies, adjustments)
         named = {last: rotary.get_parameter(name) for last, name in last_names(rotary).items()}
         self.rotaries[adapter] = rotary
         self._used.discard(adapter)
         self.yarn_tune_numbers[adapter] = nn.ParameterDict(named)
         self._move_adapter_to_device_of_base_layer(adapter)
-        if gains is not None and self._queries is None:
-            self._queries = FollowedQueries(self._model[0], gains.site, self._gains)
+        for adjustment in adjustments:
+            self._hooks.add(adjustment(), partial(self._values, adjustment.place))
 
     def rotary(self, adapter: str) -> TunableRotary:
         """The module of one adapter, tied to the parameters as they are registered now."""
@@ -102,13 +113,13 @@ class YarnTuneLayer(nn.Module, BaseTunerLayer):
         rotary = self.active()
         if rotary is None:
             return self.base_layer(*args, **kwargs)
-        if self._queries is not None:
-            self._queries.follow()
+        self._hooks.follow()
         return rotary(*args, **kwargs)
 
-    def _gains(self) -> Tensor | None:
+    def _values(self, place: str) -> WeightFold | None:
         rotary = self.active()
-        return None if rotary is None or rotary.gains is None else rotary.gains()
+        found = [] if rotary is None else [each() for each in rotary.adjustments if each.place == place]
+        return found[0] if found else None
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Make adapters active, at most one of this type.
@@ -139,9 +150,8 @@ class YarnTuneLayer(nn.Module, BaseTunerLayer):
         raise NotImplementedError("a YARN_TUNE adapter is merged by merge_and_unload, not in place")
 
     def release(self) -> None:
-        """Take the hooks off the queries."""
-        if self._queries is not None:
-            self._queries.remove()
+        """Remove the hooks of numbers that act in the weights."""
+        self._hooks.remove()
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         numbers = self.yarn_tune_numbers[adapter_name]
@@ -246,7 +256,7 @@ def make_served(model: Any, learned: Learned, served: RopeEncoding) -> None:
     base = model.config.to_dict()
     if served.folds(learned):
         named = dict(model.named_parameters())
-        for name, folded in fold_parameters(model, base, served.fold, learned.gains).items():
+        for name, folded in fold_parameters(model, base, served.fold, learned.folds).items():
             named[name].copy_(folded)
     config = type(model.config).from_dict(served.config(base))
     for key, value in config.to_dict().items():

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..rope import dynamic_ntk_inv_freq, linear_inv_freq, ntk_inv_freq
-from ..tunable import Factors, Learned, Start, attach_fixed, detach, with_lora
+from ..tunable import Factors, Learned, Start, WeightFold, attach_fixed, detach, with_lora
 
 TableOf = Callable[[int], tuple[Tensor, float]]
 """Length read in tokens -> (inverse frequencies `[d/2]` in radians per token, attention factor)."""
@@ -20,8 +20,8 @@ class Method:
     """One way to compute attention with the base's weights: a rotary table, and optionally gains and LoRA."""
 
     table_of: TableOf
-    gains: Tensor | None = None
-    """What queries are multiplied by, `[tuned layers, groups, d/2]`, complex where phases were learned."""
+    folds: tuple[WeightFold, ...] = ()
+    """Learned numbers that act in the weights."""
     lora: Factors | None = None
     """Low-rank changes of the weights."""
     by_length: bool = False
@@ -36,14 +36,14 @@ class Method:
     def of(cls, learned: Learned) -> "Method":
         """The method that learned numbers define."""
         table = (learned.inv_freq(), learned.attention_factor)
-        return cls(lambda length: table, learned.gains, learned.lora)
+        return cls(lambda length: table, learned.folds, learned.lora)
 
     @contextmanager
     def on(self, model: PreTrainedModel, length: int | None = None) -> Iterator[None]:
         """Apply the method to a model inside a `with` block; with the table of `length`, if one is given."""
         table = None if length is None else self.table_of(length)
         with with_lora(model, self.lora):
-            attach_fixed(model, self.table_of if table is None else lambda read: table, self.gains)
+            attach_fixed(model, self.table_of if table is None else lambda read: table, self.folds)
             try:
                 yield
             finally:
@@ -52,9 +52,9 @@ class Method:
     def key(self, length: int) -> list[object]:
         """The numbers that define the method at a length, as JSON values."""
         inv_freq, factor = self.table_of(length)
-        gains = [] if self.gains is None else [_digest(self.gains)]
+        folds = [[fold.kind, *map(_digest, fold.values().values())] for fold in self.folds]
         lora = [[name, *map(_digest, pair)] for name, pair in (self.lora or {}).items()]
-        return [inv_freq.tolist(), factor, *gains, *lora]
+        return [inv_freq.tolist(), factor, *folds, *lora]
 
 
 def _digest(tensor: Tensor) -> str:

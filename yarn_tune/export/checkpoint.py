@@ -18,7 +18,7 @@ from ..files import put_in_place, write_json
 from ..recipe import Recipe, is_hub_id
 from ..runs import Run, learned_of
 from ..serving import RopeEncoding, Target, choose_encoding
-from ..tunable import Folded, Learned, fold_checkpoint, merge_checkpoint
+from ..tunable import KINDS, Folded, Learned, fold_checkpoint, merge_checkpoint
 from .fidelity import compare_with_memory
 from .serving_page import serving_page
 
@@ -55,10 +55,9 @@ def export(run: Run, overrides_only: bool = False) -> Path:
     if overrides_only:
         # Overrides are a thing of vLLM alone, so the other stacks need not be able to carry them.
         vllm = tuple(name for name in aim.stacks if name.startswith("vllm")) or OVERRIDABLE
-        for place, held in (("rope.query_gains", learned.gains), ("lora", learned.lora)):
-            if held is not None:
-                raise UserError(f"{place}: what is learned there is in the weights, so overrides of the base's config "
-                                "cannot carry it; export a checkpoint")  # fmt: skip
+        for kind in [*(fold.kind for fold in learned.folds), *(["lora"] if learned.lora else [])]:
+            raise UserError(f"{KINDS[kind].key}: {KINDS[kind].label} are in the weights, so overrides of the base's "
+                            "config cannot carry them; export a checkpoint")  # fmt: skip
         path = run.folder / "overrides.json"
         write_json(path, choose_encoding(learned, replace(aim, stacks=vllm, fold="never")).overrides(aim.base))
         return path
@@ -101,7 +100,7 @@ def write_checkpoint(
     if settings.is_file():
         tokenizer = json.loads(settings.read_text(encoding="utf-8"))
         write_json(settings, tokenizer | {"model_max_length": served.max_position_embeddings})
-    return fold_checkpoint(folder, aim.base, served.fold, learned.gains) if folds else None
+    return fold_checkpoint(folder, aim.base, served.fold, learned.folds) if folds else None
 
 
 def base_folder(recipe: Recipe) -> Path:

@@ -99,7 +99,7 @@ def _differences(
     prompts = _prompts(tuned.config.vocab_size, lengths)
     with with_lora(tuned, learned.lora):
         if not folded:
-            attach_fixed(tuned, lambda length: (learned.inv_freq(), learned.attention_factor), learned.gains)
+            attach_fixed(tuned, lambda length: (learned.inv_freq(), learned.attention_factor), learned.folds)
             expected = _hidden(tuned, prompts)
             detach(tuned)
         changed = _exact_weights(tuned, learned, served)
@@ -141,7 +141,7 @@ def _exact_weights(model: PreTrainedModel, learned: Learned, served: RopeEncodin
     named = dict(model.named_parameters())
     changed = {name: named[name].cpu().clone() for name in learned.lora or {}}
     if served.folds(learned):
-        changed |= fold_parameters(model, model.config.to_dict(), served.fold, learned.gains)
+        changed |= fold_parameters(model, model.config.to_dict(), served.fold, learned.folds)
     return changed
 
 

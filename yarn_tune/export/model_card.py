@@ -9,6 +9,7 @@ import yaml
 from ..evaluation import Comparison, tables
 from ..recipe import Recipe
 from ..runs import Run, taught
+from ..tunable import KINDS
 from .checkpoint import base_folder
 
 
@@ -19,7 +20,7 @@ def write_card(run: Run, export: Path) -> Path:
     window = fidelity["window"]
     header = {"base_model": recipe.base.model, **licence_of(recipe), "tags": ["long-context", "rope", "yarn_tune"]}
     learned = fidelity["learned"]
-    gains = _gains_text(learned["gains"])
+    gains = _folds_text(learned["folds"])
     numbers = "one factor per rotary pair" if learned["factors"] else f"RoPE scale {learned['scale']:.6g}"
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
@@ -49,13 +50,15 @@ def _changed(fidelity: dict[str, Any]) -> str:
     return " but " + " and ".join(changes) if changes else ", byte for byte"
 
 
-def _gains_text(gains: dict[str, Any] | None) -> str:
-    """What was learned about queries by layer, head and pair."""
-    if gains is None:
-        return ""
-    layers, groups, pairs = gains["shape"]
-    what = "gains and phases" if gains["complex"] else "gains"
-    return f" and {what} of the queries ({layers} layers x {groups} groups x {pairs} pairs)"
+def _folds_text(folds: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """The kinds of learned numbers that are folded into the weights, with the shapes of their values."""
+    parts = []
+    for kind, values in folds.items():
+        label = KINDS[kind].label
+        if kind == "gain" and values["gains"]["complex"]:
+            label = "gains and phases of the queries"
+        parts.append(f"{label} ({', '.join(' x '.join(map(str, value['shape'])) for value in values.values())})")
+    return "".join(f" and {part}" for part in parts)
 
 
 def licence_of(recipe: Recipe) -> dict[str, str]:

@@ -20,12 +20,10 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from ..models import CHUNK, GIB, has_sliding_layers, head_dim_of, rope_facts
 from ..recipe import Recipe
 from ..training import ObjectiveConfig, windows
-from ..tunable import NO_LORA, LoraSize
+from ..tunable import NO_LORA, LoraSize, kinds_of
 
 BACK = 2.5
 """Operations of attention's backward pass, in those of its forward."""
-SCALED = {"none": 0, "layer": 1, "head": 1, "pair": 1, "pair_phase": 2}
-"""Copies of the queries that their gains keep for their gradient; with phases also the partner of each."""
 STATE = 16
 """Bytes a learned number: value, gradient and two moments, in float32."""
 LIVE = 10**9
@@ -198,7 +196,9 @@ def _training(recipe: Recipe, shape: Shape, e: int, tokens: float) -> tuple[floa
     """Bytes kept between the passes, and held at the worst moment of the backward pass."""
     h, q, k, m = shape.hidden, shape.queries, shape.keys, shape.inner
     norm = h * 4 if e == 2 else 0  # norms compute in float32, of a copy
-    attention = SCALED[recipe.rope.query_gains] * q * e  # queries, for their gains
+    attention = (
+        sum(kind.kept_queries for kind in kinds_of(recipe.rope)) * q * e
+    )  # queries, for gradients of numbers on them
     attention += (2 * q + 2 * k) * e  # queries and keys, and their halves exchanged: for cos and sin
     attention += (2 * q + 2 * k) * e + norm  # turned queries and keys, values and output: for attention
     attention += 4 * (shape.shared if e == 4 else shape.copied)  # what adapters read, for the gradients of their A

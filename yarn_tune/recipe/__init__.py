@@ -4,22 +4,40 @@ from .bundled import copy_recipe, shipped_recipes
 from .keys import Key, recipe_keys
 from .loading import load_recipe, open_recipe, parse_recipe, parse_rope
 from .named_files import HUB, is_hub_id, matching_files, missing_files, what_is
-from .schema import YARN, Base, Data, Eval, Export, Lora, Recipe, Retrieve, Rope, Runtime, StackName
+from .schema import (
+    YARN,
+    Base,
+    Data,
+    Decays,
+    Eval,
+    Export,
+    Lora,
+    Rates,
+    Recipe,
+    Retrieve,
+    Rope,
+    Runtime,
+    StackName,
+    Train,
+)
 
 __all__ = [
     "HUB",
     "YARN",
     "Base",
     "Data",
+    "Decays",
     "Eval",
     "Export",
     "Key",
     "Lora",
+    "Rates",
     "Recipe",
     "Retrieve",
     "Rope",
     "Runtime",
     "StackName",
+    "Train",
     "copy_recipe",
     "is_hub_id",
     "load_recipe",

@@ -173,25 +173,6 @@ class Train:
     """Steps between saved states; an interrupted run loses at most this many."""
     keep_checkpoints: Annotated[int, AtLeast(2)] = 3
 
-    def rates(self, query_gains: str = "none") -> Rates:
-        """One rate per kind, also where the recipe has one number for all.
-
-        The default of the gains' rate depends on `rope.query_gains`.
-        """
-        if isinstance(self.learning_rate, Rates):
-            own = self.learning_rate.gain
-            default = {"layer": 0.01, "head": 0.02}.get(query_gains, 0.03)
-            return dataclasses.replace(self.learning_rate, gain=default if own is None else own)
-        rate = self.learning_rate
-        return Rates(frequency=rate, temperature=rate, gain=rate, phase=rate, lora=rate)
-
-    def decays(self) -> Decays:
-        """One decay per kind, also where the recipe has one number for all."""
-        if isinstance(self.weight_decay, Decays):
-            return self.weight_decay
-        decay = self.weight_decay
-        return Decays(frequency=decay, temperature=decay, gain=decay, phase=decay, lora=decay)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieve:

@@ -71,7 +71,7 @@ class RopeEncoding:
 
     def folds(self, learned: Learned) -> bool:
         """Whether queries in the weights carry part of what was learned."""
-        return self.fold != 1.0 or learned.gains is not None
+        return self.fold != 1.0 or bool(learned.folds)
 
     def config(self, base: dict[str, Any]) -> dict[str, Any]:
         """The base's config.json with these numbers; see the module docstring for why they stand there three times."""

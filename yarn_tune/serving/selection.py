@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import CheckFailed, UserError
 from ..models import BaseModel, layout_of, query_site
 from ..recipe import Export
-from ..tunable import Learned, TunableRotary
+from ..tunable import KINDS, Learned, TunableRotary
 from .conformance import expected_rope, mismatches
 from .encodings import RopeEncoding, forms, longrope_carriers, yarn_carriers
 from .stacks import STACKS, default_stacks, reading
@@ -62,9 +62,12 @@ def make_representable(learned: Learned, target: Target) -> Learned:
     Raises:
         UserError: if no carrier serves all stacks of the target, naming each and what it would lose.
     """
-    if learned.gains is not None and target.fold == "never":
-        raise UserError("export.fold: never, but gains by layer, head or pair can only be folded into the queries; "
-                        "set rope.query_gains: none, or allow folding")  # fmt: skip
+    if learned.folds and target.fold == "never":
+        kind = KINDS[learned.folds[0].kind]
+        raise UserError(
+            f"export.fold: never, but {kind.label} ({kind.key}) can only be folded into the weights; allow folding "
+            f"(export.fold: auto), or learn without {kind.key}"
+        )
     for folded in (False, True):
         for numbers in forms(learned):
             if _first(numbers, target, folded) is not None:

@@ -99,7 +99,7 @@ def prepare(recipe: Recipe, world: World, begin: TunableRotary) -> tuple[PreTrai
         model.to(world.device)  # type: ignore[arg-type]
     check_weights(model, recipe.base.dtype)
     switch_off_dropout(model)
-    rotary = attach(model, begin.start, begin.frequencies, begin.gains, recipe.lora).to(world.device)
+    rotary = attach(model, begin.start, begin.frequencies, begin.adjustments, recipe.lora).to(world.device)
     if recipe.train.gradient_checkpointing:
         checkpoint_layers(model, recipe.train.keep_attention)
     if recipe.train.offload_activations:
@@ -118,7 +118,7 @@ def sharding_of(recipe: Recipe) -> Sharding:
 def fit(run: Run, world: World, model: PreTrainedModel, rotary: TunableRotary, rows: RowSet, request: Request) -> None:
     """The steps themselves; `request` may ask to stop between two of them."""
     recipe, settings = run.recipe, run.recipe.train
-    optimizer = make_optimizer(rotary, recipe)
+    optimizer = make_optimizer(rotary, settings)
     objective = Objective(model, rotary, ObjectiveConfig.of(recipe, rotary.start.native, rows.prefix))
     parameters, sharding = rotary.trainable(), sharding_of(recipe)
     numbers = sum(parameter.numel() for parameter in parameters)
@@ -133,7 +133,7 @@ def fit(run: Run, world: World, model: PreTrainedModel, rotary: TunableRotary, r
             bar.write(world_text(sharding, world, model, settings.batch_size, settings.clip, numbers), file=sys.stderr)
         for step in range(done, settings.steps):
             begun = time.monotonic()
-            set_rates(optimizer, recipe, step)
+            set_rates(optimizer, settings, recipe.rope, step)
 
             aim, loss = backward(world, objective, Batch.of(recipe, rows, step), release)
 

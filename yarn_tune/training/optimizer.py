@@ -1,25 +1,24 @@
-"""AdamW over the learned offsets, and the schedule of their learning rates."""
+"""AdamW over the trainable parameters, one group per kind, and the schedule of the learning rates."""
 
 import math
 
 import torch
 
-from ..recipe import Recipe
-from ..tunable import TunableRotary
+from ..recipe import Rope, Train
+from ..tunable import TunableRotary, decay_of, rate_of
 
 
-def make_optimizer(rotary: TunableRotary, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW over the learned offsets; weight decay pulls them to zero, which is search-free YaRN."""
-    decays = recipe.train.decays()
+def make_optimizer(rotary: TunableRotary, train: Train) -> torch.optim.Optimizer:
+    """AdamW over the trainable offsets; weight decay pulls them to zero, which is search-free YaRN."""
     groups = [
-        {"params": members, "name": kind, "weight_decay": getattr(decays, kind)}
+        {"params": members, "name": kind, "weight_decay": decay_of(kind, train)}
         for kind, members in rotary.parameter_groups().items()
     ]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95))
 
 
 def rate_share(step: int, steps: int, warmup: float) -> float:
-    """Share of the peak rate at a step: linear warm-up, then a cosine down to a tenth."""
+    """Share of the peak rate at a step: linear warm-up, then a cosine down to a tenth of the peak."""
     rising = warmup * steps
     if step < rising:
         return (step + 1) / (rising + 1)
@@ -27,9 +26,8 @@ def rate_share(step: int, steps: int, warmup: float) -> float:
     return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def set_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int) -> None:
-    """Give each kind of number its rate for this step."""
-    share = rate_share(step, recipe.train.steps, recipe.train.warmup)
-    rates = recipe.train.rates(recipe.rope.query_gains)
+def set_rates(optimizer: torch.optim.Optimizer, train: Train, rope: Rope, step: int) -> None:
+    """Set the learning rate of every group for a step."""
+    share = rate_share(step, train.steps, train.warmup)
     for group in optimizer.param_groups:
-        group["lr"] = share * getattr(rates, group["name"])
+        group["lr"] = share * rate_of(group["name"], train, rope)

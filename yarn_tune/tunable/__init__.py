@@ -1,34 +1,44 @@
 """The trainable parameters: the rotary module, query gains and phases, LoRA, and folding into weights."""
 
+from .attachment import FollowingHooks, attach, attach_fixed, base_model_active, detach
 from .folding import Folded, fold_checkpoint, fold_parameters
+from .kinds import KINDS, Kind, adjustments_for, decay_of, kinds_of, rate_of
 from .lora import NO_LORA, PREFIX, Factors, LoraSize, lora_config, lora_size, merge_checkpoint, with_lora
-from .parameters import Learned, Start
-from .query_gains import FollowedQueries, gains_for
+from .parameters import Adjustment, Learned, Start, WeightFold
+from .query_gains import gains_for
 from .replacement import RotaryProxy, move_only
-from .rotary import TunableRotary, at_start, attach, attach_fixed, base_model_active, detach
+from .rotary import TunableRotary, at_start
 
 __all__ = [
+    "KINDS",
     "NO_LORA",
     "PREFIX",
+    "Adjustment",
     "Factors",
     "Folded",
-    "FollowedQueries",
+    "FollowingHooks",
+    "Kind",
     "Learned",
     "LoraSize",
     "RotaryProxy",
     "Start",
     "TunableRotary",
+    "WeightFold",
+    "adjustments_for",
     "at_start",
     "attach",
     "attach_fixed",
     "base_model_active",
+    "decay_of",
     "detach",
     "fold_checkpoint",
     "fold_parameters",
     "gains_for",
+    "kinds_of",
     "lora_config",
     "lora_size",
     "merge_checkpoint",
     "move_only",
+    "rate_of",
     "with_lora",
 ]

@@ -1,12 +1,12 @@
-"""LoRA beside the ladder: low-rank changes of the weights, trained with the learned numbers and merged at export.
+"""LoRA: low-rank changes of the weights, trained beside the other learned numbers and merged at export.
 
-peft puts the adapters in; what leaves this module are the factors alone, so that measuring and exporting need no peft
-model: a weight W becomes W + B A, which is then folded like any other.
+PEFT injects the adapters. Only their factors leave this module, so that evaluation and export need no PEFT model: a
+weight W becomes W + B A, and other values are folded into that sum.
 
 Shapes: A is `[rank, in]`, B is `[out, rank]`; a change is `[out, in]`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,35 +27,65 @@ Factors = dict[str, tuple[Tensor, Tensor]]
 """Name of a weight -> (B, A), float32."""
 
 PREFIX = "lora."
-"""Of the factors' names among the saved numbers."""
+"""First part of the factors' names among the saved numbers."""
+
+
+class LoraFactors:
+    """The trainable factors of a run; empty where it has no LoRA.
+
+    The factors are parameters of the model's adapters. Without a model, loaded numbers are kept as they are.
+    """
+
+    def __init__(
+        self, parameters: dict[str, nn.Parameter] | None = None, adapters: list[nn.Module] | None = None
+    ) -> None:
+        self.parameters = parameters or {}
+        """By name, `lora.<weight>.A` and `lora.<weight>.B`."""
+        self._adapters = adapters or []
+
+    def matching(self, numbers: dict[str, Tensor]) -> dict[str, nn.Parameter]:
+        """The parameters to load saved numbers into; without a model, they are made from these numbers."""
+        if not self._adapters:
+            self.parameters = {n: nn.Parameter(t.clone()) for n, t in numbers.items() if n.startswith(PREFIX)}
+        return self.parameters
+
+    def switch(self, on: bool) -> None:
+        """Let the adapters take part in the forward pass, or not; their parameters stay trainable."""
+        for module in self._adapters:
+            module._disable_adapters = not on  # type: ignore[assignment]
+
+    def move(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Apply a move to the factors, which sharding leaves behind where it moves the model's own weights."""
+        for factor in self.parameters.values():
+            factor.data = fn(factor.data)
 
 
 @dataclass(frozen=True)
 class LoraSize:
-    """What the section comes to in one model."""
+    """Size of the adapters of a `lora` section in one model."""
 
     numbers: int
-    """Learned."""
+    """Trainable numbers."""
     copied: int
-    """Numbers a token kept for the gradients of A, over all layers, where each module copies its input to float32."""
+    """Numbers per token kept for the gradients of A, over all layers, where each module copies its input to float32."""
     shared: int
-    """The same in a model of float32, where modules that read one tensor keep that."""
+    """The same in a float32 model, where modules that read one tensor keep that tensor."""
 
 
 NO_LORA = LoraSize(0, 0, 0)
 
 
 def lora_config(lora: Lora) -> LoraConfig:
-    """The section as peft reads it."""
-    # alpha = rank: the change is B A, and the learning rate alone says how fast it grows.
+    """The section as a PEFT config."""
+    # With alpha = rank the change is B A, and only the learning rate sets how fast it grows.
     return LoraConfig(r=lora.rank, lora_alpha=lora.rank, target_modules=lora.targets, lora_dropout=0.0)
 
 
 def target_modules(model: PreTrainedModel, lora: Lora) -> dict[str, nn.Linear]:
-    """The modules that get adapters, by name; peft finds the same: a target is a module's name, or its last parts.
+    """The modules that get adapters, by name; as in PEFT, a target is a module's name or the last parts of it.
 
     Raises:
-        UserError: if a target is in no layer of the model, or something else than a linear module.
+        UserError: if a target is in no layer of the model, or is not a linear module.
     """
     output, found, missing = model.get_output_embeddings(), dict[str, nn.Linear](), []
     for target in lora.targets:
@@ -64,33 +94,32 @@ def target_modules(model: PreTrainedModel, lora: Lora) -> dict[str, nn.Linear]:
             missing.append(target)
         for name, module in named.items():
             if module is output or not isinstance(module, nn.Linear):
-                raise UserError(f"lora.targets: {name} is no linear module inside the layers; leave it out")
+                raise UserError(f"lora.targets: {name} is not a linear module inside the layers; leave it out")
             found[name] = module
     if missing:
         linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not output]
         kinds = sorted({name.rsplit(".", 1)[-1] for name in linear})
-        raise UserError(f"lora.targets: {', '.join(missing)}: not in this model; it has {', '.join(kinds)}")
+        raise UserError(f"lora.targets: this model has no {', '.join(missing)}; it has {', '.join(kinds)}")
     return found
 
 
 def lora_size(config: PreTrainedConfig, lora: Lora | None) -> LoraSize:
-    """Of the section in the model that a config describes; raises as `target_modules` does."""
+    """Size of a section's adapters in the model that a config describes; raises as `target_modules` does."""
     if lora is None:
         return NO_LORA
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     modules = target_modules(model, lora)
     read = [m.in_features for m in modules.values()]
-    # Of one parent and width: queries, keys and values read the same, and the output projection what attention keeps.
+    # One tensor per parent and width: queries, keys and values read the same one, and the output projection reads what
+    # attention keeps.
     tensors = {(name.rpartition(".")[0], m.in_features) for name, m in modules.items()}
     numbers = lora.rank * (sum(read) + sum(m.out_features for m in modules.values()))
     return LoraSize(numbers, sum(read), sum(width for _, width in tensors))
 
 
-def add_lora(model: PreTrainedModel, lora: Lora) -> tuple[dict[str, nn.Parameter], list[nn.Module]]:
-    """Put adapters beside the target modules; they start at no change and are float32 whatever the model is.
-
-    Returns the trainable factors, as `lora.<weight>.A` and `lora.<weight>.B`, and the modules that hold them.
+def add_lora(model: PreTrainedModel, lora: Lora) -> LoraFactors:
+    """Put adapters beside the target modules; they start at no change and are float32 whatever dtype the model has.
 
     Raises:
         UserError: as `target_modules` does.
@@ -104,17 +133,11 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> tuple[dict[str, nn.Parameter
             if name.endswith(ending):
                 parameter.data = parameter.data.float()
                 found[f"{PREFIX}{name.removesuffix(ending)}.weight.{factor}"] = parameter
-    return found, [module for module in model.modules() if isinstance(module, LoraLayer)]
-
-
-def switch_lora(adapters: list[nn.Module], on: bool) -> None:
-    """Let the adapters take part in the forward pass, or not; what is trainable stays so."""
-    for module in adapters:
-        module._disable_adapters = not on  # type: ignore[assignment]
+    return LoraFactors(found, [module for module in model.modules() if isinstance(module, LoraLayer)])
 
 
 def remove_lora(model: PreTrainedModel) -> None:
-    """Put the plain modules back."""
+    """Put the modules back that the adapters wrap."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, LoraLayer):
@@ -135,7 +158,7 @@ def merged(weight: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
 
 @contextmanager
 def with_lora(model: PreTrainedModel, factors: Factors | None) -> Iterator[None]:
-    """For a while, the model's weights are the merged ones; they are put back as they were, to the bit."""
+    """Within the context, the model has the merged weights; afterwards the original ones, to the bit."""
     parameters = dict(model.named_parameters())
     kept = {name: parameters[name].detach().clone() for name in factors or {}}
     try:
@@ -150,7 +173,7 @@ def with_lora(model: PreTrainedModel, factors: Factors | None) -> Iterator[None]
 
 
 def merge_checkpoint(folder: Path, factors: Factors) -> None:
-    """Merge into the checkpoint's weight files, in place.
+    """Merge the factors into the checkpoint's weight files, in place.
 
     Raises:
         UserError: if a file cannot be written.

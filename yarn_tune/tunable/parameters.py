@@ -1,10 +1,16 @@
-"""What is learned, in natural units, and where learning starts."""
+"""Learned numbers in natural units, and the values from which learning starts.
+
+`Start` is the start of the rotary table. `Learned` holds everything that a run has learned: the table and temperature,
+the numbers that act in the weights (one `WeightFold` per kind), and LoRA's factors.
+"""
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..errors import UserError
 from ..models import RopeFacts
@@ -13,12 +19,75 @@ from ..rope import Scalar, default_inv_freq, longrope_inv_freq, snapped_betas, y
 from .lora import Factors
 
 
+@dataclass(frozen=True)
+class WeightFold(ABC):
+    """Values of one kind of learned number that acts in the weights.
+
+    The same values can be applied by hooks to the outputs of modules (`adjust`) or folded into tensors of a checkpoint
+    (`fold`); both give the same model in exact arithmetic. The tensor fields of a subclass are the values.
+    """
+
+    kind: ClassVar[str]
+    """Name of the kind in `kinds.KINDS`."""
+
+    @abstractmethod
+    def acts_on(self, module: str) -> bool:
+        """Whether the output of a module is changed, by its dotted name."""
+
+    @abstractmethod
+    def adjust(self, module: str, output: Tensor) -> Tensor:
+        """The changed output of that module, `[..., rows]`, in the same dtype."""
+
+    @abstractmethod
+    def holds(self, tensor: str) -> bool:
+        """Whether a tensor of the checkpoint is changed, by its name."""
+
+    @abstractmethod
+    def fold(self, name: str, tensor: Tensor) -> Tensor:
+        """The changed tensor in float64; `tensor` is one that `holds` accepts, `[rows, ...]`."""
+
+    def summary(self) -> dict[str, float]:
+        """A few numbers for a progress line."""
+        return {}
+
+    def values(self) -> dict[str, Tensor]:
+        """The values by the names of their fields."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+    def placed(self, model: nn.Module) -> "WeightFold":
+        """The same on the device of a model, in float32, or in float64 for a float64 model."""
+        like = next(model.parameters())
+        real = torch.float64 if like.dtype == torch.float64 else torch.float32  # not every device has float64
+        dtypes = {name: real.to_complex() if value.is_complex() else real for name, value in self.values().items()}
+        return replace(self, **{name: value.to(dtypes[name]).to(like.device) for name, value in self.values().items()})
+
+
+class Adjustment(nn.Module, ABC):
+    """Trainable numbers of one or more kinds that act in the weights, as offsets from the identity."""
+
+    place: ClassVar[str]
+    """First part of the parameters' names in a saved run."""
+
+    @abstractmethod
+    def forward(self) -> WeightFold:
+        """The values now, differentiable."""
+
+    @abstractmethod
+    def exact(self) -> WeightFold:
+        """The values in double precision, on the CPU, detached."""
+
+    @abstractmethod
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by the name of their kind."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """Learned numbers in natural units, enough to rebuild the table: what the export serves.
+    """Learned numbers in natural units: what is compared, exported and served.
 
-    The table is `factors`, where given; else YaRN's over a window of `original` tokens, of which only the ratio to
-    the betas matters.
+    The table is given by `factors`; where that is None, it is YaRN's over a window of `original` tokens, of which only
+    the ratio to the betas matters.
     """
 
     frequencies: str
@@ -33,14 +102,19 @@ class Learned:
     truncate: bool = False
     """Whether the ramp's ends are rounded outwards, as published."""
     factors: list[float] | None = None
-    gains: Tensor | None = None
-    """What queries are multiplied by, `[tuned layers, groups, d/2]` in double precision; see `gains.py`."""
+    folds: tuple[WeightFold, ...] = ()
+    """Numbers that act in the weights, in double precision, in the order in which they are applied."""
     lora: Factors | None = None
     """Changes of the weights, merged before anything is folded; see `lora.py`."""
 
     @property
+    def gains(self) -> Tensor | None:
+        """Gains of the queries, `[tuned layers, groups, d/2]`, complex with phases; None if none were learned."""
+        return next((fold.values()["gains"] for fold in self.folds if fold.kind == "gain"), None)
+
+    @property
     def attention_factor(self) -> float:
-        """What multiplies cos and sin."""
+        """The multiplier of cos and sin, 1 / sqrt(temperature)."""
         return 1.0 / math.sqrt(self.temperature)
 
     def inv_freq(self) -> Tensor:
@@ -64,15 +138,18 @@ class Learned:
             shown |= {"beta_fast": self.beta_fast or 0.0, "beta_slow": self.beta_slow or 0.0}
         if self.factors is not None:
             shown |= {"slowest_factor": self.factors[-1], "largest_factor": max(self.factors)}
-        if self.gains is not None:
-            shown |= {"smallest_gain": self.gains.abs().min().item(), "largest_gain": self.gains.abs().max().item()}
+        for fold in self.folds:
+            shown |= fold.summary()
         return shown
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the base's facts and the gains, of which there may be many: those are in the weights."""
-        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("facts", "gains", "lora")}
-        gains = None if self.gains is None else {"shape": list(self.gains.shape), "complex": self.gains.is_complex()}
-        return named | {"gains": gains, "lora": sorted(self.lora or ())}
+        """Everything but the base's facts and the values that are in the weights, of which only shapes are given."""
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("facts", "folds", "lora")}
+        folds = {
+            fold.kind: {n: {"shape": list(v.shape), "complex": v.is_complex()} for n, v in fold.values().items()}
+            for fold in self.folds
+        }
+        return named | {"folds": folds, "lora": sorted(self.lora or ())}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,72 +1,118 @@
-"""Temperatures by layer, head and rotary pair: the rungs above one temperature for the whole model.
+"""Gains and phases of the queries, per layer, head and rotary pair.
 
-Everything here commutes with RoPE (`queries.py`), so it is learned on the queries and folded into a stock checkpoint.
-What is learned are offsets from identity, float32, all zero at the start:
+A gain multiplies the rotated dimensions of the queries and so their logits: it is 1 / temperature. A phase turns a
+pair of dimensions, which shifts the relative position that the pair sees. Both commute with RoPE
+(`models/query_layout.py`), so that they are learned on the queries and folded exactly into the query projection or the
+norm that follows it. Keys are unchanged, and so is the KV cache.
 
-    temperature   offsets                                                            numbers
-    layer         log of one gain a tuned layer                                      layers
-    head          log of one gain a layer and query head                             layers x heads
-    spectral      log of one gain a layer, head and rotary pair                      layers x heads x d/2
-    phase         spectral, and one angle each: a shift of the relative position     twice that
+The parameters are offsets from the identity, float32, all zero at the start:
 
-A gain multiplies the logits of its rotated dimensions, so it is 1 / temperature. Where heads share a norm of the
-queries, `spectral` learns one gain a layer and pair, and `head` and `phase` are refused.
+    query_gains   parameters                                                          numbers
+    layer         log of one gain per tuned layer                                     layers
+    head          log of one gain per layer and query head                            layers x heads
+    pair          log of one gain per layer, head and rotary pair                     layers x heads x d/2
+    pair_phase    the same, and one angle in radians for each                         twice that
 
-Shapes: gains are `[tuned layers, groups, d/2]`, complex with phases; groups being query heads, or 1.
+Where all heads share one norm of the queries, `pair` learns one gain per layer and pair, and `head` and `pair_phase`
+are refused.
+
+Shapes: gains are `[tuned layers, groups, d/2]`, complex with phases; groups are query heads, or 1 for a shared norm.
 """
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
 
 from ..errors import UserError
 from ..models import QuerySite, query_site, scaled
+from .parameters import Adjustment, WeightFold
 
 
-class Gains(nn.Module):
-    """The learned offsets of one rung."""
+@dataclass(frozen=True)
+class GainFold(WeightFold):
+    """Gains of the queries as numbers: what a `Gains` module has learned, or a temperature to be folded."""
 
-    def __init__(self, site: QuerySite, kind: str) -> None:
+    kind: ClassVar[str] = "gain"
+    site: QuerySite
+    gains: Tensor
+    """`[tuned layers, groups, d/2]`, real or complex."""
+
+    def acts_on(self, module: str) -> bool:
+        """Whether the module returns queries of a tuned layer."""
+        return self.holds(f"{module}.weight")
+
+    def adjust(self, module: str, output: Tensor) -> Tensor:
+        """Queries `[..., rows]` of that module, multiplied in the precision of the gains."""
+        own = self.site.gains_for(f"{module}.weight", self.gains)
+        return scaled(output, self.site, own).to(output.dtype)
+
+    def holds(self, tensor: str) -> bool:
+        """Whether the tensor has rows (or a norm's weights) of queries in a tuned layer."""
+        return self.site.holds(tensor)
+
+    def fold(self, name: str, tensor: Tensor) -> Tensor:
+        """The tensor with its rotated query rows multiplied, float64."""
+        flat = tensor.double().reshape(-1) if self.site.normed else tensor.double()
+        rows_last = (flat + self.site.shift).movedim(0, -1)
+        own = self.site.gains_for(name, self.gains)
+        return (scaled(rows_last, self.site, own).movedim(-1, 0) - self.site.shift).reshape(tensor.shape)
+
+    def summary(self) -> dict[str, float]:
+        """The smallest and the largest gain."""
+        sizes = self.gains.abs()
+        return {"smallest_gain": sizes.min().item(), "largest_gain": sizes.max().item()}
+
+
+def uniform_gain(site: QuerySite, gain: float) -> GainFold:
+    """One gain for all rotated dimensions of all tuned layers, in double precision."""
+    shape = (len(site.layers), site.groups, site.pairs.numel() // 2)
+    return GainFold(site, gain * torch.ones(shape, dtype=torch.float64))
+
+
+class Gains(Adjustment):
+    """The trainable offsets of `rope.query_gains`."""
+
+    place = "gains"
+
+    def __init__(self, site: QuerySite, query_gains: str) -> None:
         super().__init__()
-        self.site, self.kind = site, kind
+        self.site = site
         layers, groups, pairs = len(site.layers), site.groups, site.pairs.numel() // 2
-        shape = {"layer": (layers, 1, 1), "head": (layers, groups, 1)}.get(kind, (layers, groups, pairs))
+        self._whole = (layers, groups, pairs)
+        shape = {"layer": (layers, 1, 1), "head": (layers, groups, 1)}.get(query_gains, self._whole)
         self.log_gain = nn.Parameter(torch.zeros(shape))
-        self.phase = nn.Parameter(torch.zeros(shape)) if kind == "pair_phase" else None
+        self.phase = nn.Parameter(torch.zeros(shape)) if query_gains == "pair_phase" else None
 
-    def forward(self) -> Tensor:
-        """Gains `[tuned layers, groups, d/2]`, differentiable; complex with phases."""
-        shape = (len(self.site.layers), self.site.groups, self.site.pairs.numel() // 2)
-        magnitude = self.log_gain.exp().expand(shape)
-        if self.phase is None:
-            return magnitude
-        return torch.polar(magnitude, self.phase)
+    def forward(self) -> GainFold:
+        """The gains now, differentiable; complex with phases."""
+        magnitude = self.log_gain.exp().expand(self._whole)
+        return GainFold(self.site, magnitude if self.phase is None else torch.polar(magnitude, self.phase))
 
     @torch.no_grad()
-    def exact(self) -> Tensor:
-        """The same in double precision, on the CPU: what is folded."""
-        log_gain = self.log_gain.cpu().double().expand(self().shape)
-        return log_gain.exp() if self.phase is None else torch.polar(log_gain.exp(), self.phase.cpu().double())
+    def exact(self) -> GainFold:
+        """The gains in double precision, on the CPU."""
+        magnitude = self.log_gain.cpu().double().expand(self._whole).exp()
+        return GainFold(
+            self.site, magnitude if self.phase is None else torch.polar(magnitude, self.phase.cpu().double())
+        )
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by kind, for their learning rates."""
+        """Parameters by kind."""
         groups = {"gain": [self.log_gain]}
         return groups if self.phase is None else groups | {"phase": [self.phase]}
 
 
 def gains_for(config: dict[str, Any], query_gains: str) -> Gains | None:
-    """The rung a recipe asks for, at identity; None for one temperature of the whole model.
+    """Gains at the identity; None for `none`, which learns one temperature for the whole model.
 
     Args:
         config: config.json of the base.
-        query_gains: as `rope.query_gains`.
+        query_gains: as in `rope.query_gains`.
 
     Raises:
-        UserError: if this family cannot carry it, with the reason.
+        UserError: if they cannot be folded into this family, with the reason.
     """
     if query_gains == "none":
         return None
@@ -83,63 +129,6 @@ def gains_for(config: dict[str, Any], query_gains: str) -> Gains | None:
     if site.groups == 1 and query_gains == "head":
         raise UserError(
             f"rope.query_gains: head cannot be folded here: heads of {model_type} share one norm of the queries; "
-            "use layer or pair (one gain a layer and pair)"
+            "use layer or pair (one gain per layer and pair)"
         )
     return Gains(site, query_gains)
-
-
-def scale_queries(model: PreTrainedModel, site: QuerySite, gains: Callable[[], Tensor | None]) -> list[RemovableHandle]:
-    """Multiply the queries of every tuned layer by `gains()`, asked anew in each forward; None leaves them alone.
-
-    Raises:
-        RuntimeError: if the model has no module at the site.
-    """
-
-    def hook_of(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-            now = gains()
-            if now is None:
-                return None
-            return scaled(output, site, site.gains_for(name, now)).to(output.dtype)
-
-        return hook
-
-    modules = query_modules(model, site)
-    return [module.register_forward_hook(hook_of(f"{name}.weight")) for name, module in modules.items()]
-
-
-def query_modules(model: PreTrainedModel, site: QuerySite) -> dict[str, nn.Module]:
-    """The modules whose output is queries, by name.
-
-    Raises:
-        RuntimeError: if the model has none at the site.
-    """
-    found = {name: module for name, module in model.named_modules() if site.holds(f"{name}.weight")}
-    if not found:
-        raise RuntimeError("no module of this model has the queries where its family has them")
-    return found
-
-
-class FollowedQueries:
-    """The hooks of `scale_queries` on a model in which modules may still be wrapped and unwrapped, as LoRA does."""
-
-    def __init__(self, model: PreTrainedModel, site: QuerySite, gains: Callable[[], Tensor | None]) -> None:
-        self._model, self._site, self._gains = model, site, gains
-        self._places: list[tuple[nn.Module, str, nn.Module]] = []
-        self._handles: list[RemovableHandle] = []
-
-    def follow(self) -> None:
-        """Put the hooks on what stands at the site now."""
-        if self._places and all(getattr(parent, name) is module for parent, name, module in self._places):
-            return
-        self.remove()
-        for path, module in query_modules(self._model, self._site).items():
-            parent, _, name = path.rpartition(".")
-            self._places.append((self._model.get_submodule(parent), name, module))
-        self._handles = scale_queries(self._model, self._site, self._gains)
-
-    def remove(self) -> None:
-        """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
-        self._places, self._handles = [], []
