@@ -13,6 +13,7 @@ from .result import CommandResult
 Command = Callable[[argparse.Namespace], CommandResult]
 
 DESCRIPTION = "Extend the context window of a frozen RoPE model by learning a few numbers on your documents."
+ALL = "print all columns: NLL by position, PPL and tokens spent too"
 CHECKPOINT = "a checkpoint folder or a hub id"
 
 
@@ -100,6 +101,8 @@ def _add_run(add: Add) -> None:
         command = add(name, function, text)
         command.add_argument("recipe", help="a recipe (.yaml) or a run folder")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as in train.steps=50")
+        if name == "run":
+            command.add_argument("--all", action="store_true", help=ALL)
         if name == "export":
             command.add_argument("--for", dest="stacks", metavar="STACK,...", help="serving stacks (export.stacks)")
             command.add_argument(
@@ -118,6 +121,7 @@ def _add_run(add: Add) -> None:
     command.add_argument(
         "others", nargs="*", metavar="RUN|CHECKPOINT|key=value", help="more rows for the table; settings"
     )
+    command.add_argument("--all", action="store_true", help=ALL)
     command.add_argument(
         "--factors", metavar="F,F,...", help="add the table method x factor x rise of PPL, as in 2,4,8"
     )

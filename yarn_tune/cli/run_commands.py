@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .arguments import check_documents, check_row, numbers_of, open_run, stacks_of
 from .result import CommandResult, is_main_process
+from .terminal import summary
 
 if TYPE_CHECKING:
     from ..api import Tuning
@@ -73,7 +74,7 @@ def compare_command(options: argparse.Namespace) -> CommandResult:
     tuning = Tuning(recipe, folder=folder)
     check_factors(tuning.run, factors)
     comparison = tuning.compare(others)
-    text = f"{comparison.verdict()}\n\n{tables(comparison)}"
+    text = f"{comparison.verdict()}\n\n{tables(comparison) if options.all else summary(comparison)}"
     value: dict[str, Any] = {"verdict": comparison.verdict().lines(), "comparison": asdict(comparison)}
     if factors:
         cells = sweep(tuning.run, factors)
@@ -160,7 +161,7 @@ def run_command(options: argparse.Namespace) -> CommandResult:
     checked = tuning.verify()
     report = write_report(run, comparison, next(iter(tuned.values())))
     text = (
-        f"{comparison.verdict()}\n\n{tables(comparison)}\n\n"
+        f"{comparison.verdict()}\n\n{tables(comparison) if options.all else summary(comparison)}\n\n"
         f"report   {report}\npicture  {run.folder / 'nll_by_position.png'}\nexport   {path}\n"
         f"verified {', '.join(line.stack for line in checked.lines)}"
     )

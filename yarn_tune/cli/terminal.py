@@ -1,0 +1,68 @@
+"""What a terminal of 80 columns shows of a comparison."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..evaluation import CompareRow, Comparison, TextResult
+
+Cell = tuple[float | None, str]
+"""A value to choose the best by, None where there is none, and its text."""
+
+TITLES = ("method", "mean NLL", "short texts", "far tokens", "needles")
+LEGEND = (
+    "* best. NLL in nats per token. short texts: change inside the native window;\n"
+    "far tokens: tokens that need far context; needles: share found beyond it."
+)
+
+
+def is_terminal() -> bool:
+    """Whether results go to a terminal that may show colour (https://no-color.org)."""
+    return sys.__stdout__ is not None and sys.__stdout__.isatty() and "NO_COLOR" not in os.environ
+
+
+def summary(comparison: "Comparison", colour: bool | None = None) -> str:
+    """Format the rows of a comparison in at most 80 columns, the best cell of each column marked.
+
+    Args:
+        comparison: with one or two kinds of text; each gets a table.
+        colour: whether the best cells are bold; None: on a terminal.
+    """
+    colour = is_terminal() if colour is None else colour
+    parts = [_table(comparison.like, colour)]
+    if comparison.unlike is not None:
+        parts = [f"{title}:\n{_table(result, colour)}" for title, result in comparison.texts.items()]
+    return "\n\n".join([*parts, LEGEND])
+
+
+def summary_cells(result: "TextResult") -> list[tuple[str, list[tuple[str, bool]]]]:
+    """Return (method, [(text, whether it is the best of its column)]) for each row, the columns as in `TITLES`."""
+    base = next((row.short_nll for row in result.rows if row.method == "none"), None)
+    columns: list[Callable[[CompareRow], Cell]] = [
+        lambda row: (row.longest, f"{row.longest:.3f}"),
+        lambda row: (None, "-") if base is None else (row.short_nll - base, f"{row.short_nll - base:+.3f}"),
+        lambda row: (None, "-") if row.key_nll is None else (row.key_nll, f"{row.key_nll:.3f}"),
+        lambda row: (None, "-") if row.retrieved is None else (-row.retrieved[0], f"{row.retrieved[0]:.0%}"),
+    ]
+    cells = [[column(row) for row in result.rows] for column in columns]
+    best = [min((value for value, _ in column if value is not None), default=None) for column in cells]
+    marked = [
+        [(text, value is not None and value == low) for value, text in column]
+        for column, low in zip(cells, best, strict=True)
+    ]
+    return [(row.method, [column[at] for column in marked]) for at, row in enumerate(result.rows)]
+
+
+def _table(result: "TextResult", colour: bool) -> str:
+    rows = summary_cells(result)
+    width = max([len("method"), *(len(method) for method, _ in rows)])
+    lines = ["  ".join([f"{TITLES[0]:<{width}}", *(f"{title:>11} " for title in TITLES[1:])]).rstrip()]
+    for method, cells in rows:
+        texts = []
+        for text, is_best in cells:
+            cell = f"{text:>11}{'*' if is_best else ' '}"
+            texts.append(f"\033[1m{cell}\033[0m" if is_best and colour else cell)
+        lines.append("  ".join([f"{method:<{width}}", *texts]).rstrip())
+    return "\n".join(lines)
