@@ -1,4 +1,4 @@
-"""The loop: it parameterisations, it clips, it resumes bit for bit, and it never spoils what it has."""
+"""The loop: it lowers the loss, clips, resumes bit for bit, and never overwrites good values."""
 
 import json
 import os
@@ -24,9 +24,10 @@ from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.runs.checkpoint import latest_state
 from yarn_tune.runs.folder import Run
 from yarn_tune.runs.metrics import EARLIER, spent
-from yarn_tune.training.loop import beginning, train
+from yarn_tune.training.loop import train
 from yarn_tune.training.objective import Objective
 from yarn_tune.training.optimizer import rate_share
+from yarn_tune.training.resuming import facts_to_agree_on
 from yarn_tune.tunable.rotary import at_start
 
 
@@ -229,13 +230,13 @@ def test_asked_to_stop_it_saves_the_step_it_is_in(make_run, tmp_path, number):
     )
 
 
-def test_other_rows_are_another_beginning(make_run):
-    """What processes compare before they start: the tokens of all rows, in their order."""
+def test_processes_with_other_rows_disagree(make_run):
+    """The tokens of all rows, in their order, are compared before the first step."""
     recipe = make_run().recipe
     rows = [place_contiguous(Row(list(range(at, at + 50)), [50])) for at in (1, 2)]
     packed = Packed([], 2, 100, 2)
     begin = at_start(BaseModel(recipe.base), recipe.rope)
-    told = [beginning(recipe, begin, RowSet(own, packed, 2), 0) for own in (rows, rows[::-1], rows)]
+    told = [facts_to_agree_on(recipe, begin, RowSet(own, packed, 2), 0) for own in (rows, rows[::-1], rows)]
     assert told[0] == told[2]
     assert told[0]["rows"] != told[1]["rows"]
     assert {name for name in told[0] if told[0][name] != told[1][name]} == {"rows"}

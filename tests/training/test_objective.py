@@ -1,6 +1,7 @@
 """Objectives and the base as teacher, against plain computations from whole logits."""
 
 import math
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from yarn_tune.evaluation.perplexity import slid_nll
 from yarn_tune.models import token_loss as objectives
 from yarn_tune.models.rope_config import rope_facts
 from yarn_tune.models.token_loss import IGNORED
-from yarn_tune.recipe.schema import Rope
+from yarn_tune.recipe.schema import Rope, Train
 from yarn_tune.training.batches import collate
 from yarn_tune.training.objective import Objective, ObjectiveConfig
 from yarn_tune.training.teacher import divergence, teacher_states, windows
+from yarn_tune.training.terms import OBJECTIVES, Term, Weights
 from yarn_tune.tunable.attachment import attach, base_model_active, detach
 from yarn_tune.tunable.kinds import adjustments_for
 from yarn_tune.tunable.parameters import Start
@@ -93,6 +95,33 @@ def test_the_divergence_is_that_of_whole_softmaxes(monkeypatch):
 
 
 # Objectives.
+
+
+def test_every_objective_of_the_recipe_has_its_row():
+    named = get_args(get_type_hints(Train)["objective"])
+    assert set(OBJECTIVES) == {*named}
+    for name in named:
+        compares = Train(objective=name).compares_with_base
+        assert (ObjectiveConfig(name).base_reads != "nothing") == compares
+    assert ObjectiveConfig("next-token", short_context_kl=0.1).base_reads == "native"
+    assert ObjectiveConfig("distill", short_context_kl=0.1).base_reads == "slid"
+
+
+def test_a_new_objective_is_one_row(monkeypatch):
+    """An objective made up here: the NLL of every other target, and nothing for the rest."""
+    other = Term("nothing", lambda targets, weight: Weights(_alternate(targets) * weight, _alternate(targets) * 0.0))
+    monkeypatch.setitem(OBJECTIVES, "alternate", other)
+    model, rotary = tuned()
+    batch = collate(rows(), CPU)
+    found = Objective(model, rotary, ObjectiveConfig("alternate"))(**batch)
+    nats, _ = plain(model, rotary, batch)
+    nats = nats[batch["labels"] != IGNORED]
+    torch.testing.assert_close(found[0], nats[::2].sum(), rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(found[1], nats.sum(), rtol=1e-5, atol=1e-2)
+
+
+def _alternate(targets):
+    return (torch.arange(len(targets.answers)) % 2 == 0).float()
 
 
 def plain(model, rotary, batch):

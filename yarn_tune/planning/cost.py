@@ -128,9 +128,9 @@ def row_flops(recipe: Recipe, length: int, native: int, forward: Forward) -> flo
     """A row of `length` tokens: what is read for a gradient, and what the base is asked."""
     train = recipe.train
     asked = 0.0
-    config = ObjectiveConfig.of(recipe, native)
-    if config.taught:
-        slid = config.objective != "next-token"
+    config = ObjectiveConfig.of(recipe.train, native)
+    if config.base_reads != "nothing":
+        slid = config.base_reads == "slid"
         asked = forward(min(native, length)) * (len(windows(length, native, config.stride)) if slid else 1)
     again = train.gradient_checkpointing
     attention = 1 + BACK + (again and not train.keep_attention)
@@ -177,10 +177,10 @@ def step_memory(
         reading += rows * row_tokens**2 * (1 + e)
     kept, worst = _training(recipe, shape, e, tokens)
     native = native or _native(recipe, config)
-    aim = ObjectiveConfig.of(recipe, native)
-    if aim.taught:
+    aim = ObjectiveConfig.of(recipe.train, native)
+    if aim.base_reads != "nothing":
         # The base is asked while all that was kept of the model is held; its states then wait for the backward pass.
-        asked = reading if aim.objective != "next-token" else rows * min(native, row_tokens) * _reading(shape, e)
+        asked = reading if aim.base_reads == "slid" else rows * min(native, row_tokens) * _reading(shape, e)
         states = tokens * shape.hidden * e
         kept, worst = kept + states, max(kept + asked, worst + states)
     return max(worst, kept + logits)

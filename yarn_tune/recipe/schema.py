@@ -173,6 +173,11 @@ class Train:
     """Steps between saved states; an interrupted run loses at most this many."""
     keep_checkpoints: Annotated[int, AtLeast(2)] = 3
 
+    @property
+    def compares_with_base(self) -> bool:
+        """Whether the loss compares with the base's own predictions."""
+        return self.objective != "next-token" or self.short_context_kl > 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieve:

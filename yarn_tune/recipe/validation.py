@@ -59,11 +59,6 @@ def _own_rows(recipe: Recipe) -> bool:
     return recipe.data.packing == "long"
 
 
-def _needs_base(recipe: Recipe) -> bool:
-    """Whether the loss compares with predictions of the base."""
-    return recipe.train.objective != "next-token" or recipe.train.short_context_kl > 0
-
-
 def _lengths(recipe: Recipe) -> list[int]:
     """All lengths in which rows are read."""
     return [recipe.row_tokens(), *(recipe.data.lengths or [])]
@@ -116,7 +111,7 @@ _DATA: list[Rule[Recipe]] = [
         "only rows that documents do not share can be cut; set data.packing to long",
     ),
     Rule(
-        "data.packing", ("train.short_context_kl",), lambda r: _own_rows(r) or not _needs_base(r),
+        "data.packing", ("train.short_context_kl",), lambda r: _own_rows(r) or not r.train.compares_with_base,
         "this train.objective or train.short_context_kl compares with the base, which reads only rows that documents "
         "do not share; set data.packing to long",
     ),
@@ -169,7 +164,8 @@ _RUNTIME: list[Rule[Recipe]] = [
         "must divide every length in which rows are read (data.row_tokens, by default rope.window, and data.lengths)",
     ),
     Rule(
-        "runtime.sequence", ("train.short_context_kl",), lambda r: r.runtime.sequence == 1 or not _needs_base(r),
+        "runtime.sequence", ("train.short_context_kl",),
+        lambda r: r.runtime.sequence == 1 or not r.train.compares_with_base,
         "the base cannot read a part of a row: set train.objective to next-token and train.short_context_kl to 0",
     ),
     Rule(

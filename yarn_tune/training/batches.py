@@ -1,4 +1,4 @@
-"""The rows of a step, and what one pass over them gives: the same whatever the number of processes."""
+"""The rows of a run and of a step, and the gradient of a step: the same for any number of processes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,10 +6,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data import Placed, RowSet
+from ..data import Placed, RowRequest, RowSet, build_rows, plant_needles
 from ..distributed import Release, World
+from ..models import BaseModel
 from ..recipe import Recipe
 from .objective import Objective
+
+
+def read_rows(recipe: Recipe, base: BaseModel) -> RowSet:
+    """The training rows of a run, with the planted questions.
+
+    Raises:
+        UserError: if documents are missing or unreadable, or hold too little text.
+    """
+    seed = recipe.train.seed
+    rows = build_rows(recipe.data, base, RowRequest(recipe.row_tokens(), recipe.rows(), seed))
+    return plant_needles(rows, recipe.data, base, seed)
 
 
 @dataclass(frozen=True)
@@ -18,47 +30,44 @@ class Batch:
 
     rows: list[Placed]
     micro_batch_size: int
-    """Rows a forward pass."""
+    """Rows per forward pass."""
     targets: int
 
     @classmethod
     def of(cls, recipe: Recipe, rows: RowSet, step: int) -> "Batch":
-        """Read rows, cut to the step's length, with the targets that count."""
+        """The rows of a step, cut to the length of the step."""
         train = recipe.train
         read = rows.batch(step, train.batch_size, train.seed)
         length = recipe.data.length_at(step, train.steps) or recipe.row_tokens()
         cut = [piece for row in read for piece in row.pieces(length, rows.prefix)]
         micro = train.micro_batch_size
-        if recipe.runtime.sequence == 1:  # the exchange of split rows takes no other number of them
-            # Shorter rows, more of them at once: as many tokens as the longest rows have.
+        if recipe.runtime.sequence == 1:  # split rows are exchanged in a fixed number
+            # Shorter rows are read more at a time, so that a forward pass has as many tokens as with the longest ones.
             micro *= recipe.row_tokens() // length
         return cls(cut, micro, max(1, sum(row.targets for row in cut)))
 
     def micro_batches(self, world: World) -> Iterator[dict[str, Tensor]]:
-        """This process's share, collated: its group's rows, and of these its part."""
+        """This process's part of the rows of its group, as the arguments of `Objective.forward`."""
         mine = self.rows[world.group :: world.groups]
         for at in range(0, len(mine), self.micro_batch_size):
-            inputs = collate(mine[at : at + self.micro_batch_size], world.device)
-            if world.sequence > 1:
-                inputs = {name: tensor.chunk(world.sequence, 1)[world.part] for name, tensor in inputs.items()}
-            yield inputs
+            yield part_of(collate(mine[at : at + self.micro_batch_size], world.device), world)
 
 
 def backward(world: World, objective: Objective, batch: Batch, release: Release) -> tuple[float, float]:
-    """Set gradients for a batch; what is minimised and nats, each a mean over all processes' targets."""
+    """Set the gradients of a batch; returns (loss, NLL), each the mean over the targets of all processes."""
     total = torch.zeros(2, device=world.device)
     for inputs in batch.micro_batches(world):
         value = objective(**inputs)
         (value[0] / batch.targets).backward()
         release()
         total += value.detach()
-    aim, nats = (world.total(total) / batch.targets).tolist()
+    loss, nll = (world.total(total) / batch.targets).tolist()
     world.sum_gradients(objective.rotary.trainable())
-    return aim, nats
+    return loss, nll
 
 
 def collate(rows: list[Placed], device: torch.device) -> dict[str, Tensor]:
-    """Rows as tensors `[b, n]`."""
+    """Rows as tensors `[b, n]`, by the argument names of `Objective.forward`."""
     batch = {
         "input_ids": torch.tensor([row.input_ids for row in rows], device=device),
         "position_ids": torch.tensor([row.position_ids for row in rows], device=device),
@@ -69,3 +78,10 @@ def collate(rows: list[Placed], device: torch.device) -> dict[str, Tensor]:
         for marks, row in zip(batch["answers"], rows, strict=True):
             marks[len(marks) - 1 - row.answers : len(marks) - 1] = True
     return batch
+
+
+def part_of(inputs: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """The part of each row that this process reads (`runtime.sequence`)."""
+    if world.sequence == 1:
+        return inputs
+    return {name: tensor.chunk(world.sequence, 1)[world.part] for name, tensor in inputs.items()}

@@ -1,25 +1,23 @@
-"""What a step minimises: the nats of next tokens, or the distance from the base's own predictions.
+"""The loss of a batch: the weighted sum of the NLL and of the KL divergence from the base over all targets.
 
-    objective       a token's loss
-    next-token      its nats
-    distill         KL(base || model): the base reads with its native window slid along the row
+The weights come from the terms of the run (`terms.py`).
 
-`guard` adds KL(base || model) inside the native window, whatever the objective. Answers to planted questions
-(`needles.py`) are learned by their nats under each objective, times `answer_weight`: no near judge knows them.
-
-Shapes: b rows, n tokens a row.
+Shapes: b rows, n tokens per row, h hidden size.
 """
 
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..models import HAS_FUSED, IGNORED, Reader, hidden_states
-from ..recipe import Recipe
+from ..recipe import Train
 from ..tunable import TunableRotary
 from .teacher import divergence, teacher_states
+from .terms import ANSWERS, OBJECTIVES, SHORT_CONTEXT, BaseReads, Targets, Term, Weights
 
 
 @dataclass(frozen=True)
@@ -30,38 +28,49 @@ class ObjectiveConfig:
     short_context_kl: float = 0.0
     answer_weight: float = 1.0
     native: int = 1
+    """Native window of the base."""
     stride: int = 1
-    """Of the slid native window."""
+    """Step of the native window that is slid along a row."""
     prefix: tuple[int, ...] = ()
-    """Tokens that begin every text the base reads."""
+    """The tokens that begin every text that the base reads."""
 
     @classmethod
-    def of(cls, recipe: Recipe, native: int, prefix: tuple[int, ...] = ()) -> "ObjectiveConfig":
-        """Those of a recipe."""
-        train = recipe.train
+    def of(cls, train: Train, native: int, prefix: tuple[int, ...] = ()) -> "ObjectiveConfig":
+        """The settings of a recipe; the native window is slid by half its length."""
         stride = min(max(1, native // 2), native - 1)
         return cls(train.objective, train.short_context_kl, train.answer_weight, native, stride, prefix)
 
     @property
-    def taught(self) -> bool:
-        """Whether the base is asked."""
-        return self.objective != "next-token" or self.short_context_kl > 0
+    def terms(self) -> list[tuple[Term, float]]:
+        """The terms of the loss with their weights."""
+        terms = [(OBJECTIVES[self.objective], 1.0), (ANSWERS, self.answer_weight)]
+        return [*terms, (SHORT_CONTEXT, self.short_context_kl)] if self.short_context_kl > 0 else terms
+
+    @property
+    def base_reads(self) -> BaseReads:
+        """What the base reads of each row: the most that one of the terms needs."""
+        needed = {term.base_reads for term, _ in self.terms}
+        return "slid" if "slid" in needed else "native" if "native" in needed else "nothing"
+
+    def weights(self, targets: Targets) -> Weights:
+        """The weights of the targets, summed over all terms."""
+        return reduce(add, (term.weights(targets, weight) for term, weight in self.terms))
 
 
 class Objective(Reader):
-    """The module that is trained, and spread over processes."""
+    """The module whose forward pass is the loss; `distributed.spread` runs it on all processes."""
 
     def __init__(
         self, model: PreTrainedModel, rotary: TunableRotary, config: ObjectiveConfig, fused: bool = HAS_FUSED
     ) -> None:
         super().__init__(model, fused)
         self.config = config
-        # In a tuple, for the reason `tunable.RotaryProxy` gives.
+        # In a tuple, for the reason that `tunable.RotaryProxy` gives.
         self._rotary = (rotary,)
 
     @property
     def rotary(self) -> TunableRotary:
-        """With the numbers that are learned."""
+        """The module with the learned numbers."""
         return self._rotary[0]
 
     def forward(
@@ -71,46 +80,35 @@ class Objective(Reader):
         labels: Tensor,
         answers: Tensor | None = None,
     ) -> Tensor:
-        """(what is minimised, nats), each summed over the targets of a batch `[b, n]`; float32, shape (2,).
+        """(loss, NLL), each summed over the targets of a batch `[b, n]`; float32, shape (2,).
 
         Args:
             input_ids: whole rows.
-            position_ids: of their tokens.
-            labels: the next token, or -100 where that does not count.
-            answers: true where the label is an answer to a planted question.
+            position_ids: positions of their tokens.
+            labels: the next token, or -100 where there is no target.
+            answers: True where the label belongs to an answer to a planted question.
         """
-        hidden = hidden_states(self.model, input_ids, position_ids)
         counted = labels != IGNORED
-        asked = torch.zeros_like(counted) if answers is None else answers & counted
-        nats = self.nats(hidden[counted], labels[counted])
-        loss = self._loss(nats, hidden, input_ids, labels, position_ids, asked)
-        return torch.stack([loss, nats.detach().sum()])
+        hidden = hidden_states(self.model, input_ids, position_ids)[counted]
+        is_answer = torch.zeros_like(counted) if answers is None else answers
+        weights = self.config.weights(Targets(is_answer[counted], position_ids[counted] < self.config.native))
+        nll = self.nats(hidden, labels[counted])
+        loss = (weights.nll * nll).sum()
+        if self.config.base_reads != "nothing":
+            loss = loss + self._kl(hidden, self._base_states(input_ids)[counted], weights.kl)
+        return torch.stack([loss, nll.detach().sum()])
 
-    def _loss(
-        self, nats: Tensor, hidden: Tensor, input_ids: Tensor, labels: Tensor, position_ids: Tensor, asked: Tensor
-    ) -> Tensor:
-        """The sum that is minimised; `nats` are those of the counted tokens."""
-        config, counted = self.config, labels != IGNORED
-        weights = torch.where(asked[counted], config.answer_weight, 1.0)
-        inside = position_ids[counted] < config.native
-        if not config.taught or (config.objective == "next-token" and not bool(inside.any())):
-            return (weights * nats).sum()
-        taught = self._taught(input_ids)[counted]
-        if config.objective == "distill":
-            weights = torch.where(asked[counted], weights, 0.0)
-        pulls = inside * config.short_context_kl + (1.0 if config.objective == "distill" else 0.0)
-        pulls = torch.where(asked[counted], 0.0, pulls)
-        pulled = pulls > 0
+    def _kl(self, hidden: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:
+        """The weighted sum of the KL divergence over targets, from states `[targets, h]` of the model and the base."""
         head = self.model.get_output_embeddings()
         assert head is not None
-        apart = divergence(hidden[counted][pulled], taught[pulled], head, self.transform)
-        return (weights * nats).sum() + (pulls[pulled] * apart).sum()
+        pulled = weights > 0
+        return (weights[pulled] * divergence(hidden[pulled], wanted[pulled], head, self.transform)).sum()
 
-    def _taught(self, input_ids: Tensor) -> Tensor:
-        """The base's hidden states of each row, `[b, n, h]`."""
+    def _base_states(self, input_ids: Tensor) -> Tensor:
+        """The last hidden states of the base for each row, `[b, n, h]`; zeros for tokens that it does not read."""
         length, native, prefix = input_ids.shape[1], self.config.native, self.config.prefix
-        if self.config.objective == "next-token" and length > native:
-            # The guard alone: the base is asked inside its window only, and never slid.
-            inside = teacher_states(self.model, self.rotary, input_ids[:, :native], native, 1, prefix)
-            return torch.nn.functional.pad(inside, (0, 0, 0, length - native))
+        if self.config.base_reads == "native" and length > native:
+            states = teacher_states(self.model, self.rotary, input_ids[:, :native], native, 1, prefix)
+            return torch.nn.functional.pad(states, (0, 0, 0, length - native))
         return teacher_states(self.model, self.rotary, input_ids, native, self.config.stride, prefix)

@@ -1,9 +1,9 @@
-"""The untouched base as a teacher: what it says of every token from at most its native window before it.
+"""The base as a teacher: its prediction of every token from at most a native window of tokens before it.
 
-Inside the native window these are the base's own predictions, which the tuned model should keep; beyond, they are those
-of the native window slid over the row, which is what is hard to beat on text without far structure.
+Inside the native window these are the base's own predictions, which tuning should preserve. Beyond it they are those
+of the native window slid along the row, a strong baseline on text without long-range structure.
 
-Shapes: b rows, T tokens a row, h hidden size, v vocabulary.
+Shapes: b rows, T tokens per row, h hidden size, v vocabulary.
 """
 
 import torch
@@ -16,10 +16,10 @@ from ..tunable import TunableRotary, base_model_active
 
 
 def windows(length: int, native: int, stride: int) -> list[tuple[int, int]]:
-    """(end, tokens kept at the end) of the windows whose kept tokens are all of `length`, in order.
+    """The windows that cover `length` tokens, in order, as (end of the window, tokens kept at its end).
 
-    Every window is `min(native, length)` long; a token has at least `native - stride` tokens before it in its window,
-    or all there are.
+    Every window has `min(native, length)` tokens; a kept token has at least `native - stride` tokens before it in its
+    window, or all that there are.
     """
     done = min(native, length)
     found = [(done, done)]
@@ -41,8 +41,8 @@ def teacher_states(
 ) -> Tensor:
     """The base's last hidden states for rows `[b, T]`: `[b, T, h]`.
 
-    Windows are read several at a time, up to as many tokens as the rows have. In each, the
-    first tokens are replaced by `prefix`, which begins every text that the base was trained on.
+    Several windows are read at a time, with at most as many tokens as the rows have. In each window the first
+    tokens are replaced by `prefix`, which begins every text that the base was trained on.
     """
     rows, length = input_ids.shape
     size = min(native, length)
@@ -59,17 +59,24 @@ def teacher_states(
     return torch.cat(parts, 1)
 
 
-def divergence(hidden: Tensor, taught: Tensor, head: nn.Module, transform: Transform) -> Tensor:
-    """KL(teacher || model) in nats of each token, float32 `[tokens]`, from states `[tokens, h]`, chunk by chunk."""
+def divergence(hidden: Tensor, wanted: Tensor, head: nn.Module, transform: Transform) -> Tensor:
+    """KL(base || model) of each token in nats, float32 `[tokens]`, chunk by chunk.
+
+    Args:
+        hidden: states of the model, `[tokens, h]`.
+        wanted: states of the base, `[tokens, h]`.
+        head: the output embeddings, from states to logits.
+        transform: what follows them (a softcap or a scale); None: nothing.
+    """
 
     def logs(states: Tensor) -> Tensor:
         logits = head(states).float()
         return F.log_softmax(transform(logits) if transform else logits, -1)
 
-    def nats(part: Tensor, wanted: Tensor) -> Tensor:
-        said = logs(wanted)
-        return (said.exp() * (said - logs(part))).sum(-1)
+    def kl(part: Tensor, base: Tensor) -> Tensor:
+        base_logs = logs(base)
+        return (base_logs.exp() * (base_logs - logs(part))).sum(-1)
 
     if not len(hidden):
         return torch.zeros(0, device=hidden.device)
-    return by_chunks(nats, hidden, taught)
+    return by_chunks(kl, hidden, wanted)
