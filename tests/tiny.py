@@ -5,15 +5,16 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from yarn_tune.data.rows import RowRequest, RowSet, build_rows
+from yarn_tune.files import save_tensors
 from yarn_tune.models.base import BaseModel
 from yarn_tune.models.families import FAMILIES
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Base, Recipe
 from yarn_tune.runs.folder import Run, claim_folder
+from yarn_tune.runs.metrics import metrics_line
 from yarn_tune.serving.selection import Target, make_representable
 from yarn_tune.tunable.rotary import at_start
 
@@ -193,8 +194,16 @@ def finished_run(
         settled = make_representable(rotary.learned(), Target.of_model(run.base, recipe.export))
         if settled.scale is not None:
             rotary.set_scale(settled.scale)
-    save_file(rotary.numbers(), run.numbers_path)
+    run.numbers_path.write_bytes(save_tensors(rotary.numbers()))
     return run
+
+
+def write_metrics(folder: Path, steps: int, tokens: int = 2048, seconds: float = 1.5) -> None:
+    """The record of a run of so many steps."""
+    values = {"loss": 1.0, "gradient_norm": 1.0, "tokens": tokens, "seconds": seconds, "learned": {"temperature": 1.0}}
+    folder.joinpath("metrics.jsonl").write_bytes(
+        b"".join(metrics_line({"step": n + 1, **values}) for n in range(steps))
+    )
 
 
 ENGINES = Path(os.environ.get("YARN_TUNE_ENGINES", Path(__file__).parents[1] / ".engines"))

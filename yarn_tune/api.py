@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .evaluation import Comparison, compare, named_rows
-from .export import export, write_card
+from .export import export
 from .planning import Plan, plan
 from .recipe import Recipe, open_recipe
 from .runs import Run, latest_state
@@ -49,9 +49,7 @@ class Tuning:
 
     def export(self) -> Path:
         """Write the checkpoint to serve, and its card; raises `CheckFailed` if its logits are not the tuned model's."""
-        path = export(self.run)
-        write_card(self.run, path)
-        return path
+        return export(self.run)
 
     def verify(self) -> Verification:
         """Check what each serving stack computes from the export; `.passed`, `.text()`."""

@@ -1,55 +1,108 @@
-"""Files and folders written whole or not at all, also after a kill or a power cut; safetensors read with a message."""
+"""Files: written whole or not at all, also after a power cut; read with a checksum; folders locked by one process.
 
+Everything that a later command believes (learned parameters, checkpoints, measurements, token lists) carries a SHA-256
+of its own content: in the metadata of a safetensors file, or under the key `sha256` of a JSON object. A file whose
+checksum does not match is refused, or measured again, but never used.
+"""
+
+import contextlib
 import ctypes
+import errno
+import hashlib
 import json
 import os
 import shutil
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import Tensor
 
 from .errors import UserError
 
 Tensors = dict[str, Tensor]
 
-
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
-"""Of renameat2(2)."""
+"""Arguments of renameat2(2)."""
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors that more room on the disk mends."""
+
+CHECKSUM = "sha256"
+"""Key of a checksum, in JSON objects and in the metadata of safetensors files."""
+
+PARTIAL = ".*.partial"
+"""Names of files and folders that are being written, or that a killed process left behind."""
+
+CHECKSUMS = "checksums.json"
+"""In an export: its files and their SHA-256."""
+
+LOCK = ".lock"
+
+
+def partial_of(path: Path) -> Path:
+    """The name under which this process writes `path` before it renames it."""
+    return path.with_name(f".{path.name[:200]}.{os.getpid()}.partial")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut.
+    """Write a file whole or not at all, also if the power fails.
 
     Raises:
-        UserError: if it cannot be written, as on a full disk; what was there before stays.
+        UserError: if it cannot be written, as on a full disk; the previous content stays.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        partial = partial_of(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        flush_folder(path.parent)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
+        try:
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            flush_folder(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         raise unwritable(path, error) from error
 
 
-def unwritable(path: Path, error: OSError) -> UserError:
-    """What to tell when a file cannot be written."""
-    return UserError(
-        f"{path} cannot be written ({error.strerror}); everything saved before is kept. Make room, and the same "
-        "command continues"
-    )
+def unwritable(path: Path, error: OSError | ValueError) -> UserError:
+    """The error to raise when a file or folder cannot be written, with a remedy that fits the reason."""
+    code, reason = getattr(error, "errno", None) or 0, getattr(error, "strerror", None) or str(error)
+    remedies = {
+        **dict.fromkeys(FULL_DISK, "Make room, and the same command continues"),
+        **dict.fromkeys((errno.EACCES, errno.EPERM), "Change the permissions of its folder, or write elsewhere"),
+        errno.EROFS: "The file system is read-only; write elsewhere",
+        **dict.fromkeys(
+            (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP),
+            "A file, folder or link of another kind is in the way; move it",
+        ),
+    }
+    remedy = remedies.get(code, "Check the path")
+    return UserError(f"{printable(path)} cannot be written ({reason}); everything saved before is kept. {remedy}")
+
+
+def unreadable(path: Path, error: Exception, remedy: str) -> UserError:
+    """The error to raise when a file cannot be read or is damaged."""
+    reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0] or type(error).__name__
+    return UserError(f"{printable(path)} cannot be read ({reason}); {remedy}")
+
+
+def printable(path: Path) -> str:
+    """A path as a message shows it: without control characters, cut to 300 characters."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
+    return text if len(text) <= 300 else text[:140] + "..." + text[-150:]
 
 
 def flush_folder(folder: Path) -> None:
-    """Renames in a folder reach the disk (Windows has no such thing)."""
+    """Flush the renames in a folder to the disk (Windows has no such call)."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -60,44 +113,204 @@ def flush_folder(folder: Path) -> None:
 
 
 def put_in_place(partial: Path, target: Path) -> None:
-    """Give a finished folder its name; one that has the name already is there whole until this one is, then deleted."""
-    for path in partial.iterdir():
-        flush_folder(path)  # a file is flushed alike
-    flush_folder(partial)
-    if target.exists():
-        _exchange(partial, target)
-    else:
-        partial.rename(target)
-    flush_folder(target.parent)
-    shutil.rmtree(partial, ignore_errors=True)
+    """Rename a finished folder to its final name; a folder of that name is whole until then, and then deleted.
+
+    The caller holds the lock of the folder around them (`locked`).
+
+    Raises:
+        UserError: if it cannot be renamed.
+    """
+    try:
+        for path in partial.iterdir():
+            flush_folder(path)  # flushes files too
+        flush_folder(partial)
+        if target.is_dir() and not target.is_symlink():
+            _exchange(partial, target)
+        else:
+            partial.rename(target)
+        flush_folder(target.parent)
+    except OSError as error:
+        raise unwritable(target, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Swap two names at once, where the system can (Linux); elsewhere one after the other."""
+    """Swap two names in one step where the system can (Linux), else one after the other."""
     libc = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(one.absolute()), os.fsencode(other.absolute())
     if hasattr(libc, "renameat2") and libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0:
         return
-    aside = other.with_name(f".{other.name}.replaced")
+    aside = _aside(other)
     shutil.rmtree(aside, ignore_errors=True)
     other.rename(aside)
     one.rename(other)
     aside.rename(one)
 
 
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.replaced")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder (or of an adapter's) while writing in it; a killed process releases it.
+
+    What killed processes left half-written in the folder is deleted first.
+
+    Raises:
+        UserError: if another process holds the lock, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"{folder}: another yarn-tune process is writing there; wait until it ends, or give this run another name="
+        ) from error
+    except (OSError, ValueError, NotImplementedError) as error:
+        failed = error if isinstance(error, OSError) else OSError(errno.ENOLCK, str(error))
+        raise unwritable(folder / LOCK, failed) from error
+    try:
+        _tidy(folder)
+        yield
+    finally:
+        lock.release()
+
+
+def _tidy(folder: Path) -> None:
+    """Delete what killed processes left half-written; put back a folder that was being replaced."""
+    for aside in folder.glob(".*.replaced"):
+        target = aside.with_name(aside.name.removesuffix(".replaced")[1:])
+        if target.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.rename(target)
+    for stale in [found for pattern in (PARTIAL, f"*/{PARTIAL}", f"*/*/{PARTIAL}") for found in folder.glob(pattern)]:
+        if stale.is_dir() and not stale.is_symlink():
+            shutil.rmtree(stale, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                stale.unlink()
+
+
+def readable_by_all(path: Path) -> None:
+    """Give a file the permissions that the umask leaves, where a library created it for its owner alone."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """`write_atomically`, for JSON a person can read."""
+    """`write_atomically`, as JSON indented by one space."""
     write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
-def read_tensors(path: Path) -> Tensors:
-    """A safetensors file of ours.
+def read_json(path: Path, remedy: str) -> Any:
+    """A JSON file's value.
+
+    Raises:
+        UserError: if it is missing, unreadable or not JSON, with the remedy.
+    """
+    try:
+        return json.loads(read_bytes(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable(path, error, remedy) from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """A regular file's content; raises OSError for anything else, as a FIFO, on which reading would hang."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    return path.read_bytes()
+
+
+def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
+    """The object with the checksum of everything else in it."""
+    rest = {key: each for key, each in value.items() if key != CHECKSUM}
+    return rest | {CHECKSUM: hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
+
+
+def has_checksum(value: Any) -> bool:
+    """Whether a value read from JSON is an object whose checksum is right."""
+    return isinstance(value, dict) and with_checksum(value) == value
+
+
+def write_checked(path: Path, value: dict[str, Any]) -> None:
+    """`write_json` of an object, with its checksum."""
+    # Through JSON once, so that the checksum is over what a reader gets: text for keys that are numbers, for example.
+    write_json(path, with_checksum(json.loads(json.dumps(value))))
+
+
+def read_checked(path: Path, remedy: str) -> dict[str, Any]:
+    """What `write_checked` wrote.
+
+    Raises:
+        UserError: if it is missing, unreadable or changed, with the remedy.
+    """
+    value = read_json(path, remedy)
+    if not has_checksum(value):
+        raise unreadable(path, ValueError("its checksum does not match its content"), remedy)
+    return {key: each for key, each in value.items() if key != CHECKSUM}
+
+
+def tensors_digest(tensors: Tensors, more: str = "") -> str:
+    """SHA-256 over the names, dtypes, shapes and bytes of tensors, and more text."""
+    digest = hashlib.sha256(more.encode())
+    for name in sorted(tensors):
+        stored = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {stored.dtype} {list(stored.shape)}".encode())
+        digest.update(stored.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_tensors(tensors: Tensors, metadata: dict[str, str] | None = None, more: str = "") -> bytes:
+    """The content of a safetensors file with a checksum of tensors and metadata (and of `more`) in its metadata."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    kept = dict(metadata or {})
+    checksum = tensors_digest(plain, json.dumps(kept, sort_keys=True) + more)
+    return save(plain, metadata=kept | {CHECKSUM: checksum})
+
+
+def read_tensors(path: Path, more: str = "", known: tuple[str, ...] = ("format",)) -> Tensors:
+    """Read a safetensors file; its checksum must match, if it has one (adapters that PEFT saved have none).
 
     Raises:
         UserError: if it is damaged or cut short.
     """
+    tensors, metadata = read_tensors_and_metadata(path, more)
+    if unknown := sorted({*metadata} - {*known}):
+        raise unreadable(path, ValueError(f"unknown metadata {unknown[0]!r}"), REMAKE)
+    return tensors
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content; raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+REMAKE = "delete it, and the same command makes it again"
+
+
+def read_tensors_and_metadata(path: Path, more: str = "", required: bool = False) -> tuple[Tensors, dict[str, str]]:
+    """(tensors, metadata without the checksum) of a safetensors file; raises as `read_tensors`.
+
+    Args:
+        path: of the file.
+        more: what `save_tensors` got.
+        required: whether a file without a checksum is refused.
+    """
     try:
-        return load(path.read_bytes())
+        content = read_bytes(path)
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata: dict[str, str] = header.get("__metadata__") or {}
+        given = metadata.pop(CHECKSUM, None)
+        wanted = None if given is None else tensors_digest(tensors, json.dumps(metadata, sort_keys=True) + more)
+        if given != wanted or (required and given is None):
+            raise ValueError("its checksum does not match its content")
     except (SafetensorError, OSError, ValueError, KeyError, OverflowError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{path} cannot be read ({reason}): delete it, and the same command makes it again") from error
+        raise unreadable(path, error, REMAKE) from error
+    return tensors, metadata

@@ -282,7 +282,7 @@ def test_the_adapter_is_exported_as_the_run_is(trained, tmp_path, capsys):
     assert torch.equal(logits(load(folder / "export")), expected)
     found = learned_of(Run(adapter_recipe(folder, []), folder))
     assert found.as_json() == learned_of(run).as_json()
-    with pytest.raises(UserError, match="learned under other settings"):
+    with pytest.raises(UserError, match="learned with other settings"):
         learned_of(Run(adapter_recipe(folder, ["rope.window=512"]), folder))
     made = prepare_upload(folder, "someone/adapter", "someone/base")
     assert sorted(made.files) == sorted(

@@ -76,7 +76,7 @@ def test_a_folder_with_a_broken_config(recipe, tmp_path, capsys):
 
 def test_folders_that_are_no_runs(recipe, tmp_path, capsys):
     assert "is not a run folder" in fails(capsys, "export", str(tmp_path / "base"))
-    assert "nothing learned here yet" in fails(capsys, "export", str(recipe))
+    assert "holds no finished run" in fails(capsys, "export", str(recipe))
     assert "no such file" in fails(capsys, "plan", "missing.yaml")
 
 
@@ -116,7 +116,7 @@ def test_gains_have_a_picture_and_a_line_in_card_and_page(recipe, capsys):
     assert "but for temperatures folded into the query projections" in card
     assert "gains and phases of the queries (3 layers x 4 groups x 8 pairs)" in card
     page = Path("runs/small/export/SERVING.md").read_text()
-    assert "folded into the queries of 3 layers (4 x 8 gains each" in page
+    assert "folded into the query projection, or the norm that follows it (3 x 4 x 8 values" in page
     assert "Attention factor" in page
     assert "under the key of each reader" in page
     assert main(["export", "runs/small", "--overrides-only"]) == 2

@@ -10,7 +10,7 @@ import torch
 from tiny import FAMILY_SIZES, NATIVE, YARN_ALONE, finished_run, recipe_tree, save_tiny, tiny_model, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from yarn_tune.errors import CheckFailed, UserError
-from yarn_tune.export.checkpoint import export, write_checkpoint
+from yarn_tune.export.checkpoint import export, export_overrides, write_checkpoint
 from yarn_tune.models.families import FAMILIES
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.runs.folder import Run
@@ -124,7 +124,7 @@ def test_a_failed_export_keeps_the_one_before(tmp_path, monkeypatch):
 def test_overrides_serve_the_base_as_the_export_does(tmp_path):
     """The JSON for --hf-overrides replaces the whole attribute: theta must be in it."""
     run = finished_run(tmp_path, "ramp")
-    overrides = json.loads(export(run, overrides_only=True).read_text())
+    overrides = json.loads(export_overrides(run).read_text())
     assert set(overrides) == {"rope_parameters", "max_position_embeddings"}
     assert not (run.folder / "export").exists()
     config = AutoConfig.from_pretrained(tmp_path / "base", **overrides)
@@ -155,7 +155,7 @@ def test_numbers_are_not_read_under_another_recipe(tmp_path, setting):
     """Offsets from another start would fit in shape, and be another model."""
     run = finished_run(tmp_path)
     other = replace(run, recipe=parse_recipe(run.recipe.to_dict(), [setting]))
-    with pytest.raises(UserError, match=rf"learned under other settings.*\n  {setting.split('.')[0]}: ") as caught:
+    with pytest.raises(UserError, match=rf"learned with other settings.*\n  {setting.split('.')[0]}: ") as caught:
         export(other)
     assert "name=" in str(caught.value)
     assert learned_of(run).window == 256
@@ -174,14 +174,14 @@ def test_a_run_without_its_record(tmp_path):
     record = run.folder / "metrics.jsonl"
     for content in (None, '{"step": 1}\n', "[1]\n", '{"tok'):
         record.unlink(missing_ok=True) if content is None else record.write_text(content)
-        with pytest.raises(UserError, match="metrics.jsonl: what was spent cannot be read from it"):
+        with pytest.raises(UserError, match="metrics.jsonl cannot be read"):
             spent(run.folder)
 
 
 def test_nothing_learned_yet(tmp_path):
     run = finished_run(tmp_path)
     run.numbers_path.unlink()
-    with pytest.raises(UserError, match="nothing learned here yet"):
+    with pytest.raises(UserError, match="holds no finished run"):
         export(run)
 
 
@@ -253,8 +253,8 @@ def test_what_float32_alone_makes_is_told_from_a_mistake(tmp_path, monkeypatch, 
     run = strict
     original = write_checkpoint
 
-    def lossy(recipe, learned, served, aim, folder):
-        done = original(recipe, learned, served, aim, folder)
+    def lossy(base, learned, served, target, folder):
+        done = original(base, learned, served, target, folder)
         config = json.loads((folder / "config.json").read_text())
         for key in ("rope_parameters", "rope_scaling"):
             for factors in ("short_factor", "long_factor"):

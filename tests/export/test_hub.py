@@ -18,7 +18,6 @@ from yarn_tune.cli.main import main
 from yarn_tune.errors import CheckFailed, UserError
 from yarn_tune.export.checkpoint import export
 from yarn_tune.export.hub import prepare_upload
-from yarn_tune.export.model_card import write_card
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.runs.folder import Run
 from yarn_tune.training.loop import train
@@ -132,7 +131,7 @@ def run(tmp_path_factory) -> Run:
     (base / "README.md").write_text("---\nlicense: llama2\n---\n")
     made = Run(parse_recipe(recipe_tree(base, folder), ["rope.query_gains=pair", "train.steps=2"]), folder / "run")
     train(made)
-    write_card(made, export(made))
+    export(made)
     return made
 
 
@@ -247,7 +246,7 @@ def test_mistakes(run, monkeypatch, capsys, words, message):
 
 def test_an_export_without_a_card_is_refused(tmp_path):
     made = finished_run(tmp_path, "scale")
-    export(made)
+    (export(made) / "README.md").unlink()
     with pytest.raises(UserError, match="has no model card"):
         prepare_upload(made.folder, "lab/long", "org/base")
 

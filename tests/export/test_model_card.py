@@ -2,10 +2,10 @@
 
 import pytest
 import yaml
-from tiny import finished_run
+from tiny import finished_run, write_metrics
 from yarn_tune.evaluation.comparison import compare, named_rows
 from yarn_tune.export.checkpoint import export
-from yarn_tune.export.model_card import licence_of, write_card
+from yarn_tune.export.model_card import licence_from
 
 
 def header(text: str) -> dict:
@@ -28,21 +28,18 @@ def header(text: str) -> dict:
     ],
 )
 def test_the_licence_is_the_bases(tmp_path, files, expected):
-    run = finished_run(tmp_path, "scale")
     for name, text in files.items():
-        (tmp_path / "base" / name).write_text(text)
-    assert licence_of(run.recipe) == expected
+        (tmp_path / name).write_text(text)
+    assert licence_from(tmp_path) == expected
 
 
 def test_the_card_has_the_base_the_table_the_command_and_the_limits(tmp_path):
     run = finished_run(tmp_path, "scale", log_temperature=0.1)
-    (run.folder / "metrics.jsonl").write_text(
-        '{"step": 1, "loss": 1.0, "tokens": 2048, "seconds": 1.5, "learned": {}}\n'
-    )
+    write_metrics(run.folder, 1)
     rows, _ = named_rows(run, [])
     found = compare(run, rows)
     target = export(run)
-    text = write_card(run, target).read_text()
+    text = (target / "README.md").read_text()
     assert header(text)["base_model"] == str(tmp_path / "base")
     assert all(line in text for line in found.verdict().lines().values())
     assert "| tuned |" in text
@@ -51,4 +48,4 @@ def test_the_card_has_the_base_the_table_the_command_and_the_limits(tmp_path):
     assert "## Limits" in text
     folded = finished_run(tmp_path / "folded", "scale", base=tmp_path / "base", settings=("export.fold=always",),
                           log_temperature=-0.3)  # fmt: skip
-    assert "but for temperatures folded into the query projections" in write_card(folded, export(folded)).read_text()
+    assert "but for temperatures folded into the query projections" in (export(folded) / "README.md").read_text()

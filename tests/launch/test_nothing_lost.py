@@ -166,7 +166,7 @@ def test_two_starts_of_the_same_run(recipe):
     second = started(recipe, "train.steps=500")
     _, said = second.communicate(timeout=120)
     assert second.returncode == 2, said
-    assert "another process is learning there" in said
+    assert "another yarn-tune process is writing there" in said
     first.terminate()
     assert first.communicate(timeout=60)[1]
     assert first.returncode == 128 + signal.SIGTERM

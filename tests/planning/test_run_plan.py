@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tiny import finished_run, recipe_tree, save_tiny
+from tiny import finished_run, recipe_tree, save_tiny, write_metrics
 from yarn_tune.errors import UserError
 from yarn_tune.evaluation.comparison import eval_lengths
 from yarn_tune.models.base import BaseModel
@@ -63,7 +63,7 @@ def test_an_earlier_run_is_read_for_a_plan_or_a_note(tree, tmp_path):
         "rope.init: runs/stage-1 is not here yet" in note for note in planned(tree, "rope.init=runs/stage-1").notes
     )
     first = finished_run(tmp_path / "first", base=Path(tree["base"]["model"]))
-    (first.folder / "metrics.jsonl").write_text('{"tokens": 512, "seconds": 1.0}\n' * 3)
+    write_metrics(first.folder, 3, tokens=512)
     notes = planned(tree, f"rope.init={first.folder}").notes
     assert f"begins with what was learned in {first.folder}, from 1,536 tokens" in notes
     unfit = [f"rope.init={first.folder}", "rope.frequencies=scale"]

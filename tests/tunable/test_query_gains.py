@@ -20,7 +20,7 @@ from tiny import (
 )
 from transformers import AutoModelForCausalLM
 from yarn_tune.errors import UserError
-from yarn_tune.export.checkpoint import export
+from yarn_tune.export.checkpoint import export, export_overrides
 from yarn_tune.models.base import BaseModel
 from yarn_tune.models.query_layout import QuerySite, query_site, scaled
 from yarn_tune.models.rope_config import rope_facts
@@ -175,7 +175,7 @@ def test_what_a_family_cannot_carry_is_refused_by_name(family, rung, extra, mess
 def test_gains_need_folding(tmp_path):
     run = finished_run(tmp_path, "per_pair", settings=("rope.query_gains=head",))
     with pytest.raises(UserError, match=r"rope.query_gains: gains of the queries are in the weights"):
-        export(run, overrides_only=True)
+        export_overrides(run)
     never = parse_recipe(run.recipe.to_dict(), ["export.fold=never"])
     with pytest.raises(UserError, match=r"export.fold: never"):
         plan(never, BaseModel(never.base))

@@ -18,6 +18,7 @@ from .terminal import summary
 
 if TYPE_CHECKING:
     from ..api import Tuning
+    from ..export import Fidelity
 
 
 def _open(options: argparse.Namespace, documents: bool = False) -> "Tuning":
@@ -96,27 +97,28 @@ def export_command(options: argparse.Namespace) -> CommandResult:
         open_run(options)
 
     from ..adapter import adapter_recipe
-    from ..export import difference_text, export, write_card
+    from ..export import Fidelity, difference_text, export, export_overrides
     from ..runs import Run
 
     run = Run(adapter_recipe(folder, options.overrides), folder) if adapter else _open(options).run
-    path = export(run, options.overrides_only)
     if options.overrides_only:
+        path = export_overrides(run)
         overrides = json.loads(path.read_text(encoding="utf-8"))
         text = f"vllm serve {run.recipe.base.model} --hf-overrides '{json.dumps(overrides)}'"
         return CommandResult(text, {"path": str(path), "overrides": overrides})
-    fidelity = json.loads((path / "fidelity.json").read_text(encoding="utf-8"))
-    write_card(run, path)
-    text = f"{path}: reloaded; largest logit difference {difference_text(fidelity)}\n{serve_line(path)}"
-    value = {"path": str(path), "max_abs_logit_difference": fidelity["max_abs_logit_difference"]}
+    path = export(run)
+    fidelity = Fidelity.read(path)
+    serve = serve_line(path, fidelity.window)
+    text = f"{path}: reloaded; largest logit difference {difference_text(fidelity)}\n{serve}"
+    value = {"path": str(path), "max_abs_logit_difference": fidelity.max_abs_logit_difference}
     if options.gguf:
         written = _write_gguf(path, fidelity, options)
-        text += f"\n{written}: llama-server -m {written} -c {_window(path)}"
+        text += f"\n{written}: llama-server -m {written} -c {fidelity.window}"
         value["gguf"] = str(written)
     return CommandResult(text, value, f"yarn-tune verify {path}")
 
 
-def _write_gguf(export: Path, fidelity: dict[str, Any], options: argparse.Namespace) -> Path:
+def _write_gguf(export: Path, fidelity: "Fidelity", options: argparse.Namespace) -> Path:
     """Convert the export to a GGUF; the part of the multiplier that is folded into its weights is divided out."""
     import torch
 
@@ -126,20 +128,15 @@ def _write_gguf(export: Path, fidelity: dict[str, Any], options: argparse.Namesp
         export,
         Path(options.gguf),
         converter=Path(options.converter) if options.converter else None,
-        inv_freq=torch.tensor(fidelity["inv_freq"]),
-        multiplier=fidelity["attention_factor"] / math.sqrt(fidelity.get("fold", {}).get("gain", 1.0)),
+        inv_freq=torch.tensor(fidelity.inv_freq),
+        multiplier=fidelity.attention_factor / math.sqrt(fidelity.folded_gain),
         outtype=options.outtype,
     )
 
 
-def _window(path: Path) -> int:
-    """The window of an export; max_position_embeddings may be slightly larger, to carry the learned scale."""
-    return int(json.loads((path / "fidelity.json").read_text(encoding="utf-8"))["window"])
-
-
-def serve_line(path: Path) -> str:
+def serve_line(path: Path, window: int) -> str:
     """The command that serves an export."""
-    return f"vllm serve {path} --max-model-len {_window(path)}"
+    return f"vllm serve {path} --max-model-len {window}"
 
 
 def run_command(options: argparse.Namespace) -> CommandResult:
@@ -171,6 +168,6 @@ def run_command(options: argparse.Namespace) -> CommandResult:
         "export": str(path),
         "passed": checked.passed,
         "report": str(report),
-        "serve": serve_line(path),
+        "serve": serve_line(path, run.recipe.rope.window),
     }
-    return CommandResult(text, value, serve_line(path), checked.passed)
+    return CommandResult(text, value, serve_line(path, run.recipe.rope.window), checked.passed)

@@ -5,7 +5,7 @@ from .factor_sweep import check_factors, sweep, sweep_table
 from .methods import Method, search_free_methods
 from .nll_cache import NllCache
 from .perplexity import NllSum, bucket_edges, by_position, full_nll, slid_nll
-from .results import CompareRow, Comparison, TextResult, table, tables
+from .results import COMPARED, CompareRow, Comparison, TextResult, table, tables
 from .retrieval import (
     Retrieval,
     RetrievalGrid,
@@ -18,6 +18,7 @@ from .retrieval import (
 from .verdict import Verdict
 
 __all__ = [
+    "COMPARED",
     "CompareRow",
     "Comparison",
     "Method",

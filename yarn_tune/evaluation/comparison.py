@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..data import doubled, grid_lengths, heldout_excerpts, heldout_tokens
 from ..errors import UserError
+from ..files import locked
 from ..models import BaseModel, base_identity
 from ..recipe import Recipe, load_recipe
 from ..runs import Run, TunedRow, tuned_row
@@ -23,7 +24,7 @@ from ..tunable import Start
 from .methods import Method, search_free_methods
 from .nll_cache import NllCache
 from .perplexity import NllSum, bucket_edges, by_position, span_nll
-from .results import CompareRow, Comparison, Kind, TextResult, with_key_tokens
+from .results import COMPARED, CompareRow, Comparison, Kind, TextResult, with_key_tokens
 from .retrieval import RetrievalGrid, retrieve_methods
 
 
@@ -133,7 +134,17 @@ def compare(
         learned: name of a row, such as `tuned` -> learned numbers.
         checkpoints: folders to measure as they are, with the classes of transformers.
         only: names of rows.
+
+    Raises:
+        UserError: if another process writes in the run folder.
     """
+    with locked(run.folder):
+        return _compare(run, learned, checkpoints, only)
+
+
+def _compare(
+    run: Run, learned: dict[str, TunedRow], checkpoints: Sequence[Path], only: Sequence[str] | None
+) -> Comparison:
     recipe, base = run.recipe, run.base
     start = Start.of(base.facts, recipe.rope)
     lengths = eval_lengths(recipe, start)
@@ -147,7 +158,7 @@ def compare(
     if recipe.eval.retrieval is not None:
         comparison = _with_retrieval(run, cache, comparison, rows)
     if only is None:  # readers of compare.json, such as the model card, expect every row
-        comparison.save(run.folder / "compare.json")
+        comparison.save(run.folder / COMPARED)
     return comparison
 
 

@@ -7,14 +7,14 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..files import write_atomically
+from ..errors import UserError
+from ..files import read_tensors_and_metadata, save_tensors, write_atomically
 from ..models import BaseModel, to_device
 from .methods import Method
 from .perplexity import full_nll, slid_nll
@@ -23,7 +23,8 @@ from .perplexity import full_nll, slid_nll
 class NllCache:
     """Measures one base model; the weights are loaded for the first measurement that is not on disk.
 
-    A measurement's key is a hash of the weights (path, size, time), the method's numbers and the tokens.
+    A measurement's key is a hash of the checkpoint's config and weights, the dtype, `chunk`, the method's numbers and
+    the tokens. A measurement whose checksum does not match its content is made again.
 
     Args:
         base: the model to measure.
@@ -34,11 +35,12 @@ class NllCache:
     def __init__(self, base: BaseModel, folder: Path, chunk: int | None = None) -> None:
         self.base, self.folder, self.chunk = base, folder, chunk
         self._model: PreTrainedModel | None = None
-        source = base.source
-        weights = sorted(Path(source.model).glob("*.safetensors"))
-        stats = [(path.name, path.stat().st_size, path.stat().st_mtime) for path in weights]
-        self.base_key: list[object] = [source.model, source.revision, source.dtype, stats]
-        """What identifies the weights in a measurement's key."""
+
+    @cached_property
+    def base_key(self) -> list[object]:
+        """What identifies the checkpoint, and how it is computed with, in a measurement's key."""
+        digests = [self.base.digests[name] for name in ("config of the base", "weights of the base")]
+        return [*digests, self.base.source.dtype, self.chunk]
 
     @property
     def model(self) -> PreTrainedModel:
@@ -71,18 +73,17 @@ class NllCache:
 
     def stock(self, document: Tensor) -> tuple[Tensor, float]:
         """NLL of a local checkpoint as its own config defines it, and the seconds the measurement took."""
-        config = (Path(self.base.source.model) / "config.json").read_text(encoding="utf-8")
-        return self._kept(["stock", config], document, lambda: full_nll(self.model, document, self.chunk))
+        return self._kept(["stock"], document, lambda: full_nll(self.model, document, self.chunk))
 
     def _kept(self, what: object, document: Tensor, measure: Callable[[], Tensor]) -> tuple[Tensor, float]:
         key = json.dumps([self.base_key, what, document.tolist()])
         path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
         try:
-            with safe_open(path, framework="pt") as file:
-                return file.get_tensor("nll"), float(file.metadata()["seconds"])
-        except (OSError, SafetensorError, KeyError, TypeError):
+            tensors, metadata = read_tensors_and_metadata(path, key, required=True)
+            return tensors["nll"], float(metadata["seconds"])
+        except (UserError, KeyError, ValueError):
             begun = time.monotonic()
             nll = measure().float().contiguous()
             seconds = round(time.monotonic() - begun, 3)
-            write_atomically(path, save({"nll": nll}, metadata={"seconds": str(seconds)}))
+            write_atomically(path, save_tensors({"nll": nll}, {"seconds": str(seconds)}, key))
             return nll, seconds

@@ -1,6 +1,5 @@
 """The result of a comparison: one row per method and kind of text, JSON, tables, and key tokens."""
 
-import json
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import write_json
+from ..files import read_checked, write_checked
 from .verdict import Contrast, TextVerdict, Verdict
 
 Kind = Literal["search-free", "slid", "learned", "checkpoint"]
@@ -74,6 +73,10 @@ class TextResult:
         return [row for row in self.rows if row.method in methods]
 
 
+COMPARED = "compare.json"
+"""In a run folder: the comparison."""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """All methods on held-out text like the training text and, where the recipe names some, on text unlike it."""
@@ -131,20 +134,20 @@ class Comparison:
 
     def save(self, path: Path) -> None:
         """Write the comparison as JSON."""
-        write_json(path, asdict(self))
+        write_checked(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> "Comparison":
         """Read what `save` wrote.
 
         Raises:
-            UserError: if the file is not a comparison.
+            UserError: if the file is not a comparison, or changed since it was written.
         """
+        tree = read_checked(path, "delete it, and run `yarn-tune compare` again")
         try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
             texts = {name: tree[name] and _text_result(tree[name]) for name in ("like", "unlike")}
             return cls(**{**tree, **texts})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not a comparison ({error!r}); run `yarn-tune compare` again") from error
 
 

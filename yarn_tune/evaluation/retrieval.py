@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..data import PLAIN, WORDINGS, Prompt, Wording, build_prompt
 from ..errors import UserError
-from ..files import write_json
+from ..files import read_checked, write_checked
 from ..models import hidden_states, logit_transform
 from ..recipe import Retrieve
 from .methods import Method
@@ -195,21 +195,21 @@ class RetrievalRecord:
 
 
 def load_records(path: Path) -> dict[str, RetrievalRecord]:
-    """Method -> entry of a retrieval.json; empty where there is no readable file."""
+    """Method -> entry of a retrieval.json; empty where there is no undamaged file."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_checked(path, "it is measured again")
         return {
             method: RetrievalRecord(entry["key"], Retrieval([Cell(**cell) for cell in entry["cells"]]))
             for method, entry in tree.items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def save_records(path: Path, records: dict[str, RetrievalRecord]) -> None:
     """Write a retrieval.json."""
     tree = {m: {"key": r.key, "cells": [asdict(cell) for cell in r.retrieval.cells]} for m, r in records.items()}
-    write_json(path, tree)
+    write_checked(path, tree)
 
 
 def retrieve_methods(

@@ -1,9 +1,8 @@
 """The exported checkpoint, its comparison with memory, its pages, the hub, and GGUF."""
 
-from .checkpoint import export
+from .checkpoint import export, export_overrides
+from .fidelity import Fidelity, difference_text
 from .gguf import convert
 from .hub import prepare_upload, upload
-from .model_card import write_card
-from .serving_page import difference_text
 
-__all__ = ["convert", "difference_text", "export", "prepare_upload", "upload", "write_card"]
+__all__ = ["Fidelity", "convert", "difference_text", "export", "export_overrides", "prepare_upload", "upload"]

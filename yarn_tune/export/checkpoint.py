@@ -1,25 +1,34 @@
 """From a finished run to an ordinary Hugging Face checkpoint, reloaded and compared before it gets its name.
 
-The base's weight files are copied byte for byte, unless a stack asked for needs the temperature folded into the
-queries; otherwise only config.json and the tokenizer's window change. The checkpoint is written under another name,
-reloaded with stock classes, compared with the tuned model in memory below, at and above the native window, and only
-then renamed: a mismatch leaves nothing behind.
+The base's weight files are copied byte for byte, unless a requested stack needs values folded into the query weights;
+otherwise only config.json and the tokenizer's window change. The checkpoint is written under another name, reloaded
+with stock classes, compared with the tuned model in memory below, at and above the native window, and then renamed. If
+a comparison fails, nothing is left, and an earlier export stays.
 """
 
-import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-
 from ..errors import UserError
-from ..files import put_in_place, write_json
-from ..recipe import Recipe, is_hub_id
+from ..files import (
+    CHECKSUMS,
+    file_digest,
+    locked,
+    partial_of,
+    put_in_place,
+    read_json,
+    unwritable,
+    write_atomically,
+    write_checked,
+    write_json,
+)
+from ..models import BaseModel
 from ..runs import Run, learned_of
 from ..serving import RopeEncoding, Target, choose_encoding
 from ..tunable import KINDS, Folded, Learned, fold_checkpoint, merge_checkpoint
-from .fidelity import compare_with_memory
+from .fidelity import FIDELITY, compare_with_memory
+from .model_card import CARD, model_card
 from .serving_page import serving_page
 
 COPIED = (
@@ -38,77 +47,85 @@ COPIED = (
     "NOTICE*",
     "USE_POLICY*",
 )
-CARD = "README.md"
-"""The base's, for its licence."""
+"""Names of the base's files that belong to an export."""
+SECOND_COPY = "consolidated*"
+"""Mistral's second copy of the weights, in another format."""
 OVERRIDABLE = ("vllm", "vllm-0.29")
 
 
-def export(run: Run, overrides_only: bool = False) -> Path:
-    """Write the checkpoint (or only its overrides) of a finished run; returns what was written.
+def export(run: Run) -> Path:
+    """Write the checkpoint of a finished run, with its pages, into the run folder; returns its folder.
 
     Raises:
-        UserError: if no config serves what was learned on all stacks asked for.
+        UserError: if no config serves what was learned on all requested stacks, or another process writes there.
         CheckFailed: if the reloaded checkpoint does not compute what was learned.
     """
-    learned = learned_of(run)
-    aim = Target.of_model(run.base, run.recipe.export)
-    if overrides_only:
-        # Overrides are a thing of vLLM alone, so the other stacks need not be able to carry them.
-        vllm = tuple(name for name in aim.stacks if name.startswith("vllm")) or OVERRIDABLE
-        for kind in [*(fold.kind for fold in learned.folds), *(["lora"] if learned.lora else [])]:
-            raise UserError(f"{KINDS[kind].key}: {KINDS[kind].label} are in the weights, so overrides of the base's "
-                            "config cannot carry them; export a checkpoint")  # fmt: skip
+    with locked(run.folder):
+        learned = learned_of(run)
+        target = Target.of_model(run.base, run.recipe.export)
+        served = choose_encoding(learned, target)
+        final = run.folder / "export"
+        partial = partial_of(final)
+        try:
+            partial.mkdir(parents=True)
+            folded = write_checkpoint(run.base, learned, served, target, partial)
+            fidelity = compare_with_memory(run.base, learned, served, partial, run.recipe.export.tolerance)
+            fidelity = replace(fidelity, fold=folded)
+            write_checked(partial / FIDELITY, fidelity.as_json())
+            page = serving_page(run.recipe.base.model, learned, served, target, fidelity)
+            write_atomically(partial / "SERVING.md", page.encode())
+            write_atomically(partial / CARD, model_card(run, learned, fidelity, run.base.folder()).encode())
+            digests = {path.name: file_digest(path) for path in sorted(partial.iterdir())}
+            write_checked(partial / CHECKSUMS, {"files": digests})
+            put_in_place(partial, final)
+        except OSError as error:
+            raise unwritable(final, error) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
+def export_overrides(run: Run) -> Path:
+    """Write overrides.json: what vLLM's --hf-overrides needs to serve the base as tuned, without a checkpoint.
+
+    Raises:
+        UserError: if what was learned is in the weights, or vLLM does not read it from a config.
+    """
+    with locked(run.folder):
+        learned = learned_of(run)
+        for name in [*(fold.kind for fold in learned.folds), *(["lora"] if learned.lora else [])]:
+            raise UserError(
+                f"{KINDS[name].key}: {KINDS[name].label} are in the weights, which overrides of the base's config do "
+                "not change; export a checkpoint"
+            )
+        target = Target.of_model(run.base, run.recipe.export)
+        # Only vLLM has overrides, so the other stacks need not be able to read the values.
+        vllm = tuple(name for name in target.stacks if name.startswith("vllm")) or OVERRIDABLE
         path = run.folder / "overrides.json"
-        write_json(path, choose_encoding(learned, replace(aim, stacks=vllm, fold="never")).overrides(aim.base))
-        return path
-    served = choose_encoding(learned, aim)
-    target = run.folder / "export"
-    partial = run.folder / ".export.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        folded = write_checkpoint(run.recipe, learned, served, aim, partial)
-        fidelity = compare_with_memory(run, learned, served, partial)
-        fidelity |= {"fold": asdict(folded)} if folded else {}
-        write_json(partial / "fidelity.json", fidelity)
-        page = serving_page(run.recipe.base.model, learned, served, aim, folded, fidelity)
-        (partial / "SERVING.md").write_text(page, encoding="utf-8")
-        put_in_place(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return target
+        served = choose_encoding(learned, replace(target, stacks=vllm, fold="never"))
+        write_json(path, served.overrides(target.base))
+    return path
 
 
 def write_checkpoint(
-    recipe: Recipe, learned: Learned, served: RopeEncoding, aim: Target, folder: Path
+    base: BaseModel, learned: Learned, served: RopeEncoding, target: Target, folder: Path
 ) -> Folded | None:
-    """Copy the base, put the learned rope section into its config, and fold what the config does not carry."""
-    base = base_folder(recipe)
-    for pattern in COPIED:
-        for source in sorted(base.glob(pattern)):
-            if not source.name.startswith("consolidated"):  # Mistral's second copy of the weights
-                shutil.copyfile(source, folder / source.name)
-    config = served.config(aim.base)
-    # Code of the base's own is not copied, so nothing may ask for it.
+    """Copy the base, put the learned rope section into its config, and fold what the config does not carry.
+
+    Returns what was folded into the weights; None if nothing was.
+    """
+    for source in base.files(COPIED, but=SECOND_COPY):
+        shutil.copyfile(source, folder / source.name)
+    config = served.config(target.base)
+    # Code of the base's own is not copied, so the config must not name it.
     write_json(folder / "config.json", {key: value for key, value in config.items() if key != "auto_map"})
     folds = served.folds(learned)
     if learned.lora is not None:
         merge_checkpoint(folder, learned.lora)
     elif not folds:
-        write_json(folder / "overrides.json", served.overrides(aim.base))
+        write_json(folder / "overrides.json", served.overrides(target.base))
     settings = folder / "tokenizer_config.json"
     if settings.is_file():
-        tokenizer = json.loads(settings.read_text(encoding="utf-8"))
+        tokenizer = read_json(settings, "it is the base's; repair it")
         write_json(settings, tokenizer | {"model_max_length": served.max_position_embeddings})
-    return fold_checkpoint(folder, aim.base, served.fold, learned.folds) if folds else None
-
-
-def base_folder(recipe: Recipe) -> Path:
-    """The base checkpoint's files on disk."""
-    if is_hub_id(recipe.base.model):
-        wanted = ["config.json", CARD, *COPIED]
-        second = ["consolidated*"]  # copy of Mistral's weights
-        return Path(snapshot_download(
-            recipe.base.model, revision=recipe.base.revision, allow_patterns=wanted, ignore_patterns=second
-        ))  # fmt: skip
-    return Path(recipe.base.model)
+    return fold_checkpoint(folder, target.base, served.fold, learned.folds) if folds else None

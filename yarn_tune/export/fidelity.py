@@ -1,12 +1,10 @@
-"""Is the checkpoint what was learned? Logits of the tuned model in memory against the files, reloaded by stock classes.
+"""Compare the logits of the tuned model in memory with those of the checkpoint as stock transformers loads it.
 
-Below, at and above the native window, up to the last position served, on random tokens.
+The prompts are random tokens, shorter than, as long as and longer than the native window, up to the served window.
 """
 
-import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,114 +13,235 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..errors import CheckFailed
-from ..models import CHUNK, hidden_states, load_tokenizer, logit_transform, to_device
-from ..runs import Run
+from ..files import read_checked, unreadable
+from ..models import CHUNK, BaseModel, hidden_states, load_tokenizer, logit_transform, to_device
 from ..serving import EXTRA_KEYS, RopeEncoding
-from ..tunable import Learned, attach_fixed, detach, fold_parameters, with_lora
+from ..tunable import Folded, Learned, attach_fixed, detach, fold_parameters, with_lora
+from .warnings import rope_warnings
+
+FIDELITY = "fidelity.json"
 
 SHORT = 1024
-"""Tokens that the fold is compared on in float64, whose attention takes memory for every pair of them."""
+"""Tokens of the comparison in float64, whose attention needs memory for every pair of tokens."""
+
+ByLength = dict[int, float]
+"""Tokens of a prompt -> largest absolute difference of a logit at any position."""
 
 
-def compare_with_memory(run: Run, learned: Learned, served: RopeEncoding, folder: Path) -> dict[str, Any]:
-    """Logits of the tuned model in memory against the checkpoint as stock transformers loads it, in float32.
+@dataclass(frozen=True)
+class Fidelity:
+    """How nearly an export computes what was learned, and what it must compute: the content of fidelity.json."""
 
-    Rounding what is folded to the dtype of the base's weights is reported and not refused; the tolerance is for
-    everything else.
+    max_abs_logit_difference: ByLength
+    """Of the files as they are, in float32."""
+    carrier: str
+    """How the learned values are written into the config."""
+    rope_parameters: dict[str, Any]
+    window: int
+    inv_freq: list[float]
+    """Radians per token, of each pair."""
+    attention_factor: float
+    """Multiplier of cos and sin, including what is folded into the weights."""
+    softmax_gain: float
+    """Multiplier of all logits of latent attention, as in the base."""
+    learned: dict[str, Any]
+    """`Learned.as_json()`."""
+    dtype: str = "float32"
+    max_abs_logit_difference_before_rounding: ByLength = field(default_factory=dict)
+    """With folded weights in float32; empty where rounding them to the base's dtype changed little."""
+    float32_noise_of_the_fold: ByLength = field(default_factory=dict)
+    """Multiplied queries against multiplied weights; empty where that is within the tolerance."""
+    max_abs_logit_difference_float64: ByLength = field(default_factory=dict)
+    fold: Folded | None = None
 
-    Multiplying queries and multiplying their weights round differently, which on a real model and a long prompt is more
-    than `export.tolerance`. Where it is, two comparisons without that noise must hold instead: at the same lengths with
-    the weights in memory folded too, and of the fold itself, on a short prompt in float64.
+    def as_json(self) -> dict[str, Any]:
+        """For fidelity.json, without what is empty."""
+        return {key: value for key, value in asdict(self).items() if value not in ({}, None)}
+
+    @classmethod
+    def read(cls, export: Path) -> "Fidelity":
+        """That of an export; raises `UserError` if its file is missing, damaged or of another version."""
+        path, remedy = export / FIDELITY, "run `yarn-tune export` again"
+        written = read_checked(path, remedy)
+        try:
+            by_length = {
+                key: {int(length): float(value) for length, value in written[key].items()}
+                for key in written
+                if key.startswith(("max_abs", "float32"))
+            }
+            folded = Folded(**written["fold"]) if "fold" in written else None
+            return cls(**written | by_length | {"fold": folded})
+        except (TypeError, ValueError, AttributeError) as error:
+            raise unreadable(path, error, remedy) from error
+
+    @property
+    def folded_gain(self) -> float:
+        """What queries in the weights are multiplied by; 1 where nothing is folded."""
+        return self.fold.gain if self.fold else 1.0
+
+
+def difference_text(fidelity: Fidelity) -> str:
+    """The largest logit difference of an export, and how much of it is rounding of folded weights."""
+    text = f"{max(fidelity.max_abs_logit_difference.values()):.1e}"
+    if exact := fidelity.max_abs_logit_difference_before_rounding:
+        text += f" ({max(exact.values()):.1e} before what is folded was rounded to the dtype of the base's weights)"
+    return text
+
+
+def compare_with_memory(
+    base: BaseModel, learned: Learned, served: RopeEncoding, folder: Path, tolerance: float
+) -> Fidelity:
+    """Compare the tuned model in memory with the checkpoint as stock transformers loads it, in float32.
+
+    Rounding the folded weights to the dtype of the base's weights is reported but not limited; `tolerance` limits
+    everything else. Multiplying queries and multiplying their weights round differently, which on a real model and a
+    long prompt may exceed it. Then two comparisons without that noise must hold instead: the same lengths with the
+    weights in memory folded too, and a short prompt in float64.
+
+    Args:
+        base: the base model.
+        learned: the parameters that were learned, in natural units.
+        served: how they are written into the config and the weights.
+        folder: of the checkpoint.
+        tolerance: largest absolute difference of a logit.
 
     Raises:
-        CheckFailed: on a difference above `export.tolerance`, or if transformers warns about the rope section.
+        CheckFailed: on a larger difference, or if transformers warns about the rope section.
     """
-    tolerance, lengths = run.recipe.export.tolerance, _lengths(learned)
-    folds = served.folds(learned)
-    differences: dict[int, float] = {}
-    rounded: dict[int, float] = {}
-    # The shortest first: where the fold's noise shows there already, longer ones need not be read to see more of it.
-    for group in (lengths[:1], lengths[1:]) if folds else (lengths,):
-        some, some_rounded = _differences(run, learned, served, folder, group)
-        differences |= some
-        rounded |= some_rounded
-        if not max(differences.values()) <= tolerance:
-            break
-    exact, double = dict(differences), dict[int, float]()
-    if folds and not max(differences.values()) <= tolerance:
-        noisy = [length for length in lengths if not differences.get(length, math.inf) <= tolerance]
-        same, some_rounded = _differences(run, learned, served, folder, noisy, folded=True)
-        exact |= same
-        rounded = {length: value for length, value in rounded.items() if length not in noisy} | some_rounded
-        double, _ = _differences(run, learned, served, folder, [min(SHORT, learned.window)], dtype="float64")
-    worst = max([*exact.values(), *double.values()])
+    compared = Comparison(base, learned, served, folder, tolerance)
+    lengths = prompt_lengths(learned.native, learned.window)
+    found = _up_to_the_first_excess(compared, lengths)
+    noise, double = ByLength(), ByLength()
+    if served.folds(learned) and not found.worst <= tolerance:
+        noise = found.exact
+        noisy = [length for length in lengths if not noise.get(length, math.inf) <= tolerance]
+        kept = {length: value for length, value in found.rounded.items() if length not in noisy}
+        found = replace(found, rounded=kept).merged(compared.measure(noisy, folded=True))
+        double = compared.measure([min(SHORT, learned.window)], dtype="float64").exact
+    _check(found, double, tolerance)
+    return Fidelity(
+        max_abs_logit_difference=found.exact | found.rounded,
+        max_abs_logit_difference_before_rounding=found.exact if found.rounded else {},
+        float32_noise_of_the_fold=noise,
+        max_abs_logit_difference_float64=double,
+        learned=learned.as_json(),
+        carrier=served.carrier,
+        rope_parameters=served.rope_parameters,
+        window=learned.window,
+        inv_freq=learned.inv_freq().tolist(),
+        attention_factor=learned.attention_factor,
+        softmax_gain=learned.facts.softmax_gain,
+    )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Logit differences by length."""
+
+    exact: ByLength
+    """Of the weights before rounding, where rounding made a difference."""
+    rounded: ByLength
+    """Of the files as they are, where that is more than the tolerance."""
+
+    @property
+    def worst(self) -> float:
+        """The largest, without rounding; NaN if any is NaN."""
+        return largest(list(self.exact.values()))
+
+    def merged(self, more: "Measured") -> "Measured":
+        """With those of more lengths; where both have a length, the newer counts."""
+        return Measured(self.exact | more.exact, self.rounded | more.rounded)
+
+
+def largest(values: list[float]) -> float:
+    """The largest of some differences; NaN if any is NaN."""
+    return math.nan if any(map(math.isnan, values)) else max(values)
+
+
+def _up_to_the_first_excess(compared: "Comparison", lengths: list[int]) -> Measured:
+    """Measure the shortest length first: where the fold's noise exceeds the tolerance already, skip the others."""
+    if not compared.served.folds(compared.learned):
+        return compared.measure(lengths)
+    first = compared.measure(lengths[:1])
+    return first.merged(compared.measure(lengths[1:])) if first.worst <= compared.tolerance else first
+
+
+def _check(found: Measured, double: ByLength, tolerance: float) -> None:
+    worst = largest([*found.exact.values(), *double.values()])
     if not worst <= tolerance:
         raise CheckFailed(
             f"export: logits of the reloaded checkpoint differ by {worst:.2e} from the tuned model's, more than "
-            f"export.tolerance ({tolerance:.0e}); no checkpoint was written. By length: {exact}"
+            f"export.tolerance ({tolerance:.0e}); no checkpoint was written. By length: {found.exact}"
             + (f", in float64: {double}" if double else "")
         )
-    found: dict[str, Any] = {"max_abs_logit_difference": exact | rounded, "dtype": "float32"}
-    if rounded:
-        found["max_abs_logit_difference_before_rounding"] = exact
-    if double:
-        found |= {"float32_noise_of_the_fold": differences, "max_abs_logit_difference_float64": double}
-    return {
-        **found,
-        "learned": learned.as_json(),
-        "carrier": served.carrier,
-        "rope_parameters": served.rope_parameters,
-        "window": learned.window,
-        "inv_freq": learned.inv_freq().tolist(),
-        "attention_factor": learned.attention_factor,
-        "softmax_gain": learned.facts.softmax_gain,
-    }
 
 
-@torch.no_grad()
-def _differences(
-    run: Run,
-    learned: Learned,
-    served: RopeEncoding,
-    folder: Path,
-    lengths: list[int],
-    dtype: str = "float32",
-    folded: bool = False,
-) -> tuple[dict[int, float], dict[int, float]]:
-    """Largest difference of a logit by length, and the same as rounded to the base's dtype, where that is more.
+@dataclass(frozen=True)
+class Comparison:
+    """The two models that are compared."""
 
-    With `folded`, the model in memory has the folded weights too, instead of gains on its queries. Double precision
-    stays on the CPU, which has room for it.
-    """
-    place = to_device if dtype == "float32" else lambda model: model
-    tuned = place(run.base.load(dtype))
-    prompts = _prompts(tuned.config.vocab_size, lengths)
-    with with_lora(tuned, learned.lora):
-        if not folded:
-            attach_fixed(tuned, lambda length: (learned.inv_freq(), learned.attention_factor), learned.folds)
+    base: BaseModel
+    learned: Learned
+    served: RopeEncoding
+    folder: Path
+    tolerance: float
+
+    @torch.no_grad()
+    def measure(self, lengths: list[int], dtype: str = "float32", folded: bool = False) -> Measured:
+        """Logit differences on prompts of these lengths.
+
+        Args:
+            lengths: tokens of each prompt.
+            dtype: of both models; float64 stays on the CPU, which has room for it.
+            folded: whether the model in memory has folded weights instead of gains on its queries.
+        """
+        prompts = _prompts(self.base.config.vocab_size, lengths)
+        expected, changed, device = self._in_memory(prompts, dtype, folded)
+        stock = self._reloaded(dtype).to(device)  # type: ignore[arg-type]
+        differences = _differences(stock, prompts, expected)
+        if not changed or max(differences.values()) <= self.tolerance:
+            return Measured(differences, {})
+        # The files have rounded weights. That is reported; with the exact ones the difference must be small.
+        _set(stock, changed)
+        return Measured(_differences(stock, prompts, expected), differences)
+
+    def _in_memory(
+        self, prompts: dict[int, Tensor], dtype: str, folded: bool
+    ) -> tuple[dict[int, Tensor], dict[str, Tensor], torch.device]:
+        """Final hidden states of the tuned model, the weights that the export changes (exactly), and the device."""
+        tuned, learned = self.base.load(dtype), self.learned
+        if dtype == "float32":
+            tuned = to_device(tuned)
+        with with_lora(tuned, learned.lora):
+            if not folded:
+                attach_fixed(tuned, lambda length: (learned.inv_freq(), learned.attention_factor), learned.folds)
+                expected = _hidden(tuned, prompts)
+                detach(tuned)
+            changed = self._changed_weights(tuned)
+        if folded:
+            factor = learned.attention_factor / math.sqrt(self.served.fold)
+            _set(tuned, changed)
+            attach_fixed(tuned, lambda length: (learned.inv_freq(), factor))
             expected = _hidden(tuned, prompts)
-            detach(tuned)
-        changed = _exact_weights(tuned, learned, served)
-    if folded:
-        _set(tuned, changed)
-        attach_fixed(tuned, lambda length: (learned.inv_freq(), learned.attention_factor / math.sqrt(served.fold)))
-        expected = _hidden(tuned, prompts)
-    device = tuned.device
-    del tuned
-    with rope_warnings() as warnings:
-        stock = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval().to(device)
-        found = _hidden(stock, prompts)
-        load_tokenizer(str(folder))
-    bad = [text for text in warnings if not ("nrecognized keys" in text and _names(text) <= EXTRA_KEYS)]
-    if bad:
-        raise CheckFailed(f"export: transformers warns about the exported rope section: {bad[0]}")
-    differences = {n: _logit_difference(stock, expected[n], found[n]) for n in prompts}
-    if not changed or max(differences.values()) <= run.recipe.export.tolerance:
-        return differences, {}
-    # A bfloat16 base rounds what is folded into it. That is reported; the fold itself must be exact.
-    _set(stock, changed)
-    found = _hidden(stock, prompts)
-    return {n: _logit_difference(stock, expected[n], found[n]) for n in prompts}, differences
+        return expected, changed, tuned.device
+
+    def _changed_weights(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        """What merging and folding make of a model's weights without rounding; only those that they change."""
+        named = dict(model.named_parameters())
+        changed = {name: named[name].cpu().clone() for name in self.learned.lora or {}}
+        if self.served.folds(self.learned):
+            changed |= fold_parameters(model, model.config.to_dict(), self.served.fold, self.learned.folds)
+        return changed
+
+    def _reloaded(self, dtype: str) -> PreTrainedModel:
+        """The checkpoint with stock classes; its tokenizer must load too."""
+        with rope_warnings() as texts:
+            stock = AutoModelForCausalLM.from_pretrained(self.folder, dtype=getattr(torch, dtype)).eval()
+            load_tokenizer(str(self.folder))
+        bad = [text for text in texts if not ("nrecognized keys" in text and _names(text) <= EXTRA_KEYS)]
+        if bad:
+            raise CheckFailed(f"export: transformers warns about the exported rope section: {bad[0]}")
+        return stock  # type: ignore[no-any-return]
 
 
 def _set(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
@@ -136,18 +255,13 @@ def _hidden(model: PreTrainedModel, prompts: dict[int, Tensor]) -> dict[int, Ten
     return {length: hidden_states(model, ids[None].to(model.device))[0] for length, ids in prompts.items()}
 
 
-def _exact_weights(model: PreTrainedModel, learned: Learned, served: RopeEncoding) -> dict[str, Tensor]:
-    """What merging and folding should leave, from the float32 model with LoRA merged; only what they change."""
-    named = dict(model.named_parameters())
-    changed = {name: named[name].cpu().clone() for name in learned.lora or {}}
-    if served.folds(learned):
-        changed |= fold_parameters(model, model.config.to_dict(), served.fold, learned.folds)
-    return changed
+def _differences(model: PreTrainedModel, prompts: dict[int, Tensor], expected: dict[int, Tensor]) -> ByLength:
+    found = _hidden(model, prompts)
+    return {length: _logit_difference(model, expected[length], found[length]) for length in prompts}
 
 
-def _lengths(learned: Learned) -> list[int]:
-    """Below, at and above the native window, up to the last position served; in order."""
-    native, window = learned.native, learned.window
+def prompt_lengths(native: int, window: int) -> list[int]:
+    """Below, at and above the native window, up to the served window; in order."""
     return sorted({max(2, native // 2), native, min(native + 1, window), min(2 * native, window), window})
 
 
@@ -158,7 +272,7 @@ def _prompts(vocabulary: int, lengths: list[int]) -> dict[int, Tensor]:
 
 
 def _logit_difference(model: PreTrainedModel, one: Tensor, other: Tensor) -> float:
-    """Largest difference of any logit at any position, chunk by chunk."""
+    """Largest absolute difference of a logit at any position, computed in chunks."""
     head, transform = model.get_output_embeddings(), logit_transform(model.config)
 
     def logits(hidden: Tensor) -> Tensor:
@@ -167,28 +281,6 @@ def _logit_difference(model: PreTrainedModel, one: Tensor, other: Tensor) -> flo
 
     pairs = zip(one.split(CHUNK), other.split(CHUNK), strict=True)
     return max((logits(a) - logits(b)).abs().max().item() for a, b in pairs)
-
-
-@contextmanager
-def rope_warnings() -> Iterator[list[str]]:
-    """Collect what transformers says about rope sections; it warns where other libraries would raise."""
-    texts: list[str] = []
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if "rope" in record.getMessage().lower():
-                texts.append(record.getMessage())
-
-    # Rope sections are checked in configuration and modeling modules alike; all log below this one.
-    logger, collector = logging.getLogger("transformers"), Collector(level=logging.WARNING)
-    level = logger.level
-    logger.addHandler(collector)
-    logger.setLevel(logging.WARNING)
-    try:
-        yield texts
-    finally:
-        logger.removeHandler(collector)
-        logger.setLevel(level)
 
 
 def _names(text: str) -> set[str]:

@@ -4,6 +4,7 @@ What is uploaded is what was checked: an export whose config is not served as le
 refused, and no path of this machine goes along.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -14,12 +15,13 @@ from huggingface_hub import CommitOperationAdd, HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
-from ..adapter import BESIDE, CONFIG, WEIGHTS, is_adapter
+from ..adapter import BESIDE, CONFIG, WEIGHTS, is_adapter, read_config
 from ..errors import CheckFailed, UserError
+from ..files import CHECKSUMS, read_checked, with_checksum
 from ..recipe import is_hub_id
 from ..serving import verify
-from .checkpoint import CARD
-from .model_card import licence_from
+from .fidelity import FIDELITY
+from .model_card import CARD, card_header, licence_from
 
 TEXTS = (".md", ".json", ".yaml")
 
@@ -67,7 +69,7 @@ def prepare_upload(source: Path, repo: str, base: str | None = None, adapter: bo
         raise UserError(f"{repo!r} is no name of a repository on the hub (org/name): {error}") from error
     if (source / "recipe.yaml").is_file():
         source = source / ("adapter" if adapter else "export")
-    if (source / "fidelity.json").is_file():
+    if (source / FIDELITY).is_file():
         return Upload(repo, "checkpoint", _checkpoint(source, base))
     if is_adapter(source):
         return Upload(repo, "adapter", _adapter(source, base))
@@ -81,13 +83,30 @@ def _checkpoint(folder: Path, base: str | None) -> dict[str, Path | bytes]:
     checked = verify(str(folder))
     if not checked.passed:
         raise CheckFailed(f"{folder}: is not served as it was learned, so it is not uploaded:\n{checked.text()}")
-    written = yaml.safe_load(card.read_text(encoding="utf-8").split("---")[1])["base_model"]
-    return _renamed(folder, str(written), base)
+    written = card_header(card.read_text(encoding="utf-8", errors="replace")).get("base_model")
+    if not isinstance(written, str):
+        raise UserError(f"{card}: its header names no base_model; run `yarn-tune export` again")
+    return _with_checksums(_renamed(folder, written, base))
+
+
+def _with_checksums(files: dict[str, Path | bytes]) -> dict[str, Path | bytes]:
+    """The files of an export, with checksums of those whose text changed."""
+    changed = {name: hashlib.sha256(f).hexdigest() for name, f in files.items() if isinstance(f, bytes)}
+    if CHECKSUMS not in files or not changed:
+        return files
+    listed = read_checked(_path(files[CHECKSUMS]), "run `yarn-tune export` again")["files"] | changed
+    listed.pop(CHECKSUMS, None)
+    return files | {CHECKSUMS: (json.dumps(with_checksum({"files": listed}), indent=1) + "\n").encode()}
+
+
+def _path(file: Path | bytes) -> Path:
+    assert isinstance(file, Path)
+    return file
 
 
 def _adapter(folder: Path, base: str | None) -> dict[str, Path | bytes]:
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    written = str(config["base_model_name_or_path"])
+    config = read_config(folder)
+    written = str(config.base_model_name_or_path)
     # Not what else may lie there: `yarn-tune export` of an adapter writes its checkpoint into it.
     own = {CONFIG, WEIGHTS, f"{BESIDE}/{CONFIG}", f"{BESIDE}/{WEIGHTS}"}
     files = {name: file for name, file in _renamed(folder, written, base).items() if name in own}
@@ -95,12 +114,12 @@ def _adapter(folder: Path, base: str | None) -> dict[str, Path | bytes]:
     header = {
         "base_model": named,
         "library_name": "peft",
-        **licence_from(_base_folder(written, config.get("revision"))),
+        **licence_from(_base_folder(written, config.revision)),
         "tags": ["yarn_tune"],
     }
     text = (
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n# RoPE adapter of {named}\n\n"
-        f"A window of {config['window']} tokens for {named}, whose weights stay as they are. Learned with "
+        f"A window of {config.window} tokens for {named}, whose weights stay as they are. Learned with "
         "yarn_tune, which has to be installed to load it:\n\n"
         "    import yarn_tune.adapter\n    from transformers import AutoModelForCausalLM\n"
         '    model = AutoModelForCausalLM.from_pretrained("ORG/THIS-REPOSITORY")\n\n'

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +12,13 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..errors import UserError
 from ..recipe import Base
+from .checkpoint_files import checkpoint_folder, files_digest, own_files
 from .loading import config_json, is_local, load_config, load_model, load_tokenizer, prefix_of
 from .query_layout import QuerySite, query_site
 from .rope_config import Layout, RopeFacts, layout_of, rope_facts
+
+TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
+"""Names of a tokenizer's files."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +89,28 @@ class BaseModel:
         """The tokens that the tokenizer puts before a text by itself; usually one or none."""
         return prefix_of(self.tokenizer)
 
+    def files(self, patterns: Sequence[str], but: str | None = None) -> list[Path]:
+        """The checkpoint's files that match the patterns, except those that match `but`; downloaded from the hub.
+
+        Raises:
+            UserError: if one is a link to a file outside the checkpoint's folder.
+        """
+        return own_files(self.folder(patterns, but), patterns, but)
+
+    def folder(self, patterns: Sequence[str] = ("README.md", "LICENSE*"), but: str | None = None) -> Path:
+        """A folder with the checkpoint's files that match the patterns; they are downloaded from the hub."""
+        return checkpoint_folder(self.source.model, self.source.revision, patterns, but)
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the config, the weights and the tokenizer's files, on which runs and measurements depend."""
+        kinds = {"config": ("config.json",), "weights": ("*.safetensors",), "tokenizer": TOKENIZER}
+        return {f"{kind} of the base": files_digest(self.files(names)) for kind, names in kinds.items()}
+
     @cached_property
     def digest(self) -> str:
-        """Of the config as written, and of name, size and time of each weight file (or the snapshot of a hub id)."""
-        weights = sorted(Path(self.source.model).glob("*.safetensors"))
-        files = [(path.name, path.stat().st_size, path.stat().st_mtime) for path in weights]
-        snapshot = getattr(self.config, "_commit_hash", None)
-        facts = json.dumps([self.source.model, self.source.revision, snapshot, self.written, files], sort_keys=True)
-        return hashlib.sha256(facts.encode()).hexdigest()
+        """One SHA-256 of all `digests`."""
+        return hashlib.sha256(json.dumps(self.digests).encode()).hexdigest()
 
     def load(self, dtype: str | None = None) -> PreTrainedModel:
         """The model with stock classes, in `dtype` (by default that of the recipe)."""

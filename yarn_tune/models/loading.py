@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from ..errors import UserError
+from ..files import readable_by_all
 from ..recipe import Base, is_hub_id
 from .families import FULL
 
@@ -159,6 +160,7 @@ def save_weights(weights: dict[str, Tensor], path: Path, metadata: dict[str, str
     """
     try:
         save_file(weights, path, metadata=metadata)
+        readable_by_all(path)  # safetensors creates it for its owner alone
     except (SafetensorError, OSError) as error:
         reason = re.sub(r"^.*I/O error: |\(os error.*", "", str(error)).strip()
         raise UserError(f"{path} cannot be written ({reason}); make room, and run the same command again") from error

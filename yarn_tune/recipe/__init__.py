@@ -2,7 +2,7 @@
 
 from .bundled import copy_recipe, shipped_recipes
 from .keys import Key, recipe_keys
-from .loading import load_recipe, open_recipe, parse_recipe, parse_rope
+from .loading import checksum_line, load_recipe, open_recipe, parse_recipe, parse_rope
 from .named_files import HUB, is_hub_id, matching_files, missing_files, what_is
 from .schema import (
     YARN,
@@ -38,6 +38,7 @@ __all__ = [
     "Runtime",
     "StackName",
     "Train",
+    "checksum_line",
     "copy_recipe",
     "is_hub_id",
     "load_recipe",

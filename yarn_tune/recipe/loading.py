@@ -6,6 +6,8 @@ write instead. Precedence: defaults < YAML < overrides (`train.steps=50`).
 
 import copy
 import difflib
+import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -42,7 +44,9 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     if not Path(path).is_file():
         raise RecipeError(source, [f"{_not_found(Path(path))}; `yarn-tune recipes` lists the bundled ones"])
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        _check_checksum(source, text)
+        tree = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = " ".join(str(error).split())
         raise RecipeError(source, [f"not readable as YAML: {where}"]) from error
@@ -85,6 +89,24 @@ def open_recipe(
     kept = load_recipe(path / "recipe.yaml").name
     read = load_recipe(path / "recipe.yaml", list(overrides))
     return read, Path(folder or (path if read.name == kept else path.parent / read.name))
+
+
+HEAD = "# sha256 of the lines below: "
+CHECKSUM = re.compile(HEAD + r"[0-9a-f]{64}\n")
+
+
+def checksum_line(text: str) -> str:
+    """The first line of the recipe in a run folder; what is below it must not change any more."""
+    return f"{HEAD}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def _check_checksum(source: str, text: str) -> None:
+    """Refuse a recipe of a run folder that changed since it was written."""
+    head = CHECKSUM.match(text)
+    broken = head is None and text.startswith(HEAD)
+    if broken or (head and checksum_line(text[head.end() :]) != head[0]):
+        remedy = "put it back as it was, and give other settings on the command line (key=value)"
+        raise RecipeError(source, [f"changed since yarn-tune wrote it; {remedy}"])
 
 
 def parse_recipe(tree: dict[str, Any], overrides: list[str], source: str = "recipe") -> Recipe:

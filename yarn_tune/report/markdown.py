@@ -4,7 +4,8 @@ from pathlib import Path
 
 from ..data import RowRequest, build_rows
 from ..evaluation import Comparison, load_records, tables
-from ..runs import Run, TunedRow, taught
+from ..files import locked, write_atomically
+from ..runs import Run, TunedRow, read_metrics, taught
 from ..tunable import Start
 from .pictures import heat_map, plot_by_position
 from .training_pictures import plot_coverage, plot_factors, plot_gains, plot_steps
@@ -18,10 +19,15 @@ COLUMNS = (
 
 
 def write_report(run: Run, comparison: Comparison, tuned: TunedRow) -> Path:
-    """Write report.md and its pictures into the run folder."""
+    """Write report.md and its pictures into the run folder; raises `UserError` if another process writes there."""
+    with locked(run.folder):
+        return _write_report(run, comparison, tuned)
+
+
+def _write_report(run: Run, comparison: Comparison, tuned: TunedRow) -> Path:
     recipe, learned, start = run.recipe, tuned.learned, Start.of(run.base.facts, run.recipe.rope)
     plot_factors(learned, start, run.folder / "factors.png")
-    plot_steps(run.folder / "metrics.jsonl", run.folder / "steps.png")
+    plot_steps(read_metrics(run.folder), run.folder / "steps.png")
     if learned.gains is not None:
         plot_gains(learned, run.folder / "gains.png")
     rows = build_rows(recipe.data, run.base, RowRequest(recipe.row_tokens(), recipe.rows(), recipe.train.seed))
@@ -47,7 +53,7 @@ def write_report(run: Run, comparison: Comparison, tuned: TunedRow) -> Path:
         "![coverage](coverage.png)",
     ]
     path = run.folder / "report.md"
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_atomically(path, ("\n\n".join(parts) + "\n").encode())
     return path
 
 

@@ -1,7 +1,7 @@
 """Pictures of a run's training: learned factors, gains and phases, loss, and trained distances."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -52,9 +52,8 @@ def plot_gains(learned: Learned, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def plot_steps(metrics: Path, path: Path) -> None:
-    """Write a PNG of the training loss and the learned values over the steps of a metrics.jsonl."""
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+def plot_steps(lines: list[dict[str, Any]], path: Path) -> None:
+    """Write a PNG of the training loss and the learned values over the steps of a run, given its records."""
     steps = [line["step"] for line in lines]
     values = [name for name in lines[-1]["learned"] if all(name in line["learned"] for line in lines)]
     figure = Figure(figsize=(8, 2 + 1.4 * (1 + len(values))), layout="constrained")

@@ -1,10 +1,10 @@
-"""The run folder: recipe, checkpoints, metrics, learned numbers, and earlier runs to start from."""
+"""The run folder: recipe, checkpoints, metrics, learned parameters, and earlier runs to start from."""
 
-from .checkpoint import State, latest_state, load_optimizer_tensors, optimizer_tensors, save_state
+from .checkpoint import State, check_inputs, latest_state, load_optimizer_tensors, optimizer_tensors, save_state
 from .folder import Run, claimed
 from .initial import previous_run
 from .learned import TunedRow, learned_of, tuned_row, write_learned
-from .metrics import EARLIER, MetricsLog, end_training, progress_text, taught
+from .metrics import EARLIER, MetricsLog, end_training, progress_text, read_metrics, taught
 
 __all__ = [
     "EARLIER",
@@ -12,6 +12,7 @@ __all__ = [
     "Run",
     "State",
     "TunedRow",
+    "check_inputs",
     "claimed",
     "end_training",
     "latest_state",
@@ -20,6 +21,7 @@ __all__ = [
     "optimizer_tensors",
     "previous_run",
     "progress_text",
+    "read_metrics",
     "save_state",
     "taught",
     "tuned_row",

@@ -1,80 +1,132 @@
-"""A run's resumable state on disk: small, readable without yarn_tune, never half-written.
+"""The resumable state of a run on disk: small, readable without yarn_tune, never half-written.
 
-A checkpoint is a folder `step-000050/` with `state.safetensors` (learned offsets, optimizer moments) and
-`state.json` (step, and the SHA-256 of the tensors). It is written under another name, flushed to disk, and then
-renamed; one whose checksum does not hold is skipped in favour of the one before. An export gets its name the same way.
+A checkpoint is a folder `step-000050/` with `state.safetensors` (learned offsets and optimizer moments) and
+`state.json` (step, SHA-256 of the tensors, digests of the inputs, and a checksum of all of these). It is written under
+another name, flushed to disk, and then renamed. A damaged checkpoint is skipped in favour of the one before.
 """
 
 import hashlib
-import json
+import re
 import shutil
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from ..files import Tensors, put_in_place, write_atomically, write_json
+from ..errors import UserError
+from ..files import Tensors, partial_of, put_in_place, read_bytes, read_checked, write_atomically, write_checked
 
 LEARNED = "learned.safetensors"
-"""What a finished run has learned: its offsets, in the run folder."""
+"""Learned offsets of a finished run, in the run folder."""
+
+STEP = re.compile(r"step-(\d{6,})")
 
 
 @dataclass(frozen=True)
 class State:
-    """Everything a run continues from. Rows and rates are functions of `step`, so they need no state."""
+    """Everything a run continues from. Batches and learning rates are functions of `step`, so they need no state."""
 
     step: int
     """Steps done."""
     numbers: Tensors
+    """Learned offsets by name."""
     optimizer: Tensors
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Name of an input of the run (documents, weights, ...) -> digest."""
 
 
 def save_state(folder: Path, state: State, keep: int) -> None:
-    """Write `state` under `folder` and delete all but the last `keep` checkpoints."""
+    """Write `state` under `folder` and delete all but the last `keep` checkpoints; the run folder is locked.
+
+    Raises:
+        UserError: if it cannot be written; the checkpoints before it stay.
+    """
     tensors = {f"numbers.{name}": tensor.contiguous() for name, tensor in state.numbers.items()}
     tensors |= {f"optimizer.{name}": tensor.contiguous() for name, tensor in state.optimizer.items()}
     content = save(tensors)
     target = folder / f"step-{state.step:06d}"
-    partial = folder / f".{target.name}.partial"
-    for stale in folder.glob(".*.partial"):
-        shutil.rmtree(stale, ignore_errors=True)
+    partial = partial_of(target)
     try:
         write_atomically(partial / "state.safetensors", content)
-        write_json(partial / "state.json", {"step": state.step, "sha256": hashlib.sha256(content).hexdigest()})
+        about = {"step": state.step, "tensors": hashlib.sha256(content).hexdigest(), "inputs": state.inputs}
+        write_checked(partial / "state.json", about)
         put_in_place(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def latest_state(folder: Path) -> State | None:
-    """The newest checkpoint that is whole, or None."""
-    found = (read_state(target) for target in sorted(folder.glob("step-*"), reverse=True))
-    return next((state for state in found if state is not None), None)
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, by their number of steps."""
+    numbered = [(int(match[1]), path) for path in folder.glob("step-*") if (match := STEP.fullmatch(path.name))]
+    return [path for _, path in sorted(numbered)]
+
+
+def latest_state(folder: Path, report: bool = False) -> State | None:
+    """The newest undamaged checkpoint, or None; with `report`, a line on stderr names each one that is skipped."""
+    for target in reversed(checkpoints(folder)):
+        try:
+            return load_state(target)
+        except UserError as error:
+            if report:
+                print(f"yarn-tune: {target} is damaged and is skipped: {error}", file=sys.stderr)
+    return None
 
 
 def read_state(target: Path) -> State | None:
-    """The checkpoint in this very folder if it is whole, or None."""
+    """The checkpoint in this folder; None if there is none or it is damaged."""
     try:
-        meta = json.loads((target / "state.json").read_text(encoding="utf-8"))
-        content = (target / "state.safetensors").read_bytes()
-        if hashlib.sha256(content).hexdigest() != meta["sha256"]:
-            return None
-        tensors = load(content)
-        return State(int(meta["step"]), _part(tensors, "numbers."), _part(tensors, "optimizer."))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return load_state(target)
+    except UserError:
         return None
+
+
+def load_state(target: Path) -> State:
+    """The checkpoint in this folder.
+
+    Raises:
+        UserError: if there is none, or it is damaged.
+    """
+    about = read_checked(target / "state.json", "the checkpoint cannot be used")
+    try:
+        content = read_bytes(target / "state.safetensors")
+        match = STEP.fullmatch(target.name)
+        if hashlib.sha256(content).hexdigest() != about["tensors"] or (match and int(match[1]) != about["step"]):
+            raise ValueError("its checksum does not match its content")
+        tensors = load(content)
+        return State(about["step"], _part(tensors, "numbers."), _part(tensors, "optimizer."), about["inputs"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"{target}: the checkpoint cannot be used ({error})") from error
 
 
 def _part(tensors: Tensors, prefix: str) -> Tensors:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
+def check_inputs(state: State, now: dict[str, str], folder: Path) -> None:
+    """Check that a run continues with the inputs it was started with.
+
+    Args:
+        state: to continue from.
+        now: name of an input -> its digest now.
+        folder: of the run, for the message.
+
+    Raises:
+        UserError: naming every input that changed.
+    """
+    if changed := [name for name, digest in now.items() if state.inputs.get(name, digest) != digest]:
+        raise UserError(
+            f"{folder}: since this run was started, these of its inputs changed: {', '.join(changed)}. Put them back "
+            "as they were and the same command continues; or train anew under another name="
+        )
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
-    """The optimizer's moments and step counts, flat."""
+    """The moments and step counts of an optimizer, as a flat dict."""
     states = optimizer.state_dict()["state"]
     return {
         f"{index}.{name}": value.detach().cpu().clone()
@@ -84,7 +136,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """Put back what `optimizer_tensors` took."""
+    """Load what `optimizer_tensors` returned."""
     states: dict[int, Tensors] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")

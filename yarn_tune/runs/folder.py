@@ -1,4 +1,4 @@
-"""A run folder: where its files are, which recipe it belongs to, and the lock that one process holds on it."""
+"""A run folder: the paths in it, the recipe it belongs to, and the lock that one process holds."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,13 +7,11 @@ from functools import cached_property
 from pathlib import Path
 
 import yaml
-from filelock import FileLock, Timeout
 
-from ..distributed import World
 from ..errors import UserError
-from ..files import write_atomically
+from ..files import locked, write_atomically
 from ..models import BaseModel
-from ..recipe import Recipe, load_recipe
+from ..recipe import Recipe, checksum_line, load_recipe
 from .checkpoint import LEARNED
 
 RERUN_FREELY = ("eval", "export", "runtime")
@@ -34,56 +32,49 @@ class Run:
 
     @property
     def recipe_path(self) -> Path:
-        """The recipe as run."""
+        """The recipe of the run, with all defaults written out."""
         return self.folder / "recipe.yaml"
 
     @property
     def numbers_path(self) -> Path:
-        """Where the learned offsets are, once training is done."""
+        """The learned offsets, once training is done."""
         return self.folder / LEARNED
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the saved states."""
+        """Folder of the checkpoints."""
         return self.folder / "checkpoints"
 
 
 @contextmanager
-def claimed(run: Run, world: World) -> Iterator[None]:
-    """The run folder, with the recipe in it, while this start of the command is at work there.
+def claimed(run: Run, main: bool = True) -> Iterator[None]:
+    """Hold the lock of the run folder, and write the recipe into it.
 
-    No other start may write into it meanwhile; a killed one leaves it free.
+    Args:
+        run: whose folder it is.
+        main: whether this process writes; the others only check the folder.
 
     Raises:
-        UserError: if another is at work there, or the folder holds a run with other values.
+        UserError: if another process writes there, or the folder holds a run with other values.
     """
-    if not world.main:
+    if not main:
         check_folder(run)
         yield
         return
-    run.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run.folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(
-            f"{run.folder}: another process is learning there; wait for it, or give this run a name="
-        ) from error
-    try:
+    with locked(run.folder):
         claim_folder(run)
         yield
-    finally:
-        lock.release()
 
 
 def claim_folder(run: Run) -> None:
     """Write the recipe into the run folder; raises as `check_folder` does."""
     check_folder(run)
-    write_atomically(run.recipe_path, yaml.safe_dump(run.recipe.to_dict(), sort_keys=False).encode())
+    text = yaml.safe_dump(run.recipe.to_dict(), sort_keys=False)
+    write_atomically(run.recipe_path, (checksum_line(text) + text).encode())
 
 
 def check_folder(run: Run) -> None:
-    """See that the folder is this very run's, if anything was learned in it.
+    """Check that what was learned in the folder, if anything, was learned with this recipe.
 
     Raises:
         UserError: if it holds a run with other values.
@@ -99,13 +90,16 @@ def check_folder(run: Run) -> None:
 
 
 def changes(run: Run, sections: Sequence[str], begins: bool = True) -> list[str]:
-    """In which of these sections the recipe is another than the one in the folder; "section: before -> now".
+    """The sections in which the recipe differs from the one in the folder, as "section: before -> now".
 
-    Where the run has ended, it may no longer matter from what it `begins` (`rope.init`).
+    Args:
+        run: whose recipe is compared with the one in its folder.
+        sections: to compare.
+        begins: whether `rope.init` counts; after the end of a run it no longer matters where it began.
     """
     if not run.recipe_path.is_file():
         return []
-    # Read as a recipe, so that settings which are newer than the run have their defaults.
+    # Loaded as a recipe, so that settings which are newer than the run have their defaults.
     before, now = load_recipe(run.recipe_path).to_dict(), run.recipe.to_dict()
     if not begins:
         now["rope"]["init"] = before["rope"]["init"]

@@ -1,7 +1,8 @@
-"""What was learned before, to learn on from (`rope.init`): rows, objective, rates, even the window may be others now.
+"""Learned offsets to start from (`rope.init`): of a finished run, of a checkpoint, or of an adapter.
 
-Taken over are the offsets from search-free YaRN, not the optimizer's state. Where the window is another, they are laid
-over the YaRN of the new one. The earlier folder is needed only to begin.
+Rows, objective, learning rates and even the window may differ from the earlier run's. The offsets from search-free YaRN
+are taken over, the optimizer's state is not; under another window they are offsets from the YaRN of that window. The
+earlier folder is needed only to begin.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from ..adapter import adapter_numbers, adapter_recipe, is_adapter
 from ..errors import UserError
-from ..files import Tensors, read_tensors, write_json
+from ..files import Tensors, read_tensors, write_checked
 from ..models import BaseModel, base_identity
 from ..recipe import YARN, Recipe, load_recipe
 from ..tunable import at_start
@@ -19,27 +20,27 @@ from .metrics import EARLIER, spent
 
 @dataclass(frozen=True)
 class PreviousRun:
-    """What was learned before, and what it cost."""
+    """The learned offsets to start from, and what they cost."""
 
     folder: Path
     numbers: Tensors
     """Offsets by the names `TunableRotary.load_numbers` takes."""
     steps: int
-    """This and what follows are 0 for an adapter, which does not say."""
+    """Steps, tokens and seconds are 0 for an adapter, which does not record them."""
     tokens: int
     seconds: float
 
     def note(self, folder: Path) -> None:
-        """Leave in a run folder what was spent before it, for `metrics.spent`."""
+        """Write into a run folder what was spent before it, for `metrics.spent`."""
         costs = {"steps": self.steps, "tokens": self.tokens, "seconds": self.seconds}
-        write_json(folder / EARLIER, {"learned_in": str(self.folder), **costs})
+        write_checked(folder / EARLIER, {"learned_in": str(self.folder), **costs})
 
 
 def previous_run(recipe: Recipe) -> PreviousRun | None:
-    """The finished run, the checkpoint of one, or the adapter, that `rope.init` names; None for search-free YaRN.
+    """The finished run, the checkpoint or the adapter that `rope.init` names; None for search-free YaRN.
 
     Raises:
-        UserError: if nothing was learned there, or for another base, or other kinds of numbers.
+        UserError: if nothing was learned there, or it was learned on another base, or the kinds of parameters differ.
     """
     if recipe.rope.init == YARN:
         return None
@@ -63,7 +64,7 @@ def previous_run(recipe: Recipe) -> PreviousRun | None:
 
 
 def _check_fit(folder: Path, before: Recipe, now: Recipe) -> None:
-    """The numbers of one run can be the start of another where these agree."""
+    """Refuse offsets that were learned with another base, other kinds of parameters or other LoRA targets."""
     found, wanted = (
         {
             "base.model, base.revision": base_identity(recipe.base),

@@ -1,26 +1,24 @@
-"""The learned numbers of a finished run: written at its end, and read back for comparison and export."""
+"""The learned parameters of a finished run: written at its end, and read back for comparison and export."""
 
 from dataclasses import dataclass, replace
 
-from safetensors.torch import save
-
 from ..adapter import adapter_numbers, adapter_recipe, is_adapter, write_adapter
 from ..errors import UserError
-from ..files import read_tensors, write_atomically, write_json
+from ..files import read_tensors, save_tensors, write_atomically, write_checked
 from ..serving import Target, representable_parameters
 from ..tunable import Learned, TunableRotary, at_start
 from .folder import Run, changes
-from .metrics import spent
+from .metrics import SUMMARY, spent
 
 MEANING = ("rope", "lora")
-"""Sections that say what the learned numbers are offsets from."""
+"""Sections that determine what the learned numbers are offsets from."""
 
 
 def learned_of(run: Run) -> Learned:
-    """What a finished run (or an adapter in its place) learned, settled into numbers a config can carry.
+    """The learned parameters of a finished run (or of an adapter), adjusted to what a config can carry.
 
     Raises:
-        UserError: if the run is not finished, or the numbers are damaged, another base's or another recipe's.
+        UserError: if the run is not finished, or its parameters are damaged, or belong to another base or recipe.
     """
     recipe = run.recipe
     rotary = at_start(run.base, recipe.rope)
@@ -30,43 +28,50 @@ def learned_of(run: Run) -> Learned:
         changed = ["rope"]
     if changed:
         raise UserError(
-            f"{run.folder}: its numbers were learned under other settings, and mean something else under these; leave "
-            "them as they were, or learn anew under another name=:\n  " + "\n  ".join(changed)
+            f"{run.folder}: its parameters were learned with other settings, and mean something else with these; leave "
+            "the settings as they were, or train anew under another name=:\n  " + "\n  ".join(changed)
         )
     if run.numbers_path.is_file():
         rotary.load_numbers(read_tensors(run.numbers_path))
     elif own is not None:
         rotary.load_numbers(adapter_numbers(run.folder, rotary))
     else:
-        raise UserError(f"{run.folder}: nothing learned here yet; run `yarn-tune train` to the end first")
+        raise UserError(f"{run.folder}: holds no finished run; run `yarn-tune train` to the end first")
     return representable_parameters(rotary, Target.of_model(run.base, recipe.export))
 
 
 def write_learned(run: Run, rotary: TunableRotary, learned: Learned, place: str) -> None:
-    """What a run leaves when it is done: its numbers, the adapter for the rotary module at `place`, and a summary."""
-    write_atomically(run.numbers_path, save(rotary.numbers()))
+    """Write the results of a finished run: learned parameters, PEFT adapter, JSON summary.
+
+    Args:
+        run: whose folder is written; the caller holds its lock.
+        rotary: with the learned parameters.
+        learned: the same in natural units.
+        place: dotted name of the base's rotary module.
+    """
     write_adapter(run.folder / "adapter", run.recipe, rotary, place)
-    write_json(
-        run.folder / "learned.json",
-        {"frequencies": learned.frequencies, "numbers": rotary.count(), **learned.summary()},
-    )
+    steps = run.recipe.train.steps
+    summary = {"frequencies": learned.frequencies, "numbers": rotary.count(), "steps": steps, **learned.summary()}
+    write_checked(run.folder / SUMMARY, summary)
+    # The last file: where it is, the run is finished.
+    write_atomically(run.numbers_path, save_tensors(rotary.numbers()))
 
 
 @dataclass(frozen=True)
 class TunedRow:
-    """Learned numbers, and what they cost."""
+    """Learned parameters, and what they cost."""
 
     learned: Learned
     tokens: int
-    """Read to obtain them."""
+    """Read in training."""
     seconds: float
 
 
 def tuned_row(run: Run) -> TunedRow:
-    """A finished run's settled numbers and what they cost.
+    """The learned parameters of a finished run, and what they cost.
 
     Raises:
-        UserError: if the run is not finished.
+        UserError: if the run is not finished, or its record is damaged.
     """
     learned = learned_of(run)
     _, tokens, seconds = spent(run.folder)

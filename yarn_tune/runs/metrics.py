@@ -1,7 +1,7 @@
-"""What a run tells while it learns: `metrics.jsonl`, the progress bar's text, and the trackers.
+"""What a run reports while it trains: `metrics.jsonl`, the text of the progress bar, and the trackers.
 
-The file is the record: it has each step once, whatever was killed and continued. Trackers are a convenience: one that
-dies is dropped with a word, and the run goes on.
+`metrics.jsonl` is the record: one line per step with a checksum, each step once, however often the run was killed and
+continued. A tracker that fails is dropped with a message, and the run goes on.
 """
 
 import json
@@ -13,27 +13,47 @@ from pathlib import Path
 from typing import Any
 
 from ..distributed import World, environment
-from ..errors import UserError
-from ..files import unwritable, write_atomically, write_json
+from ..files import (
+    has_checksum,
+    read_bytes,
+    read_checked,
+    unreadable,
+    unwritable,
+    with_checksum,
+    write_atomically,
+    write_checked,
+    write_json,
+)
 from ..recipe import Recipe
 from ..tunable import Learned
 from .folder import Run
 
 EARLIER = "earlier.json"
-"""What was spent before, on the run that this one learns on from (`rope.init`)."""
+"""In a run folder: what was spent by the run that this one started from (`rope.init`)."""
+
+SUMMARY = "learned.json"
+"""In a run folder: the learned values in natural units, and the number of steps."""
+
+LOST = (
+    "it is the record of what the run cost. Copy it back from where the run was made, or train anew under another name="
+)
 
 
 class MetricsLog:
-    """`metrics.jsonl` (one object a step) and the trackers."""
+    """`metrics.jsonl` (one object per step) and the trackers."""
 
     def __init__(self, folder: Path, recipe: Recipe, world: World, done: int) -> None:
+        """Open the record of a run after `done` steps, and start the trackers.
+
+        Raises:
+            UserError: if the record of these steps is not complete, or it cannot be written.
+        """
         self.world, self.path = world, folder / "metrics.jsonl"
         self.tracking = bool(recipe.runtime.trackers)
         if not world.main:
             return
-        # Steps after the checkpoint will be done again, so their lines go, and with them one that was cut short.
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        write_atomically(self.path, "".join(f"{line}\n" for line in lines[:done] if line.endswith("}}")).encode())
+        # Steps after the checkpoint are done again, so their lines are dropped.
+        write_atomically(self.path, b"".join(map(metrics_line, read_metrics(folder, done) if done else [])))
         write_json(folder / "environment.json", environment(world))
         options = {"wandb": {"id": _wandb_id(folder), "resume": "allow"}} if "wandb" in recipe.runtime.trackers else {}
         config = _flat(recipe.to_dict())
@@ -49,51 +69,74 @@ class MetricsLog:
             return
         values = {"loss": loss, "gradient_norm": norm, "tokens": tokens, "seconds": round(seconds, 3)}
         try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **values, "learned": learned.summary()}) + "\n")
+            with open(self.path, "ab") as file:
+                file.write(metrics_line({"step": step, **values, "learned": learned.summary()}))
                 file.flush()
-                os.fsync(file.fileno())  # before the checkpoint of the step, which would not do it again
+                os.fsync(file.fileno())  # before the checkpoint of this step is written
         except OSError as error:
             raise unwritable(self.path, error) from error
         self._track(lambda: self.world.accelerator.log({**values, **learned.summary()}, step=step))
 
-    def _track(self, tell: Callable[[], None]) -> None:
-        self.tracking = self.tracking and _survived(tell)
+    def _track(self, call: Callable[[], None]) -> None:
+        self.tracking = self.tracking and _survived(call)
+
+
+def metrics_line(record: dict[str, Any]) -> bytes:
+    """One line of `metrics.jsonl`, with its checksum."""
+    return (json.dumps(with_checksum(json.loads(json.dumps(record)))) + "\n").encode()
+
+
+def read_metrics(folder: Path, steps: int | None = None) -> list[dict[str, Any]]:
+    """The records of steps 1 to `steps` (None: to the last) of a run, in order.
+
+    Raises:
+        UserError: if the file or a line is missing, damaged or out of order.
+    """
+    path, records = folder / "metrics.jsonl", list[dict[str, Any]]()
+    try:
+        for number, line in enumerate(read_bytes(path).splitlines()[:steps], 1):
+            record = json.loads(line)
+            if not has_checksum(record) or record["step"] != number:
+                raise ValueError(f"line {number} is damaged or not of step {number}")
+            records.append(record)
+        if steps is not None and len(records) < steps:
+            raise ValueError(f"{len(records)} of {steps} steps are in it")
+    except (OSError, ValueError, KeyError, RecursionError) as error:
+        raise unreadable(path, error, LOST) from error
+    return records
 
 
 def spent(folder: Path, until: int | None = None) -> tuple[int, int, float]:
-    """(steps, tokens read, seconds) of what was learned in a run folder, and before it where it learned on.
+    """(steps, tokens read, seconds) that a run took, including the runs it started from.
 
     Args:
         folder: of the run.
         until: steps to count; None: all.
 
     Raises:
-        UserError: if the run's record is not there, or damaged.
+        UserError: if the record of the run is missing, damaged or not complete.
     """
-    path = folder / "metrics.jsonl"
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()][:until]
-        tokens, seconds = sum(line["tokens"] for line in lines), sum(line["seconds"] for line in lines)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: what was spent cannot be read from it ({error}); it came with the run") from error
-    steps = len(lines)
+    if until is None and (folder / SUMMARY).is_file():
+        until = read_checked(folder / SUMMARY, LOST)["steps"]
+    records = read_metrics(folder, until)
+    tokens, seconds = sum(record["tokens"] for record in records), sum(record["seconds"] for record in records)
+    steps = len(records)
     if (folder / EARLIER).is_file():
-        before = json.loads((folder / EARLIER).read_text(encoding="utf-8"))
+        before = read_checked(folder / EARLIER, LOST)
         steps, tokens, seconds = steps + before["steps"], tokens + before["tokens"], seconds + before["seconds"]
     return steps, tokens, round(seconds, 1)
 
 
 def end_training(world: World) -> None:
-    """Close the trackers, and part from the other processes."""
+    """Wait for the other processes and close the trackers."""
     world.accelerator.wait_for_everyone()
     _survived(world.accelerator.end_training)
 
 
-def _survived(tell: Callable[[], None]) -> bool:
-    """Whether the trackers took it; nothing that one does may end a run."""
+def _survived(call: Callable[[], None]) -> bool:
+    """Whether a call to the trackers succeeded; none of their errors ends a run."""
     try:
-        tell()
+        call()
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         print(f"yarn-tune: a tracker failed ({reason}); the run goes on, see its metrics.jsonl", file=sys.stderr)
@@ -108,16 +151,16 @@ def progress_text(loss: float, learned: Learned, speed: float) -> str:
 
 
 def _wandb_id(folder: Path) -> str:
-    """The id of the run there, the same after a resume."""
+    """The id of the run on wandb, the same after a resume."""
     path = folder / "trackers.json"
     if not path.is_file():
-        write_json(path, {"wandb": uuid.uuid4().hex[:8]})
-    found: str = json.loads(path.read_text(encoding="utf-8"))["wandb"]
+        write_checked(path, {"wandb": uuid.uuid4().hex[:8]})
+    found: str = read_checked(path, "delete it, and the run gets a new id")["wandb"]
     return found
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Nested values under dotted keys, as trackers want them."""
+    """Nested values under dotted keys, as trackers take them."""
     flat: dict[str, str | int | float | bool] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -128,8 +171,8 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str | int | float
 
 
 def taught(run: Run) -> str:
-    """By how much reading something was learned, or nothing where that is not known, as of an adapter."""
-    if not (run.folder / "metrics.jsonl").is_file():
+    """The phrase ", in N steps on N tokens"; empty where that is not known, as of an adapter."""
+    if not (run.folder / "metrics.jsonl").is_file() and not (run.folder / SUMMARY).is_file():
         return ""
     steps, tokens, _ = spent(run.folder)
     return f", in {steps} steps on {tokens:,} tokens"

@@ -4,7 +4,6 @@ The measure is `fidelity.json` where there is one (what was learned), else what 
 config. Known traps are explained in words, also where they happen to hurt no stack asked for.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
+from ..files import CHECKSUMS, file_digest, read_checked
 from ..models import FULL, config_json, layout_of
 from ..rope import yarn_attention_factor
 from .conformance import ExpectedRope, frequency_error, mismatches
@@ -81,7 +81,27 @@ def verify(checkpoint: str, stacks: Sequence[str] | None = None) -> Verification
     reference, wanted = _reference(checkpoint, config)
     lines = [_line(name, reading(name, config), wanted) for name in names]
     traps, errors = explain(config)
+    errors += changed_files(Path(checkpoint))
     return Verification(checkpoint, reference, lines, traps, errors)
+
+
+def changed_files(folder: Path) -> list[str]:
+    """The files of an export that changed since it was written, in words; empty for a checkpoint of another tool.
+
+    Raises:
+        UserError: if the export's own list of checksums is damaged.
+    """
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        return []
+    problems = []
+    for name, digest in read_checked(path, "run `yarn-tune export` again")["files"].items():
+        try:
+            if file_digest(folder / name) != digest:
+                problems.append(f"{name}: changed since it was exported")
+        except OSError as error:
+            problems.append(f"{name}: cannot be read ({error.strerror})")
+    return problems
 
 
 def _reference(checkpoint: str, config: dict[str, Any]) -> tuple[str, ExpectedRope]:
@@ -89,7 +109,7 @@ def _reference(checkpoint: str, config: dict[str, Any]) -> tuple[str, ExpectedRo
     stock = reading("transformers", config)
     fidelity = Path(checkpoint) / "fidelity.json"
     if fidelity.is_file():
-        said = json.loads(fidelity.read_text(encoding="utf-8"))
+        said = read_checked(fidelity, "run `yarn-tune export` again")
         kind = FULL if layout_of(config).nested else ""
         tuned = (torch.tensor(said["inv_freq"]), float(said["attention_factor"]))
         others = {k: (tables[-1].inv_freq, tables[-1].multiplier) for k, tables in stock.tables.items() if k != kind}

@@ -45,7 +45,7 @@ def train(run: Run) -> Learned:
     rows = read_rows(recipe, base)
 
     world = start(recipe.runtime, settings.seed, settings.batch_size, settings.micro_batch_size, run.folder)
-    with report_lost_peers(world, run.folder), claimed(run, world):
+    with report_lost_peers(world, run.folder), claimed(run, world.main):
         model, rotary = prepare(recipe, base, world, begin)
         objective = Objective(model, rotary, ObjectiveConfig.of(settings, rotary.start.native, rows.prefix))
         with stop_on_signal() as request:
@@ -74,7 +74,7 @@ def fit(run: Run, world: World, objective: Objective, rows: RowSet, request: Req
     recipe, settings, rotary = run.recipe, run.recipe.train, objective.rotary
     parameters, sharding = rotary.trainable(), sharding_of(recipe)
     optimizer = make_optimizer(rotary, settings)
-    progress = Progress(run, world, rotary, optimizer)
+    progress = Progress.of(run, world, rotary, optimizer, rows)
     done = progress.resume()
     if world.processes > 1:
         world.check_agreement(facts_to_agree_on(recipe, rotary, rows, done))

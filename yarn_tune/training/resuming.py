@@ -14,6 +14,7 @@ from ..runs import (
     EARLIER,
     Run,
     State,
+    check_inputs,
     latest_state,
     load_optimizer_tensors,
     optimizer_tensors,
@@ -31,13 +32,27 @@ class Progress:
     world: World
     rotary: TunableRotary
     optimizer: torch.optim.Optimizer
+    inputs: dict[str, str]
+    """Name of an input of the run -> digest."""
+
+    @classmethod
+    def of(
+        cls, run: Run, world: World, rotary: TunableRotary, optimizer: torch.optim.Optimizer, rows: RowSet
+    ) -> "Progress":
+        """The progress of a run on these rows."""
+        return cls(run, world, rotary, optimizer, {**run.base.digests, "training documents": rows_digest(rows)})
 
     def resume(self) -> int:
-        """Load the newest intact checkpoint, else the numbers of `rope.init`; returns the number of steps done."""
-        state = latest_state(self.run.checkpoints)
+        """Load the newest intact checkpoint, else the numbers of `rope.init`; returns the number of steps done.
+
+        Raises:
+            UserError: if the inputs of the run changed since the checkpoint was written.
+        """
+        state = latest_state(self.run.checkpoints, report=self.world.main)
         if state is None:
             self._begin()
             return 0
+        check_inputs(state, self.inputs, self.run.folder)
         self.rotary.load_numbers(state.numbers)
         load_optimizer_tensors(self.optimizer, state.optimizer)
         return state.step
@@ -56,18 +71,23 @@ class Progress:
     def save(self, step: int) -> None:
         """Save the state after `step` steps."""
         if self.world.main:
-            state = State(step, self.rotary.numbers(), optimizer_tensors(self.optimizer))
+            state = State(step, self.rotary.numbers(), optimizer_tensors(self.optimizer), self.inputs)
             save_state(self.run.checkpoints, state, self.run.recipe.train.keep_checkpoints)
 
 
 def facts_to_agree_on(recipe: Recipe, rotary: TunableRotary, rows: RowSet, done: int) -> dict[str, object]:
     """What all processes must start from, by name; rows and learned values as digests."""
-    tokens = hashlib.sha256()
-    for row in rows.rows:
-        tokens.update(array("q", row.input_ids))
     return {
         "recipe": recipe.to_dict(),
         "learned values": hashlib.sha256(save(rotary.numbers())).hexdigest(),
         "checkpoint": done,
-        "rows": tokens.hexdigest(),
+        "rows": rows_digest(rows),
     }
+
+
+def rows_digest(rows: RowSet) -> str:
+    """SHA-256 of the tokens of all rows."""
+    tokens = hashlib.sha256()
+    for row in rows.rows:
+        tokens.update(array("q", row.input_ids))
+    return tokens.hexdigest()

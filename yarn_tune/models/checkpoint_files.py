@@ -1,0 +1,150 @@
+"""The files of a checkpoint: only its own, only safetensors, and their digests.
+
+A checkpoint folder is foreign input. Its index may name files elsewhere or pickles (which can hold code), a link may
+lead out of the folder, and an `adapter_config.json` makes transformers add an adapter. All of these are refused.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from ..errors import UserError
+from ..files import file_digest, read_json, write_json
+from ..recipe import is_hub_id
+
+INDEX, ADAPTER = "model.safetensors.index.json", "adapter_config.json"
+
+READ = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*", "chat_template*")
+"""Names of files that loading a checkpoint may read."""
+
+
+def checkpoint_folder(model: str, revision: str | None, patterns: Sequence[str], but: str | None = None) -> Path:
+    """A folder with the files of a checkpoint that match the patterns; of a hub id, they are downloaded.
+
+    Args:
+        model: a folder or a hub id.
+        revision: of a hub id.
+        patterns: names of the files, with wildcards.
+        but: names left out.
+
+    Raises:
+        UserError: if a hub id cannot be downloaded.
+    """
+    if not is_hub_id(model):
+        return Path(model)
+    try:
+        ignored = [but] if but else None
+        found = snapshot_download(model, revision=revision, allow_patterns=list(patterns), ignore_patterns=ignored)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"base.model: {model!r} could not be downloaded: {reason}") from error
+    return Path(found)
+
+
+def own_files(folder: Path, patterns: Sequence[str], but: str | None = None) -> list[Path]:
+    """The files in a checkpoint folder that match the patterns, sorted by name.
+
+    Raises:
+        UserError: if one of them is a link to a file outside the folder.
+    """
+    found = sorted(path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in patterns))
+    kept = [path for path in found if path.is_file() and not (but and fnmatch(path.name, but))]
+    for path in kept:
+        if path.is_symlink() and not _inside(path, folder):
+            raise UserError(
+                f"base.model: {path} is a link to {os.path.realpath(path)}, outside of the checkpoint's folder; put "
+                "the file itself there"
+            )
+    return kept
+
+
+def _inside(link: Path, folder: Path) -> bool:
+    """Whether a link leads into its folder, or as in the hub's cache from snapshots/<revision>/ to blobs/."""
+    real, home = Path(os.path.realpath(link)), Path(os.path.realpath(folder))
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
+    return real.is_relative_to(home) or (blobs is not None and real.parent == blobs)
+
+
+def check_files(folder: Path) -> None:
+    """Check a checkpoint folder before anything is loaded from it.
+
+    Raises:
+        UserError: naming a file that is not the checkpoint's own, weights in another format, or an adapter.
+    """
+    if (folder / ADAPTER).exists():
+        raise UserError(
+            f"base.model: {folder / ADAPTER} makes this folder an adapter, not a base; move it, or merge the adapter "
+            "into its base with PEFT first"
+        )
+    own_files(folder, READ)
+    if (folder / INDEX).exists():
+        _check_index(folder)
+    elif not (folder / "model.safetensors").is_file():
+        raise UserError(
+            f"base.model: {folder} has no weights in the safetensors format (model.safetensors, or {INDEX} and the "
+            "files it names); other formats can hold code and are never read"
+        )
+
+
+def _check_index(folder: Path) -> None:
+    index = read_json(folder / INDEX, "repair the checkpoint")
+    weights = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
+        raise UserError(f"base.model: {folder / INDEX} has no weight_map of tensor names to file names")
+    for name in sorted(set(weights.values())):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(
+                f"base.model: {folder / INDEX} names {name!r}; only safetensors files in the same folder are read"
+            )
+        if not (folder / name).is_file():
+            raise UserError(f"base.model: {folder / name}, named by {INDEX}, is missing; complete the checkpoint")
+
+
+def files_digest(files: Sequence[Path]) -> str:
+    """SHA-256 over the names and contents of files; see `kept_digest`."""
+    facts = [(path.name, kept_digest(path)) for path in files]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def kept_digest(path: Path) -> str:
+    """SHA-256 of a file, computed once: it is kept under the user's cache by size, times and inode of the file.
+
+    The time of the last status change is among them, which no program can set back, so a file that was replaced under
+    the same size and modification time is read again.
+    """
+    real = os.path.realpath(path)
+    stat = os.stat(real)
+    facts: list[str | int] = [real, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
+    kept = cache_folder() / "digests" / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}.json"
+    try:
+        value = json.loads(kept.read_text(encoding="utf-8"))
+        if value["facts"] == facts and value["check"] == _check(facts, value["digest"]):
+            return str(value["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    digest = file_digest(Path(real))
+    try:
+        write_json(kept, {"facts": facts, "digest": digest, "check": _check(facts, digest)})
+    except UserError:
+        return digest  # without a place to keep it, it is computed again the next time
+    return digest
+
+
+def _check(facts: list[str | int], digest: str) -> str:
+    return hashlib.sha256(json.dumps([facts, digest]).encode()).hexdigest()
+
+
+def cache_folder() -> Path:
+    """The folder of caches: $YARN_TUNE_CACHE, or ~/.cache/yarn_tune; without a home, one for this user in /tmp."""
+    if given := os.environ.get("YARN_TUNE_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "yarn_tune"
+    except RuntimeError:  # a UID without a passwd entry, and no HOME
+        return Path(tempfile.gettempdir()) / f"yarn_tune-{os.getuid()}"
