@@ -43,7 +43,8 @@ def test_yarn_equals_transformers_to_the_last_bit(truncate, beta_fast, beta_slow
             "yarn", theta, head, partial, native, factor,
             beta_fast=beta_fast, beta_slow=beta_slow, truncate=truncate,
         )  # fmt: skip
-        found = rope.yarn_inv_freq(theta, int(head * partial), factor, native, beta_fast, beta_slow, truncate)
+        ramp = rope.YarnRamp(native, beta_fast, beta_slow, truncate)
+        found = rope.yarn_inv_freq(theta, int(head * partial), factor, ramp)
         assert torch.equal(found, expected), (theta, head, partial, native, factor)
         assert rope.yarn_attention_factor(factor) == attention
 
@@ -74,7 +75,7 @@ def test_yarn_attention_factor_with_mscale(mscale, all_dim):
 
 def test_both_ends_of_the_ramp():
     """Fast pairs are left alone, slow ones divided by the factor: this kills an inverted ramp."""
-    base, found = rope.default_inv_freq(1e4, 128), rope.yarn_inv_freq(1e4, 128, 16.0, 4096)
+    base, found = rope.default_inv_freq(1e4, 128), rope.yarn_inv_freq(1e4, 128, 16.0, rope.YarnRamp(4096))
     low, high = (int(bound) for bound in rope.correction_range(1e4, 128, 4096, 32.0, 1.0, truncate=True))
     assert 0 < low < high < 63
     assert torch.equal(found[: low + 1], base[: low + 1])
@@ -86,7 +87,9 @@ def test_both_ends_of_the_ramp():
 def test_factor_one_is_identity():
     for theta, head, native in itertools.product(THETAS, HEADS, NATIVES):
         base = rope.default_inv_freq(theta, head)
-        torch.testing.assert_close(rope.yarn_inv_freq(theta, head, 1.0, native), base, rtol=1.2e-7, atol=0)
+        torch.testing.assert_close(
+            rope.yarn_inv_freq(theta, head, 1.0, rope.YarnRamp(native)), base, rtol=1.2e-7, atol=0
+        )
         assert torch.equal(rope.ntk_inv_freq(theta, head, 1.0), base)
         assert torch.equal(rope.dynamic_ntk_inv_freq(theta, head, 4.0, native, native), base)
     assert rope.yarn_attention_factor(1.0) == rope.longrope_attention_factor(1.0, 4096) == 1.0
@@ -101,14 +104,14 @@ def test_ntk_stretches_the_slowest_pair_by_the_factor():
 def test_snapped_betas_give_the_rounded_ramp_unrounded():
     for theta, head, native in itertools.product(THETAS, HEADS, NATIVES):
         betas = rope.snapped_betas(theta, head, native)
-        rounded = rope.yarn_inv_freq(theta, head, 8.0, native)
-        unrounded = rope.yarn_inv_freq(theta, head, 8.0, native, *betas, truncate=False)
+        rounded = rope.yarn_inv_freq(theta, head, 8.0, rope.YarnRamp(native))
+        unrounded = rope.yarn_inv_freq(theta, head, 8.0, rope.YarnRamp(native, *betas, truncate=False))
         torch.testing.assert_close(unrounded, rounded, rtol=5e-7, atol=0)
 
 
 def test_gradients_of_yarn_and_longrope():
     def yarn(factor, fast, slow):
-        return rope.yarn_inv_freq(1e4, 64, factor, 4096, fast, slow, truncate=False, dtype=torch.float64)
+        return rope.yarn_inv_freq(1e4, 64, factor, rope.YarnRamp(4096, fast, slow, truncate=False), dtype=torch.float64)
 
     inputs = [torch.tensor([v], dtype=torch.float64, requires_grad=True) for v in (8.3, 21.7, 0.63)]
     assert torch.autograd.gradcheck(yarn, inputs)

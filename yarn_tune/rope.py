@@ -1,4 +1,4 @@
-"""Rotary position embeddings as pure functions: the only place where a formula is written.
+"""Rotary position embeddings as pure functions: every formula of this package, and nothing else.
 
 Glossary
     theta                 base of the geometric series of frequencies (HF `rope_theta`)
@@ -7,21 +7,22 @@ Glossary
     window                window to be served after tuning
     scale s               how far the slow frequencies are stretched (HF `factor`)
     temperature t         attention logits are divided by t
-    attention_factor a    what Hugging Face calls the same knob. HF multiplies **cos and sin** by it, so both
-                          q and k carry it and logits scale by its **square**: a = 1 / sqrt(t).
+    attention_factor a    the same parameter in Hugging Face configs. HF multiplies **cos and sin** by it, so both
+                          q and k are multiplied and logits scale by its **square**: a = 1 / sqrt(t).
     beta_fast, beta_slow  turns within the native window above which a pair is left alone, and below which it
                           is divided by s; between them YaRN blends linearly in the pair index
 
-Shapes: an inverse frequency table is `[d/2]` in radians per token. Scalars may be Python floats or tensors of
-one element; where they are tensors the result is differentiable in them. Scalar arithmetic is done in float64
-and the table in float32 (`dtype`), in the order of operations of `transformers` (v5.23
-`modeling_rope_utils.py`), so that the tables agree with it to the last bit.
+Shapes: an inverse frequency table is `[d/2]` in radians per token. Scalars are Python floats or tensors of one
+element; the result is differentiable in tensors. Scalar arithmetic is in float64 and the table in float32 (`dtype`),
+in the order of operations of `transformers` (v5.23 `modeling_rope_utils.py`), so that the tables agree with it to the
+last bit.
 
 Sources: RoPE arXiv:2104.09864; position interpolation arXiv:2306.15595; NTK-aware and dynamic scaling as given
 in YaRN, arXiv:2309.00071 (sections 3.1 to 3.4 and appendix B.1); longrope arXiv:2402.13753.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ def ntk_inv_freq(theta: float, dim: int, factor: float, dtype: torch.dtype = tor
 def dynamic_ntk_inv_freq(
     theta: float, dim: int, factor: float, length: int, native: int, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """NTK-aware scaling whose strength follows the length read so far (YaRN, section 3.3).
+    """NTK-aware scaling that grows with the length read so far (YaRN, section 3.3).
 
     `length` and `native` are in tokens; up to `native` tokens this is unscaled RoPE.
     """
@@ -92,45 +93,53 @@ def correction_range(
 def snapped_betas(
     theta: float, dim: int, native: int, beta_fast: float = BETA_FAST, beta_slow: float = BETA_SLOW
 ) -> tuple[float, float]:
-    """Betas whose *unrounded* ramp equals the rounded ramp of the betas given.
+    """Betas whose *unrounded* ramp equals the rounded ramp of the given betas.
 
-    A learned beta needs `truncate: false` (rounding has no gradient), while search-free YaRN rounds; starting
-    from these, both are the same table.
+    A learned beta needs `truncate: false`, since rounding has no gradient, while search-free YaRN rounds. With these
+    betas both give the same table.
     """
     low, high = correction_range(theta, dim, native, beta_fast, beta_slow, truncate=True)
     turns = [native / (2 * math.pi * theta ** (2 * bound / dim)) for bound in (low.item(), high.item())]
     return turns[0], turns[1]
 
 
+@dataclass(frozen=True)
+class YarnRamp:
+    """Which pairs YaRN stretches, and how far it blends."""
+
+    native: int
+    """Window in which the betas count turns."""
+    beta_fast: Scalar = BETA_FAST
+    beta_slow: Scalar = BETA_SLOW
+    truncate: bool = True
+    """Whether the ends are rounded outwards to whole pairs, as published."""
+
+
 def yarn_inv_freq(
     theta: float,
     dim: int,
     factor: Scalar,
-    native: int,
-    beta_fast: Scalar = BETA_FAST,
-    beta_slow: Scalar = BETA_SLOW,
-    truncate: bool = True,
+    ramp: YarnRamp,
     dtype: torch.dtype = torch.float32,
     base: Tensor | None = None,
 ) -> Tensor:
     """YaRN's "NTK-by-parts" table, `[d/2]` (arXiv:2309.00071, eq. 17 to 21).
 
-    Fast pairs keep their frequency, slow ones are divided by `factor`. `factor` may be any positive number:
-    it is neither rounded nor tied to window / native. The attention factor is separate:
-    `yarn_attention_factor`.
+    Fast pairs keep their frequency, slow ones are divided by `factor`, which may be any positive number: it is neither
+    rounded nor tied to window / native. The attention factor is separate: `yarn_attention_factor`.
 
-    A model that is scaled already has its table in `base`, `[d/2]`. The ramp counts the turns that its pairs really
-    make: a pair takes the place of the unscaled one that turns as fast. A factor of 1 is `base` itself.
+    For a model that is already scaled, `base` is its table, `[d/2]`. The ramp then counts the turns that its pairs
+    make: each pair gets the share of the unscaled pair with the same frequency. A factor of 1 gives `base` itself.
     """
-    low, high = correction_range(theta, dim, native, beta_fast, beta_slow, truncate)
+    low, high = correction_range(theta, dim, ramp.native, ramp.beta_fast, ramp.beta_slow, ramp.truncate)
     width = torch.where(high == low, torch.full_like(high, 0.001), high - low)
     places = torch.arange(dim // 2, dtype=dtype)
     if base is not None:
         places = -dim * torch.log(base.to(dtype)) / (2 * math.log(theta))
-    ramp = ((places - low) / width).clamp(0, 1)
+    divided = ((places - low) / width).clamp(0, 1)
     if base is not None:
-        return base.to(dtype) * (1 + ramp * (1 / as_scalar(factor) - 1)).to(dtype)
-    kept = 1 - ramp
+        return base.to(dtype) * (1 + divided * (1 / as_scalar(factor) - 1)).to(dtype)
+    kept = 1 - divided
     wavelengths = _wavelengths(theta, dim, dtype)
     return 1.0 / (as_scalar(factor) * wavelengths) * (1 - kept) + 1.0 / wavelengths * kept
 
@@ -141,7 +150,7 @@ def yarn_gain(factor: float, weight: float = 1.0) -> float:
 
 
 def yarn_attention_factor(factor: float, mscale: float | None = None, mscale_all_dim: float | None = None) -> float:
-    """What multiplies cos and sin when no attention factor is given: 0.1 ln s + 1 (YaRN, eq. 22).
+    """Multiplier of cos and sin where no attention factor is given: 0.1 ln s + 1 (YaRN, eq. 22).
 
     With both `mscale` values (DeepSeek's form) it is the ratio of the two, each scaling the logarithm.
     """
@@ -168,13 +177,13 @@ def llama3_inv_freq(
 def longrope_inv_freq(
     theta: float, dim: int, factors: Tensor | list[float], dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """One divisor a pair: theta^(-2i/d) / factors[i]; `factors` is `[d/2]`."""
+    """One divisor per pair: theta^(-2i/d) / factors[i]; `factors` is `[d/2]`."""
     divisors = factors if isinstance(factors, Tensor) else torch.tensor(factors, dtype=dtype)
     if divisors.shape != (dim // 2,):
-        raise ValueError(f"longrope needs one factor a pair, {dim // 2} in all, got {tuple(divisors.shape)}")
+        raise ValueError(f"longrope needs one factor per pair, {dim // 2} in all, got {tuple(divisors.shape)}")
     return 1.0 / (divisors * _wavelengths(theta, dim, dtype))
 
 
 def longrope_attention_factor(factor: float, native: int) -> float:
-    """What multiplies cos and sin when a longrope config gives no attention factor."""
+    """Multiplier of cos and sin where a longrope config gives no attention factor."""
     return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(native))

@@ -22,7 +22,7 @@ from yarn_tune.errors import CheckFailed, UserError
 from yarn_tune.export import gguf as ours
 from yarn_tune.export.checkpoint import export
 from yarn_tune.export.gguf import ARCHITECTURES, BY_FLAGS, convert, find_converter, served_by_llama_cpp
-from yarn_tune.rope import default_inv_freq, longrope_inv_freq, yarn_attention_factor, yarn_inv_freq
+from yarn_tune.rope import YarnRamp, default_inv_freq, longrope_inv_freq, yarn_attention_factor, yarn_inv_freq
 from yarn_tune.runs.learned import learned_of
 
 gguf = pytest.importorskip("gguf")
@@ -237,7 +237,7 @@ def flags(message: str) -> dict[str, str]:
 
 
 def test_qwen2_with_a_rounded_ramp_is_refused_with_flags(tmp_path):
-    wanted = yarn_inv_freq(THETA, DIM, FACTOR, ORIGINAL, **BETAS)
+    wanted = yarn_inv_freq(THETA, DIM, FACTOR, YarnRamp(ORIGINAL, **BETAS))
     message = refused(tmp_path, "qwen2", YARN | BETAS | {"attention_factor": MULTIPLIER}, wanted)
     assert "for granite, llama, mistral, mixtral only; of qwen2 (Qwen2ForCausalLM) a GGUF loses" in message
     assert "loses the learned frequencies and the multiplier 1.317 of cos and sin; these flags carry both" in message
@@ -248,7 +248,9 @@ def test_qwen2_with_a_rounded_ramp_is_refused_with_flags(tmp_path):
     assert key == "qwen2.rope.scaling.attn_factor"
     assert float(value) * (0.1 * math.log(FACTOR) + 1) == pytest.approx(MULTIPLIER)
     for hair in (0.98, 1.02):  # well inside: float32 must not round to another pair
-        assert torch.equal(yarn_inv_freq(THETA, DIM, FACTOR, ORIGINAL, betas[0] * hair, betas[1] * hair), wanted)
+        assert torch.equal(
+            yarn_inv_freq(THETA, DIM, FACTOR, YarnRamp(ORIGINAL, betas[0] * hair, betas[1] * hair)), wanted
+        )
 
 
 def test_an_export_of_a_learned_scale_can_be_served_by_flags(tmp_path):
@@ -264,7 +266,7 @@ def test_an_export_of_a_learned_scale_can_be_served_by_flags(tmp_path):
 
 def test_qwen_with_any_other_table_is_refused_without_flags(tmp_path):
     unrounded = YARN | BETAS | {"truncate": False, "attention_factor": MULTIPLIER}
-    wanted = yarn_inv_freq(THETA, DIM, FACTOR, ORIGINAL, truncate=False, **BETAS)
+    wanted = yarn_inv_freq(THETA, DIM, FACTOR, YarnRamp(ORIGINAL, truncate=False, **BETAS))
     for i, (family, section, table) in enumerate(
         [("qwen2", unrounded, wanted), ("qwen3", longrope(), learned_inv_freq())]
     ):
@@ -297,7 +299,7 @@ def test_reading_what_a_converter_alone_makes(tmp_path):
     yarn = {"scaling_type": kinds.YARN, "scaling_factor": 8.0, "scaling_orig_ctx_len": 256}
     ignored = {"scaling_yarn_beta_fast": 21.0, "scaling_yarn_attn_factor": 3.0}
     table, multiplier = written(**yarn, **ignored, scaling_attn_factors=1.1)
-    torch.testing.assert_close(table, yarn_inv_freq(THETA, DIM, 8.0, 256), rtol=3e-7, atol=0)
+    torch.testing.assert_close(table, yarn_inv_freq(THETA, DIM, 8.0, YarnRamp(256)), rtol=3e-7, atol=0)
     assert multiplier == pytest.approx(1.1 * yarn_attention_factor(8.0), rel=1e-7)
     for bad in ({"arch": "qwen2"}, {"scaling_type": kinds.LONGROPE}):
         with pytest.raises(UserError, match="what llama.cpp computes for (qwen2|llama) .* is not known here"):
@@ -436,7 +438,7 @@ def test_llama_cpp_reads_the_multiplier_beside_type_none(tmp_path):
 @pytest.mark.parametrize("family", BY_FLAGS)
 def test_the_flags_of_a_refusal_work(tmp_path, family):
     llama_cpp()
-    wanted = yarn_inv_freq(THETA, DIM, FACTOR, ORIGINAL, **BETAS)
+    wanted = yarn_inv_freq(THETA, DIM, FACTOR, YarnRamp(ORIGINAL, **BETAS))
     section = YARN | BETAS | {"attention_factor": MULTIPLIER}
     message = refused(tmp_path, family, section, wanted)
     path = vocabulary(checkpoint(tmp_path / "export", family, section))

@@ -21,7 +21,7 @@ from yarn_tune.models.loading import rotary_site
 from yarn_tune.models.rope_config import rope_facts
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Rope
-from yarn_tune.rope import default_inv_freq, yarn_inv_freq
+from yarn_tune.rope import YarnRamp, default_inv_freq, yarn_inv_freq
 from yarn_tune.runs.folder import Run
 from yarn_tune.runs.learned import learned_of
 from yarn_tune.training.loop import train
@@ -143,7 +143,7 @@ def test_over_linear_scaling_yarn_counts_the_turns_that_pairs_really_make():
     begin = start_of(base_of("linear"), 4 * REACH)
     theta, dim = begin.facts.theta, begin.facts.dim
     found = begin.yarn(4.0, 8.0, 1.5)
-    expected = yarn_inv_freq(theta, dim, 4.0, REACH // 4, 8.0, 1.5, truncate=False) / 4
+    expected = yarn_inv_freq(theta, dim, 4.0, YarnRamp(REACH // 4, 8.0, 1.5, truncate=False)) / 4
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 

@@ -25,7 +25,7 @@ from transformers import CONFIG_MAPPING, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from yarn_tune.models.loading import rotary_site
 from yarn_tune.models.rope_config import ROPE_KEYS
-from yarn_tune.rope import default_inv_freq, llama3_inv_freq, yarn_inv_freq
+from yarn_tune.rope import YarnRamp, default_inv_freq, llama3_inv_freq, yarn_inv_freq
 from yarn_tune.serving.readers import ORIGINAL, EffectiveRope
 from yarn_tune.serving.stacks import reading
 from yarn_tune.serving.vllm import QUIET
@@ -389,7 +389,7 @@ def turbomind_real(utils: ModuleType, config: dict) -> Real:
     if rope.type == utils.rope_type_to_int("yarn"):
         betas = rope.yarn_beta_fast, rope.yarn_beta_slow
         assert all(betas), "0 turns, or not a number"
-        table = yarn_inv_freq(*shape, rope.factor, rope.max_position_embeddings, *betas)
+        table = yarn_inv_freq(*shape, rope.factor, YarnRamp(rope.max_position_embeddings, *betas))
         return lambda length: (table, rope.yarn_attention_factor)
     if rope.type == utils.rope_type_to_int("llama3"):
         given = rope.llama3_low_freq_factor, rope.llama3_high_freq_factor

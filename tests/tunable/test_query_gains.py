@@ -27,7 +27,7 @@ from yarn_tune.models.rope_config import rope_facts
 from yarn_tune.planning.run_plan import plan
 from yarn_tune.recipe.loading import RecipeError, parse_recipe
 from yarn_tune.recipe.schema import Rope
-from yarn_tune.rope import yarn_attention_factor, yarn_inv_freq
+from yarn_tune.rope import YarnRamp, yarn_attention_factor, yarn_inv_freq
 from yarn_tune.runs.folder import Run
 from yarn_tune.training.loop import train
 from yarn_tune.tunable.attachment import attach, attach_fixed, base_model_active, detach
@@ -252,7 +252,7 @@ def test_gains_alone_leave_yarn_as_published(tmp_path, family):
     assert max(fidelity["max_abs_logit_difference"].values()) <= 1e-4
     assert fidelity["attention_factor"] == pytest.approx(yarn_attention_factor(4.0), rel=1e-5)
     facts = rope_facts(tiny_config(family))
-    expected = yarn_inv_freq(facts.theta, facts.dim, 4.0, NATIVE)
+    expected = yarn_inv_freq(facts.theta, facts.dim, 4.0, YarnRamp(NATIVE))
     torch.testing.assert_close(torch.tensor(fidelity["inv_freq"]), expected, rtol=1e-6, atol=0)
     if family != "phi3":  # its config class wants longrope
         assert fidelity["rope_parameters"]["rope_type"] == "yarn"

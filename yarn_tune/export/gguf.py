@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..errors import CheckFailed, UserError
 from ..models import FAMILIES, config_json, layout_of
-from ..rope import default_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
+from ..rope import YarnRamp, default_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
 from ..serving import FREQUENCY_TOLERANCE, MULTIPLIER_TOLERANCE, frequency_error, v5_sections
 
 try:
@@ -124,7 +124,9 @@ def served_by_llama_cpp(path: Path) -> tuple[Tensor, float]:
     theta, dim, multiplier = rope.get("freq_base", 1e4), rope["dimension_count"], rope.get("scaling.attn_factor", 1.0)
     table = default_inv_freq(theta, dim, torch.float64) / (factor if kind == "linear" else 1.0)
     if kind == "yarn":  # rounded, over the betas 32 and 1, whatever keys there are for them
-        table = yarn_inv_freq(theta, dim, factor, rope["scaling.original_context_length"], dtype=torch.float64)
+        table = yarn_inv_freq(
+            theta, dim, factor, YarnRamp(rope["scaling.original_context_length"]), dtype=torch.float64
+        )
         multiplier *= yarn_attention_factor(factor)
     for divisors in (tensor.data for tensor in reader.tensors if tensor.name == DIVISORS):
         if divisors.shape != table.shape:
@@ -188,7 +190,7 @@ def _refusal(config: dict[str, Any], section: dict[str, Any], inv_freq: Tensor, 
         fast, slow = snapped_betas(theta, 2 * len(inv_freq), original, *betas)
         half = theta ** (0.5 / len(inv_freq))
         fast, slow = fast / half, slow * half  # half a pair inwards: llama.cpp rounds outwards, in float32
-        table = yarn_inv_freq(theta, 2 * len(inv_freq), scale, original, fast, slow)
+        table = yarn_inv_freq(theta, 2 * len(inv_freq), scale, YarnRamp(original, fast, slow))
         if frequency_error(table, inv_freq) <= FREQUENCY_TOLERANCE:
             return (
                 f"{text}; these flags carry both, with what {CONVERTER} makes of the export:\n"

@@ -39,6 +39,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..models import FULL, family_of, layout_of
 from ..rope import (
+    YarnRamp,
     correction_range,
     default_inv_freq,
     longrope_attention_factor,
@@ -114,15 +115,9 @@ class RopeEncoding:
         section = self.rope_parameters
         if section["rope_type"] == "longrope":
             return longrope_inv_freq(section["rope_theta"], dim, section["long_factor"])
-        return yarn_inv_freq(
-            section["rope_theta"],
-            dim,
-            section["factor"],
-            section["original_max_position_embeddings"],
-            section["beta_fast"],
-            section["beta_slow"],
-            truncate=section.get("truncate", True),
-        )
+        original, betas = section["original_max_position_embeddings"], (section["beta_fast"], section["beta_slow"])
+        ramp = YarnRamp(original, *betas, truncate=section.get("truncate", True))
+        return yarn_inv_freq(section["rope_theta"], dim, section["factor"], ramp)
 
 
 def default_section(base: dict[str, Any], theta: float, kind: str) -> dict[str, Any]:

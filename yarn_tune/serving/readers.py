@@ -20,6 +20,7 @@ from ..models import Layout, layout_of, softmax_gain
 from ..rope import (
     BETA_FAST,
     BETA_SLOW,
+    YarnRamp,
     default_inv_freq,
     linear_inv_freq,
     llama3_inv_freq,
@@ -141,15 +142,13 @@ class Yarn:
         truncate = self.truncate == "always" or (reads and section.get("truncate", True))
         if view.layout.nested and not self.nested_truncate:
             truncate = True
-        inv_freq = yarn_inv_freq(
-            view.theta,
-            view.dim,
-            float(factor),
+        ramp = YarnRamp(
             original if self.ramp_over == "original" else view.longest,
             BETA_FAST if fixed else section.get("beta_fast") or BETA_FAST,
             BETA_SLOW if fixed else section.get("beta_slow") or BETA_SLOW,
             truncate=bool(truncate),
         )
+        inv_freq = yarn_inv_freq(view.theta, view.dim, float(factor), ramp)
         return (Table(inv_freq, self.multiplier(section, float(factor))),)
 
 

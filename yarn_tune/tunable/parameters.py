@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..models import RopeFacts
 from ..recipe import Rope
-from ..rope import Scalar, default_inv_freq, longrope_inv_freq, snapped_betas, yarn_attention_factor, yarn_inv_freq
+from ..rope import (
+    Scalar,
+    YarnRamp,
+    default_inv_freq,
+    longrope_inv_freq,
+    snapped_betas,
+    yarn_attention_factor,
+    yarn_inv_freq,
+)
 from .lora import Factors
 
 
@@ -126,8 +134,9 @@ class Learned:
         assert self.original is not None
         assert self.beta_fast is not None
         assert self.beta_slow is not None
-        betas = self.beta_fast, self.beta_slow
-        return yarn_inv_freq(theta, dim, self.scale, self.original, *betas, truncate=self.truncate)
+        return yarn_inv_freq(
+            theta, dim, self.scale, YarnRamp(self.original, self.beta_fast, self.beta_slow, self.truncate)
+        )
 
     def summary(self) -> dict[str, float]:
         """A few numbers for a progress line."""
@@ -241,8 +250,8 @@ class Start:
 
     def yarn(self, factor: Scalar, beta_fast: Scalar, beta_slow: Scalar, truncate: bool = False) -> Tensor:
         """The table of these numbers over this base, `[d/2]`; differentiable."""
-        numbers = factor, self.original, beta_fast, beta_slow
-        return yarn_inv_freq(self.facts.theta, self.facts.dim, *numbers, truncate, base=self.laid_over)
+        ramp = YarnRamp(self.original, beta_fast, beta_slow, truncate)
+        return yarn_inv_freq(self.facts.theta, self.facts.dim, factor, ramp, base=self.laid_over)
 
     def inv_freq(self) -> Tensor:
         """Search-free YaRN's table, float32 `[d/2]`."""
