@@ -87,10 +87,10 @@ def measure(options: argparse.Namespace, name: str, settings: list[str]) -> dict
         train(run)
     tuned, _ = named_rows(run, [])
     # Search-free methods are measured once: what was measured lies in the folder of the first run.
-    (options.runs / "nats").mkdir(exist_ok=True, parents=True)
-    nats = run.folder / "nats"
-    if not nats.exists():
-        nats.symlink_to((options.runs / "nats").resolve())
+    (options.runs / "nll").mkdir(exist_ok=True, parents=True)
+    nll = run.folder / "nll"
+    if not nll.exists():
+        nll.symlink_to((options.runs / "nll").resolve())
     known = options.runs / "retrieval.json"
     if known.is_file() and not (run.folder / "retrieval.json").is_file():
         kept = {k: v for k, v in json.loads(known.read_text()).items() if k in ("none", "yarn")}

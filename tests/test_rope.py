@@ -49,6 +49,34 @@ def test_yarn_equals_transformers_to_the_last_bit(truncate, beta_fast, beta_slow
         assert rope.yarn_attention_factor(factor) == attention
 
 
+def test_abf_moves_the_pair_of_one_turn_to_the_new_window():
+    """And it is transformers' unscaled table at that theta."""
+    for theta, head, partial, native, factor in GRID:
+        raised = rope.abf_theta(theta, native, factor)
+        # The (fractional) pair that makes one turn within the native window makes one within the new window.
+        pair = math.log(native / (2 * math.pi)) / math.log(theta)
+        assert 2 * math.pi * raised**pair == pytest.approx(factor * native, rel=1e-9)
+        assert raised == pytest.approx(theta) if factor == 1 else raised > theta
+        if partial == 1.0:
+            expected = reference("default", raised, head, partial, native, factor)[0]
+            assert torch.equal(rope.default_inv_freq(raised, head), expected)
+    with pytest.raises(ValueError, match="more than 6 tokens"):
+        rope.abf_theta(1e4, 6, 2.0)
+
+
+@pytest.mark.parametrize(("head", "clipped"), [(128, 20), (64, 20), (16, 8)])
+def test_cope_tapers_the_slowest_pairs(head, clipped):
+    """The rule of hrlics/CoPE's rotary module, written out pair by pair."""
+    own = rope.default_inv_freq(1e4, head)
+    found = rope.cope_inv_freq(own)
+    for pair in range(head // 2):
+        place = pair - (head // 2 - clipped)
+        share = 1.0 if place < 0 else (1 + math.cos(math.pi * place / (clipped - 1))) / 2
+        assert found[pair].item() == pytest.approx(own[pair].item() * share, rel=1e-5, abs=1e-12)
+    assert found[-1] == 0
+    assert torch.equal(own, rope.default_inv_freq(1e4, head))
+
+
 def test_other_types_equal_transformers_to_the_last_bit():
     for theta, head, partial, native, factor in GRID:
         dim = int(head * partial)

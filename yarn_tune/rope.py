@@ -74,6 +74,36 @@ def dynamic_ntk_inv_freq(
     return default_inv_freq(theta * growth ** (dim / (dim - 2)), dim, dtype)
 
 
+def abf_theta(theta: float, native: int, factor: float) -> float:
+    """The theta with which the pair of one turn within `native` tokens makes one turn within `factor` x `native`.
+
+    Raising theta and nothing else is the adjusted base frequency of arXiv:2309.16039. This rule for how far is that of
+    arXiv:2310.05209, theorem 1: theta to the power of ln(window / 2 pi) / ln(native / 2 pi).
+
+    Raises:
+        ValueError: if no pair can make a turn within `native` tokens.
+    """
+    if native <= 2 * math.pi:
+        raise ValueError(f"a native window of more than 6 tokens is needed, got {native}")
+    return float(theta ** (math.log(factor * native / (2 * math.pi)) / math.log(native / (2 * math.pi))))
+
+
+COPE_PAIRS = 20
+"""How many of the slowest pairs CoPE clips, whatever their number (hrlics/CoPE, `modeling_cope.py`)."""
+
+
+def cope_inv_freq(inv_freq: Tensor, clipped: int = COPE_PAIRS) -> Tensor:
+    """CoPE's soft clipping of a table `[d/2]`: the slowest `clipped` pairs times (1 + cos(x)) / 2, x from 0 to pi.
+
+    The slowest pair of all then does not turn. Source: arXiv:2602.05258 and its code, hrlics/CoPE.
+    """
+    count = min(clipped, len(inv_freq))
+    taper = 0.5 * (1.0 + torch.cos(torch.linspace(0.0, torch.pi, count, dtype=torch.float32)))
+    found = inv_freq.clone()
+    found[len(found) - count :] *= taper.to(found.dtype)
+    return found
+
+
 def correction_dim(turns: Scalar, theta: float, dim: int, native: int) -> Tensor:
     """The (fractional) pair index that makes `turns` full turns within `native` tokens."""
     return dim * torch.log(native / (as_scalar(turns) * 2 * math.pi)) / (2 * math.log(theta))

@@ -1,7 +1,7 @@
 """Held-out documents: what is measured on them, and what is refused before anything is learned."""
 
 import pytest
-from tiny import base_with, recipe_tree, tiny_tokenizer, words
+from tiny import base_with, recipe_tree, tiny_tokenizer, words, write_documents
 from yarn_tune.data.heldout import check_heldout, heldout_excerpts, heldout_tokens
 from yarn_tune.errors import UserError
 from yarn_tune.recipe.loading import parse_recipe
@@ -39,6 +39,20 @@ def test_heldout_documents_are_refused_where_compare_would_refuse_them(tmp_path)
     with pytest.raises(UserError, match="data.heldout: no file matches 'nowhere.txt'"):
         check(parse_recipe(tree, ["data.heldout=[nowhere.txt]"]), base, 64)
     check(parse_recipe(tree, ["data.heldout=['hub:org/not-here', nowhere.txt]"]), base, 64)
+
+
+def test_documents_unlike_the_training_text_are_read_and_checked_too(tmp_path):
+    base = base_with(tiny_tokenizer(), tmp_path / "base")
+    write_documents(tmp_path / "unlike.jsonl", [300], seed=70)
+    recipe = parse_recipe(recipe_tree(tmp_path, tmp_path), [f"data.heldout_unlike=[{tmp_path}/unlike.jsonl]"])
+    check(recipe, base, 64)
+    (label, ids), *more = heldout_excerpts(recipe.data, base, 256, 4, "data.heldout_unlike")
+    assert (label, more) == ("document 1, part 1", [])
+    assert ids.tolist() == tiny_tokenizer()(words(300, 70))["input_ids"][:256]
+    with pytest.raises(UserError, match=r"data.heldout_unlike: the longest of 1 documents has 301 tokens"):
+        check(parse_recipe(recipe.to_dict(), ["eval.lengths=[302]", "rope.window=512"]), base, 64)
+    with pytest.raises(UserError, match="data.heldout_unlike: no file matches 'nowhere.txt'"):
+        check(parse_recipe(recipe.to_dict(), ["data.heldout_unlike=[nowhere.txt]"]), base, 64)
 
 
 def test_prompts_that_cannot_be_made_are_refused_too(tmp_path):

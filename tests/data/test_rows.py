@@ -230,4 +230,8 @@ def test_files_are_trained_on_or_held_out_whatever_their_names(tmp_path, base):
         recipe = recipe_with(tmp_path, [tmp_path / train], heldout=[str(tmp_path / heldout)])
         with pytest.raises(UserError, match=r"data.heldout: \S*/b.jsonl is among the files of data.train too"):
             rows_of(recipe, base)
-    rows_of(recipe_with(tmp_path, [tmp_path / "a.jsonl"], heldout=[str(tmp_path / "b.jsonl")]), base)
+    apart = recipe_with(tmp_path, [tmp_path / "a.jsonl"], heldout=[str(tmp_path / "b.jsonl")])
+    rows_of(apart, base)
+    unlike = parse_recipe(apart.to_dict(), [f"data.heldout_unlike=[{tmp_path}/../*/a.jsonl]"])
+    with pytest.raises(UserError, match=r"data.heldout_unlike: \S*/a.jsonl is among the files of data.train too"):
+        rows_of(unlike, base)

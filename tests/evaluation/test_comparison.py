@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny import NATIVE, recipe_tree, save_tiny, tiny_config
+from tiny import NATIVE, recipe_tree, save_tiny, tiny_config, write_documents
 from transformers import AutoModelForCausalLM
 from yarn_tune.data import heldout
 from yarn_tune.data.heldout import heldout_excerpts
@@ -17,10 +17,11 @@ from yarn_tune.errors import UserError
 from yarn_tune.evaluation import retrieval
 from yarn_tune.evaluation.comparison import compare, named_rows
 from yarn_tune.evaluation.methods import Method
+from yarn_tune.evaluation.native_adapted import learn_native_adapted, native_adapted_run
 from yarn_tune.evaluation.perplexity import full_nll
 from yarn_tune.evaluation.results import CompareRow, Comparison, TextResult, table, tables, with_key_tokens
 from yarn_tune.models import loading as models
-from yarn_tune.recipe.loading import parse_recipe
+from yarn_tune.recipe.loading import load_recipe, parse_recipe
 from yarn_tune.recipe.schema import Recipe, Retrieve
 from yarn_tune.runs.folder import Run
 from yarn_tune.runs.learned import tuned_row
@@ -76,6 +77,117 @@ def test_each_method_equals_transformers_own(finished, method):
     expected = torch.cat(nats).double().mean().item()
     # `dynamic` reads length - 1 tokens (the last is only predicted), as the harness does.
     assert comparison.row(method).nll[256] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """Every search-free method, both kinds of text, the control, gains and phases."""
+    folder = tmp_path_factory.mktemp("everything")
+    base = save_tiny(folder / "base")
+    write_documents(folder / "unlike.jsonl", [400, 300], seed=90)
+    settings = [
+        f"data.heldout_unlike=[{folder}/unlike.jsonl]",
+        "eval.methods=[linear, ntk, dynamic, ntk-by-parts, llama3, abf, cope]",
+        "eval.native_adapted=true",
+        "rope.query_gains=pair_phase",
+        "train.steps=2",
+        "train.checkpoint_every=1",
+    ]
+    run = Run(parse_recipe(recipe_tree(base, folder), settings), folder / "run")
+    train(run)
+    return run, compare(run, {"tuned": tuned_row(run)})
+
+
+def test_every_row_is_in_both_tables(everything):
+    _, comparison = everything
+    names = [row.method for row in comparison.rows]
+    assert names == [
+        "none", "native-window", "native-adapted", "linear", "ntk", "dynamic", "abf", "llama3", "cope", "ntk-by-parts",
+        "yarn", "tuned", "tuned-slid",
+    ]  # fmt: skip
+    assert [row.method for row in comparison.unlike.rows] == names
+    for row, other in zip(comparison.rows, comparison.unlike.rows, strict=True):
+        assert len(row.by_excerpt) == len(other.by_excerpt) == 2
+        assert row.nll != other.nll
+    assert [len(each.contrasts) for each in comparison.verdict().texts] == [3, 3]
+
+
+OWN = {"rope_theta": 10000.0}
+NEVER_TURNS = 1e12
+"""A longrope factor of a pair whose frequency is 0: lists of factors cannot hold infinity."""
+
+
+@pytest.mark.rope_warnings
+@pytest.mark.parametrize("method", ["abf", "llama3", "ntk-by-parts", "cope"])
+def test_more_methods_are_what_a_stock_config_computes(everything, method):
+    """So a checkpoint can be served with each of them."""
+    run, comparison = everything
+    section = {
+        "abf": {"rope_type": "default", "rope_theta": 10000 ** (math.log(256 / math.tau) / math.log(64 / math.tau))},
+        "llama3": OWN | {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                         "original_max_position_embeddings": NATIVE},
+        "ntk-by-parts": OWN | {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.0,
+                               "original_max_position_embeddings": NATIVE},
+        "cope": OWN | {"rope_type": "longrope", "factor": 1.0, "attention_factor": 1.0,
+                       "original_max_position_embeddings": NATIVE},
+    }[method]  # fmt: skip
+    if method == "cope":  # head size 16: all 8 pairs are clipped
+        shares = [(1 + math.cos(math.pi * pair / 7)) / 2 for pair in range(7)]
+        factors = [*(1 / share for share in shares), NEVER_TURNS]
+        section |= {"short_factor": factors, "long_factor": factors}
+    config = tiny_config("llama", rope_parameters=section, max_position_embeddings=256)
+    model = AutoModelForCausalLM.from_pretrained(run.recipe.base.model, config=config).eval()
+    excerpts = heldout_excerpts(run.recipe.data, run.base, 256, 2, "data.heldout_unlike")
+    means = [full_nll(model, ids).double().mean().item() for _, ids in excerpts]
+    assert comparison.unlike.row(method).by_excerpt == pytest.approx(means, rel=1e-5)
+
+
+def test_the_control_is_learned_at_the_native_window_from_the_same_tokens(everything):
+    """Its numbers extend nothing: its table is the base's own; by hand, slid over one excerpt."""
+    run, comparison = everything
+    folder = run.folder / "native-adapted"
+    control, row = Run(load_recipe(folder / "recipe.yaml"), folder), comparison.row("native-adapted")
+    assert row.tokens_spent == comparison.row("tuned").tokens_spent == 2 * 2 * 256
+    learned = tuned_row(control).learned
+    torch.testing.assert_close(learned.inv_freq(), run.base.facts.table(NATIVE)[0], rtol=1e-6, atol=0)
+    assert learned.attention_factor == pytest.approx(1.0)
+    assert learned.gains.is_complex()
+    assert learned.gains.abs().sub(1).abs().max() > 1e-3
+    model, stride = run.base.load(), NATIVE // 4
+    _, ids = heldout_excerpts(run.recipe.data, run.base, 256, 1)[0]
+    with Method.of(learned).on(model):
+        parts = [full_nll(model, ids[:NATIVE])]
+        parts += [full_nll(model, ids[end - NATIVE : end])[-stride:] for end in range(NATIVE + stride, 257, stride)]
+    assert row.by_excerpt[0] == pytest.approx(torch.cat(parts).double().mean().item(), rel=1e-6)
+    assert row.by_excerpt != comparison.row("native-window").by_excerpt
+
+
+def test_a_finished_control_is_not_trained_again_and_an_interrupted_one_continues(everything, tmp_path, monkeypatch):
+    run, comparison = everything
+    monkeypatch.setattr("yarn_tune.evaluation.native_adapted.train", None)
+    assert compare(run, {"tuned": tuned_row(run)}) == comparison
+    other = Run(run.recipe, tmp_path / "run")
+    shutil.copytree(run.folder / "native-adapted", other.folder / "native-adapted")
+    learned = (other.folder / "native-adapted" / "learned.safetensors").read_bytes()
+    (other.folder / "native-adapted" / "learned.safetensors").unlink()
+    shutil.rmtree(other.folder / "native-adapted" / "checkpoints" / "step-000002")
+    monkeypatch.undo()
+    learn_native_adapted(other)
+    assert (other.folder / "native-adapted" / "learned.safetensors").read_bytes() == learned
+
+
+def test_a_control_that_would_learn_nothing_is_left_out(finished):
+    """Only frequencies are learned, which the control has not: it would be the slid base."""
+    run, _ = finished
+    recipe = parse_recipe(run.recipe.to_dict(), ["eval.native_adapted=true"])
+    assert native_adapted_run(Run(recipe, run.folder)) is None
+
+
+def test_rows_that_cannot_be_cut_into_native_windows_are_refused(everything):
+    run, _ = everything
+    recipe = parse_recipe(run.recipe.to_dict(), ["data.row_tokens=200"])
+    with pytest.raises(UserError, match=r"eval.native_adapted: rows of 200 tokens .* native windows of 64"):
+        native_adapted_run(Run(recipe, run.folder))
 
 
 def test_the_slid_window_inside_the_native_one_is_the_base(finished):

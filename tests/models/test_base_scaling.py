@@ -202,7 +202,7 @@ def test_search_starts_from_the_bases_own_table():
 def test_methods_are_laid_over_the_bases_table():
     begin = start_of(base_of("llama3"), 2 * REACH)
     own, _ = begin.facts.table(REACH)
-    found = search_free_methods(begin)
+    found = search_free_methods(begin, ["linear", "dynamic"])
     torch.testing.assert_close(found["linear"].table_of(512)[0], own / 2)
     plain = default_inv_freq(begin.facts.theta, begin.facts.dim)
     assert torch.equal(found["dynamic"].table_of(REACH)[0], own * (plain / plain))

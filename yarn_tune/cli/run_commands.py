@@ -67,7 +67,8 @@ def compare_command(options: argparse.Namespace) -> CommandResult:
         check_row(path)
     factors = numbers_of("--factors", options.factors, float) if options.factors else []
     recipe, folder = open_run(options)
-    check_documents("data.heldout", recipe.data.heldout, recipe.data.prepare)
+    for place, names in recipe.data.heldout_files().items():
+        check_documents(place, names, recipe.data.prepare)
 
     from ..api import Tuning
     from ..evaluation import check_factors, sweep, sweep_table, tables
@@ -143,13 +144,14 @@ def run_command(options: argparse.Namespace) -> CommandResult:
     """Plan, train, compare, export, verify and report."""
     tuning = _open(options, documents=True)
 
-    from ..evaluation import compare, named_rows, tables
+    from ..evaluation import compare, learn_native_adapted, named_rows, tables
     from ..report import write_report
 
     run = tuning.run
     if is_main_process():
         print(tuning.plan().text(), file=sys.stderr)
     tuning.train()
+    learn_native_adapted(run)  # in every process, before all but one return
     if not is_main_process():
         return CommandResult("", {})
     tuned, _ = named_rows(run, [])

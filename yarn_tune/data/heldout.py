@@ -15,16 +15,26 @@ HELDOUT_FILLER = 2_000_000
 """Tokens of a streamed dataset that are enough to hide needles in."""
 
 
-def heldout_excerpts(data: Data, base: BaseModel, length: int, count: int) -> list[tuple[str, Tensor]]:
+def heldout_excerpts(
+    data: Data, base: BaseModel, length: int, count: int, key: str = "data.heldout"
+) -> list[tuple[str, Tensor]]:
     """Up to `count` excerpts of `length` tokens, `[length]` each, from the held-out documents in turn.
 
     The first excerpts are the documents' beginnings, the next ones what follows. Each comes with a label, and begins as
     the tokenizer lets a text begin.
 
+    Args:
+        data: the recipe's section.
+        base: its tokenizer is used.
+        length: tokens of an excerpt.
+        count: most excerpts.
+        key: recipe key whose documents are read, `data.heldout` or `data.heldout_unlike`.
+
     Raises:
         UserError: if no held-out document is long enough.
     """
-    documents = list(tokenized(data, "data.heldout", data.heldout, base.tokenizer, enough=4 * count * length))
+    names = data.heldout_files()[key]
+    documents = list(tokenized(data, key, names, base.tokenizer, enough=4 * count * length))
     excerpts: list[tuple[str, Tensor]] = []
     longest = max((len(document) for document in documents), default=0)
     for turn in range(longest // length):
@@ -35,7 +45,7 @@ def heldout_excerpts(data: Data, base: BaseModel, length: int, count: int) -> li
                 excerpts.append((f"document {number + 1}, part {turn + 1}", ids))
     if not excerpts:
         raise UserError(
-            f"data.heldout: the longest of {len(documents)} documents has {longest} tokens, fewer than the "
+            f"{key}: the longest of {len(documents)} documents has {longest} tokens, fewer than the "
             f"{length} to be measured; add longer documents or lower eval.lengths"
         )
     return excerpts
@@ -57,10 +67,11 @@ def check_heldout(data: Data, evaluation: Eval, base: BaseModel, native: int, wi
         UserError: if files are missing or unreadable, if no document is as long as the longest length measured, or if
             the shortest or longest prompt of `eval.retrieval` cannot be made of them.
     """
-    if any(name.startswith(HUB) for name in data.heldout):
-        return
-    heldout_excerpts(data, base, max(evaluation.lengths or [window]), 1)
-    if wanted := evaluation.retrieval:
+    local = {key: names for key, names in data.heldout_files().items() if not any(n.startswith(HUB) for n in names)}
+    for key, names in local.items():
+        if names:
+            heldout_excerpts(data, base, max(evaluation.lengths or [window]), 1, key)
+    if "data.heldout" in local and (wanted := evaluation.retrieval):
         filler = heldout_tokens(data, base)
         lengths = grid_lengths(wanted, native, window)
         try:

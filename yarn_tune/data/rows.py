@@ -81,12 +81,14 @@ def build_rows(data: Data, base: BaseModel, request: RowRequest) -> RowSet:
 
 def _check_apart(data: Data) -> None:
     """Refuse files that are trained on and held out, under whatever names."""
-    train, heldout = (
-        {os.path.realpath(path) for name in names for path in matching_files(name)}
-        for names in (data.train, data.heldout)
-    )
-    if both := sorted(train & heldout):
-        raise UserError(
-            f"data.heldout: {', '.join(both)} is among the files of data.train too; measuring on training documents "
-            "says nothing: name other documents"
-        )
+    train = _real_paths(data.train)
+    for key, names in data.heldout_files().items():
+        if both := sorted(train & _real_paths(names)):
+            raise UserError(
+                f"{key}: {', '.join(both)} is among the files of data.train too; measuring on training documents "
+                "says nothing: name other documents"
+            )
+
+
+def _real_paths(names: list[str]) -> set[str]:
+    return {os.path.realpath(path) for name in names for path in matching_files(name)}

@@ -3,6 +3,7 @@
 from .comparison import compare, named_rows
 from .factor_sweep import check_factors, sweep, sweep_table
 from .methods import Method, search_free_methods
+from .native_adapted import learn_native_adapted
 from .nll_cache import NllCache
 from .perplexity import NllSum, bucket_edges, by_position, full_nll, slid_nll
 from .results import COMPARED, CompareRow, Comparison, TextResult, table, tables
@@ -33,6 +34,7 @@ __all__ = [
     "check_factors",
     "compare",
     "full_nll",
+    "learn_native_adapted",
     "load_records",
     "named_rows",
     "retrieval_table",

@@ -3,7 +3,8 @@
 Rows: `none` (the base as it is), `native-window` (the base evaluated with a sliding window of its native length: the
 baseline that an extension has to beat), the search-free methods at the recipe's factor, and for every learned run
 `tuned` (one pass) and `tuned-slid` (the same model with its native window slid, which shows how much of a gain is
-adaptation to the text rather than a longer reach); or `tuned-<run>` where several runs are compared.
+adaptation to the text rather than a longer reach); or `tuned-<run>` where several runs are compared. With
+`eval.native_adapted`, `native-adapted` is the control of `native_adapted.py`.
 """
 
 import sys
@@ -22,6 +23,8 @@ from ..recipe import Recipe, load_recipe
 from ..runs import Run, TunedRow, tuned_row
 from ..tunable import Start
 from .methods import Method, search_free_methods
+from .native_adapted import NAME as NATIVE_ADAPTED
+from .native_adapted import learn_native_adapted
 from .nll_cache import NllCache
 from .perplexity import NllSum, bucket_edges, by_position, span_nll
 from .results import COMPARED, CompareRow, Comparison, Kind, TextResult, with_key_tokens
@@ -95,9 +98,10 @@ class Candidate:
 
 
 def candidates(
-    run: Run, cache: NllCache, start: Start, learned: dict[str, TunedRow], checkpoints: Sequence[Path]
+    run: Run, cache: NllCache, learned: dict[str, TunedRow], checkpoints: Sequence[Path], control: TunedRow | None
 ) -> list[Candidate]:
     """Every row of a comparison, in the order of the table."""
+    start = Start.of(run.base.facts, run.recipe.rope)
     stride = run.recipe.eval.stride or max(1, start.native // 4)
 
     def one_pass(method: Method) -> Callable[[Tensor], tuple[Tensor, float]]:
@@ -106,8 +110,12 @@ def candidates(
     def slid(method: Method | None) -> Callable[[Tensor], tuple[Tensor, float]]:
         return lambda document: cache.slid(document, start.native, stride, method)
 
-    rows = [Candidate(n, "search-free", one_pass(m), m) for n, m in search_free_methods(start).items()]
+    methods = search_free_methods(start, run.recipe.eval.methods)
+    rows = [Candidate(name, "search-free", one_pass(method), method) for name, method in methods.items()]
     rows.insert(1, Candidate("native-window", "slid", slid(None)))
+    if control is not None:
+        method = Method.of(control.learned)
+        rows.insert(2, Candidate(NATIVE_ADAPTED, "slid", slid(method), None, control.tokens, control.seconds))
     for name, row in learned.items():
         method = Method.of(row.learned)
         rows.append(Candidate(name, "learned", one_pass(method), method, row.tokens, row.seconds))
@@ -127,7 +135,8 @@ def compare(
 ) -> Comparison:
     """Measure every method and write compare.json into the run folder; with `only`, measure some and write nothing.
 
-    The NLL of every token is kept on disk, so that an interrupted comparison continues where it was.
+    With `eval.native_adapted` the control is trained first, unless it is finished. The NLL of every token is kept on
+    disk, so that an interrupted comparison continues where it was.
 
     Args:
         run: its recipe names the base, the documents and the lengths.
@@ -150,11 +159,12 @@ def _compare(
     lengths = eval_lengths(recipe, start)
     edges = bucket_edges(max(lengths), recipe.eval.buckets)
     cache = NllCache(base, run.folder / "nll", recipe.eval.chunk)
-    rows = [r for r in candidates(run, cache, start, learned, checkpoints) if only is None or r.name in only]
-    excerpts = heldout_excerpts(recipe.data, base, max(lengths), recipe.eval.documents)
-    measured = _measured(rows, excerpts, _Ranges(lengths, edges, start.native))
-    like = with_key_tokens(*measured, recipe.eval.key_gain, recipe.eval.key_floor)
-    comparison = Comparison(start.native, start.window, edges, like)
+    control = learn_native_adapted(run) if only is None or NATIVE_ADAPTED in only else None
+    rows = [r for r in candidates(run, cache, learned, checkpoints, control) if only is None or r.name in only]
+    ranges = _Ranges(lengths, edges, start.native)
+    like = _text_result(run, rows, ranges, "data.heldout")
+    unlike = _text_result(run, rows, ranges, "data.heldout_unlike") if recipe.data.heldout_unlike else None
+    comparison = Comparison(start.native, start.window, edges, like, unlike)
     if recipe.eval.retrieval is not None:
         comparison = _with_retrieval(run, cache, comparison, rows)
     if only is None:  # readers of compare.json, such as the model card, expect every row
@@ -176,17 +186,18 @@ class _Ranges:
     native: int
 
 
-def _measured(
-    rows: list[Candidate], excerpts: list[tuple[str, Tensor]], ranges: _Ranges
-) -> tuple[TextResult, dict[str, list[Tensor]]]:
-    """All rows on one kind of text, and method -> NLL of each excerpt."""
+def _text_result(run: Run, rows: list[Candidate], ranges: _Ranges, key: str) -> TextResult:
+    """All rows on the documents of a recipe key."""
+    settings = run.recipe.eval
+    excerpts = heldout_excerpts(run.recipe.data, run.base, max(ranges.lengths), settings.documents, key)
     documents = [ids for _, ids in excerpts]
     found: list[CompareRow] = []
     nll: dict[str, list[Tensor]] = {}
-    for candidate in tqdm(rows, unit="method", file=sys.stderr):
+    for candidate in tqdm(rows, desc=key, unit="method", file=sys.stderr):
         row, nll[candidate.name] = _row(candidate, documents, ranges)
         found.append(row)
-    return TextResult([label for label, _ in excerpts], found), nll
+    result = TextResult([label for label, _ in excerpts], found)
+    return with_key_tokens(result, nll, settings.key_gain, settings.key_floor)
 
 
 def _row(candidate: Candidate, documents: list[Tensor], ranges: _Ranges) -> tuple[CompareRow, list[Tensor]]:

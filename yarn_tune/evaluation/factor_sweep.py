@@ -67,7 +67,7 @@ def sweep(run: Run, factors: list[float]) -> list[SweepCell]:
         documents = [ids for _, ids in excerpts]
         slid = _mean([cache.slid(document, begin.native, stride)[0] for document in documents], length)
         at = replace(begin, factor=factor * begin.factor / begin.stretch, window=length)
-        methods = search_free_methods(at)
+        methods = search_free_methods(at, SWEPT)
         for name in SWEPT:
             nll = [cache.full(methods[name], document)[0] for document in documents]
             cells.append(SweepCell(name, factor, length, _mean(nll, length), slid))

@@ -1,14 +1,22 @@
 """The methods a comparison measures: the base, search-free scalings of RoPE, and learned numbers."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..rope import dynamic_ntk_inv_freq, linear_inv_freq, ntk_inv_freq
+from ..rope import (
+    abf_theta,
+    cope_inv_freq,
+    default_inv_freq,
+    dynamic_ntk_inv_freq,
+    linear_inv_freq,
+    llama3_inv_freq,
+    ntk_inv_freq,
+)
 from ..tunable import Factors, Learned, Start, WeightFold, attach_fixed, detach, with_lora
 
 TableOf = Callable[[int], tuple[Tensor, float]]
@@ -64,25 +72,39 @@ def _digest(tensor: Tensor) -> str:
     return hashlib.sha256(described + stored.numpy().tobytes()).hexdigest()
 
 
-def search_free_methods(start: Start) -> dict[str, Method]:
-    """The base as it is (`none`) and every search-free method at the factor of `start`, in the order of the tables.
+LLAMA3_LOW, LLAMA3_HIGH = 1.0, 4.0
+"""Llama 3.1's frequency factors."""
 
-    Over a base that is scaled already, each method is applied to the base's own table.
+
+def search_free_methods(start: Start, names: Sequence[str]) -> dict[str, Method]:
+    """`none` (the base as it is), the search-free methods of `names` and `yarn`, in the order of the tables.
+
+    All are at the factor of `start`, except `cope`, which has no factor. Over a base that is scaled already, each
+    method is applied to the base's own table.
+
+    Args:
+        start: the base and the factor.
+        names: keys of `eval.methods`.
     """
     facts, native, factor = start.facts, start.native, start.stretch
     theta, dim = facts.theta, facts.dim
+    own, multiplier = facts.table(start.window)
 
-    def over(plain: Callable[[int], Tensor]) -> TableOf:
+    def over(plain: Callable[[int], Tensor]) -> Method:
         """A method's table of unscaled RoPE, applied to the base's own table."""
-        multiplier = facts.table(start.window)[1]
-        return lambda length: (start.over_base(plain(length)), multiplier)
+        return Method(lambda length: (start.over_base(plain(length)), multiplier))
 
-    return {
+    methods = {
         "none": Method(facts.table, by_length=facts.scaling is not None and facts.scaling.above > 0),
-        "linear": Method(over(lambda length: linear_inv_freq(theta, dim, factor))),
-        "ntk": Method(over(lambda length: ntk_inv_freq(theta, dim, factor))),
-        "dynamic": Method(
+        "linear": over(lambda length: linear_inv_freq(theta, dim, factor)),
+        "ntk": over(lambda length: ntk_inv_freq(theta, dim, factor)),
+        "dynamic": replace(
             over(lambda length: dynamic_ntk_inv_freq(theta, dim, factor, length, native)), by_length=True
         ),
+        "abf": over(lambda length: default_inv_freq(abf_theta(theta, native, factor), dim)),
+        "llama3": over(lambda length: llama3_inv_freq(theta, dim, factor, LLAMA3_LOW, LLAMA3_HIGH, native)),
+        "cope": Method.fixed(cope_inv_freq(own), multiplier),
+        "ntk-by-parts": Method.fixed(start.inv_freq(), multiplier),
         "yarn": Method.fixed(start.inv_freq(), start.attention_factor),
     }
+    return {name: method for name, method in methods.items() if name in ("none", "yarn", *names)}

@@ -161,13 +161,16 @@ def _is_present(recipe: Recipe, base: BaseModel, notes: list[str]) -> bool:
 
 def _check_heldout(recipe: Recipe, base: BaseModel, native: int, notes: list[str]) -> None:
     """Held-out documents that `compare` could not measure on stop a plan; those that are not here become a note."""
-    absent = missing_files(recipe.data.heldout)
-    if any(name.startswith(HUB) for name in recipe.data.heldout):
+    named = [name for names in recipe.data.heldout_files().values() for name in names]
+    absent = missing_files(named)
+    if any(name.startswith(HUB) for name in named):
         notes.append("held-out documents are streamed from the hub, so whether they are long enough is not checked")
     elif not absent:
         check_heldout(recipe.data, recipe.eval, base, native, recipe.rope.window)
     elif not recipe.data.prepare:
-        notes.append(f"data.heldout: no file matches {', '.join(absent)}, which training and `compare` will ask for")
+        places = [key for key, names in recipe.data.heldout_files().items() if missing_files(names)]
+        keys = ", ".join(places)
+        notes.append(f"{keys}: no file matches {', '.join(absent)}, which training and `compare` will ask for")
 
 
 def _rows(recipe: Recipe, base: BaseModel, notes: list[str]) -> RowSet | None:
@@ -175,7 +178,7 @@ def _rows(recipe: Recipe, base: BaseModel, notes: list[str]) -> RowSet | None:
     if any(name.startswith(HUB) for name in recipe.data.train):
         notes.append("documents are streamed from the hub, so they are not read for a plan")
         return None
-    if missing_files([*recipe.data.train, *recipe.data.heldout]) and recipe.data.prepare:
+    if missing_files([*recipe.data.train, *recipe.data.heldout, *recipe.data.heldout_unlike]) and recipe.data.prepare:
         notes.append(f"documents are not here yet: run `{recipe.data.prepare}`")
         return None
     return build_rows(recipe.data, base, RowRequest(recipe.row_tokens(), recipe.rows(), recipe.train.seed))

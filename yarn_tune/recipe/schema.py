@@ -85,6 +85,9 @@ class Data:
     """Files or globs (.txt .jsonl .jsonl.gz .parquet), or `hub:org/name[:split]` for a dataset on the hub."""
     heldout: Files
     """Documents for measuring; never trained on."""
+    heldout_unlike: list[str] = field(default_factory=list)
+    """More documents for measuring, by other authors and of other genres than those of `train`: a gain on `heldout`
+    alone may be adaptation to a style. Empty: not measured."""
     prepare: str | None = None
     """The command that creates the files, shown when they do not exist."""
     text_key: str = "text"
@@ -104,6 +107,10 @@ class Data:
     """Share of the rows that end in a question for a number stated earlier in the row."""
     wording: Literal["plain", "demo"] = "plain"
     """Wording of these questions; see `eval.retrieval.wording`."""
+
+    def heldout_files(self) -> dict[str, list[str]]:
+        """Recipe key -> files, of all documents for measuring."""
+        return {"data.heldout": self.heldout, "data.heldout_unlike": self.heldout_unlike}
 
     def length_at(self, step: int, steps: int) -> int | None:
         """The length that rows are cut to in a step; None where they are read whole."""
@@ -197,9 +204,19 @@ class Retrieve:
     """demo: the wording that data/tiny-base was trained on."""
 
 
+MethodName = Literal["linear", "ntk", "dynamic", "ntk-by-parts", "llama3", "abf", "cope"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Eval:
     """What `compare` measures on the held-out documents."""
+
+    methods: list[MethodName] = field(default_factory=lambda: ["linear", "ntk", "dynamic"])
+    """Search-free methods measured beside the base, its slid native window and YaRN."""
+    native_adapted: bool = False
+    """Train a control: the same kinds of numbers except frequencies, learned at the native window from the same rows,
+    cut, and measured with the native window slid. A gain that the control has too is adaptation to the text, not a
+    longer reach. Costs a second training."""
 
     lengths: Annotated[list[Length], NotEmpty(), "name a length, or null"] | None = None
     """Lengths of the excerpts; null: native window and window."""

@@ -94,6 +94,11 @@ _DATA: list[Rule[Recipe]] = [
         "documents",
     ),
     Rule(
+        "data.heldout_unlike", ("data.train", "data.heldout"),
+        lambda r: not {*r.data.heldout_unlike} & {*r.data.train, *r.data.heldout},
+        "a document of data.train or data.heldout is listed here too; name documents of other authors and genres",
+    ),
+    Rule(
         "data.row_tokens", ("rope.window",), lambda r: r.row_tokens() <= r.rope.window,
         "a row cannot be longer than rope.window ({r.rope.window})",
     ),

@@ -1,0 +1,59 @@
+"""The control of a comparison: the same kinds of numbers learned at the native window, without any extension.
+
+What the control gains on held-out text is adaptation to that kind of text. Measured with its native window slid over
+the document, it shows which part of a tuned model's gain is a longer reach.
+"""
+
+from dataclasses import replace
+
+from ..errors import UserError
+from ..recipe import YARN
+from ..runs import Run, TunedRow, tuned_row
+from ..training import train
+from ..tunable import Start
+
+NAME = "native-adapted"
+"""The control's row, and its folder inside the run's."""
+
+
+def native_adapted_run(run: Run) -> Run | None:
+    """The control's run; None where `eval.native_adapted` is off, or where only frequencies are learned.
+
+    It reads the same rows in the same steps, cut to the native window, so that it learns from as many tokens. Its rows
+    have no planted questions: most would be cut from their needle and teach guessing.
+
+    Raises:
+        UserError: if the rows cannot be cut into native windows.
+    """
+    recipe = run.recipe
+    if not recipe.eval.native_adapted or (recipe.rope.query_gains == "none" and recipe.lora is None):
+        return None
+    start = Start.of(run.base.facts, recipe.rope)
+    tokens = recipe.row_tokens()
+    if tokens > start.native and tokens % start.native:
+        raise UserError(
+            f"eval.native_adapted: rows of {tokens} tokens (data.row_tokens) cannot be cut into native windows of "
+            f"{start.native}; choose a multiple of it, or switch eval.native_adapted off"
+        )
+    least = start.facts.ramp.factor if start.facts.ramp else 1.0
+    control = replace(
+        recipe,
+        name=NAME,
+        rope=replace(recipe.rope, frequencies="fixed", factor=least, init=YARN),
+        data=replace(recipe.data, needles=0.0, lengths=[start.native] if tokens > start.native else None),
+    )
+    return Run(control, run.folder / NAME)
+
+
+def learn_native_adapted(run: Run) -> TunedRow | None:
+    """Train the control, or continue it, or read what it has learned; None as for `native_adapted_run`.
+
+    Raises:
+        UserError, CheckFailed, Interrupted: as `train`.
+    """
+    control = native_adapted_run(run)
+    if control is None:
+        return None
+    if not control.numbers_path.is_file():
+        train(control)
+    return tuned_row(control)
