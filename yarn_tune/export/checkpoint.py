@@ -23,7 +23,7 @@ from ..files import (
     write_checked,
     write_json,
 )
-from ..models import BaseModel
+from ..models import SECOND_COPY, BaseModel
 from ..runs import Run, learned_of
 from ..serving import RopeEncoding, Target, choose_encoding
 from ..tunable import KINDS, Folded, Learned, fold_checkpoint, merge_checkpoint
@@ -48,8 +48,8 @@ COPIED = (
     "USE_POLICY*",
 )
 """Names of the base's files that belong to an export."""
-SECOND_COPY = "consolidated*"
-"""Mistral's second copy of the weights, in another format."""
+FOREIGN = ("auto_map", "attn_implementation", "_attn_implementation")
+"""Keys of a config that name code of the base's own, which is not copied, or kernels to download."""
 OVERRIDABLE = ("vllm", "vllm-0.29")
 
 
@@ -117,8 +117,7 @@ def write_checkpoint(
     for source in base.files(COPIED, but=SECOND_COPY):
         shutil.copyfile(source, folder / source.name)
     config = served.config(target.base)
-    # Code of the base's own is not copied, so the config must not name it.
-    write_json(folder / "config.json", {key: value for key, value in config.items() if key != "auto_map"})
+    write_json(folder / "config.json", {key: value for key, value in config.items() if key not in FOREIGN})
     folds = served.folds(learned)
     if learned.lora is not None:
         merge_checkpoint(folder, learned.lora)

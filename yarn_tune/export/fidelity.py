@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..errors import CheckFailed
 from ..files import read_checked, unreadable
-from ..models import CHUNK, BaseModel, hidden_states, load_tokenizer, logit_transform, to_device
+from ..models import CHUNK, BaseModel, hidden_states, load_model, load_tokenizer, logit_transform, to_device
 from ..serving import EXTRA_KEYS, RopeEncoding
 from ..tunable import Folded, Learned, attach_fixed, detach, fold_parameters, with_lora
 from .warnings import rope_warnings
@@ -236,12 +236,12 @@ class Comparison:
     def _reloaded(self, dtype: str) -> PreTrainedModel:
         """The checkpoint with stock classes; its tokenizer must load too."""
         with rope_warnings() as texts:
-            stock = AutoModelForCausalLM.from_pretrained(self.folder, dtype=getattr(torch, dtype)).eval()
+            stock = load_model(str(self.folder), dtype=dtype)
             load_tokenizer(str(self.folder))
         bad = [text for text in texts if not ("nrecognized keys" in text and _names(text) <= EXTRA_KEYS)]
         if bad:
             raise CheckFailed(f"export: transformers warns about the exported rope section: {bad[0]}")
-        return stock  # type: ignore[no-any-return]
+        return stock
 
 
 def _set(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:

@@ -1,6 +1,7 @@
 """Base models: what is known of each family, RoPE facts of a config, where queries are, loading, and the token loss."""
 
 from .base import BaseModel
+from .checkpoint_files import SECOND_COPY, UNQUANTISED, cache_folder, check_plain, kept_digest, quantisation_of
 from .families import FAMILIES, FULL, Family, Place, family_of, supported
 from .loading import (
     GIB,
@@ -39,6 +40,8 @@ __all__ = [
     "GIB",
     "HAS_FUSED",
     "IGNORED",
+    "SECOND_COPY",
+    "UNQUANTISED",
     "BaseModel",
     "Family",
     "Layout",
@@ -50,6 +53,8 @@ __all__ = [
     "Transform",
     "base_identity",
     "by_chunks",
+    "cache_folder",
+    "check_plain",
     "config_json",
     "decoder_layers",
     "exact_nats",
@@ -57,12 +62,14 @@ __all__ = [
     "has_sliding_layers",
     "head_dim_of",
     "hidden_states",
+    "kept_digest",
     "layout_of",
     "load_config",
     "load_model",
     "load_tokenizer",
     "logit_transform",
     "prefix_of",
+    "quantisation_of",
     "query_site",
     "refusal",
     "rope_facts",

@@ -7,18 +7,24 @@ lead out of the folder, and an `adapter_config.json` makes transformers add an a
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
+from torch import Tensor
 
 from ..errors import UserError
 from ..files import file_digest, read_json, write_json
 from ..recipe import is_hub_id
 
 INDEX, ADAPTER = "model.safetensors.index.json", "adapter_config.json"
+
+SECOND_COPY = "consolidated*"
+"""Mistral's second copy of the weights, in another format."""
 
 READ = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*", "chat_template*")
 """Names of files that loading a checkpoint may read."""
@@ -104,6 +110,60 @@ def _check_index(folder: Path) -> None:
             )
         if not (folder / name).is_file():
             raise UserError(f"base.model: {folder / name}, named by {INDEX}, is missing; complete the checkpoint")
+
+
+def quantisation_of(config: dict[str, Any]) -> str | None:
+    """The quantisation method of a checkpoint's weights by its config.json, or None for plain weights."""
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    found = [part.get("quantization_config") or part.get("compression_config") for part in parts]
+    return next((str(q.get("quant_method", "unknown")) if isinstance(q, dict) else str(q) for q in found if q), None)
+
+
+def check_plain(tensors: dict[str, Tensor]) -> None:
+    """Check that tensors are floats of 16 bits or more, which alone can be folded into or merged.
+
+    Raises:
+        UserError: naming the first that is not.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or tensor.element_size() < 2:
+            raise UserError(
+                f"base.model: {name} is stored as {tensor.dtype}, into which nothing can be folded; {UNQUANTISED}"
+            )
+
+
+UNQUANTISED = "tune the unquantised base, then quantise the export"
+
+
+def check_complete(model: str, info: dict[str, Any], wrapped: bool) -> None:
+    """Check that a checkpoint has exactly the weights of its model class.
+
+    Args:
+        model: folder or hub id, for the message.
+        info: loading info of `from_pretrained`.
+        wrapped: whether the checkpoint holds more than the language model (a vision tower, for example).
+
+    Raises:
+        UserError: naming weights that are missing, have another shape, or are not known to the class.
+    """
+    mismatched = [name if isinstance(name, str) else name[0] for name in info.get("mismatched_keys") or ()]
+    unknown = [] if wrapped else [name for name in info.get("unexpected_keys") or () if not KNOWN_EXTRA.search(name)]
+    kinds = {
+        "are missing, and would be random": info.get("missing_keys") or (),
+        "have another shape than config.json says": mismatched,
+        "are not of its model class": unknown,
+    }
+    for problem, names in kinds.items():
+        if names:
+            first, more = sorted(names)[:3], len(names) - 3
+            raise UserError(
+                f"base.model: {model}: weights {problem}: {', '.join(first)}{f' and {more} more' if more > 0 else ''}; "
+                "complete the checkpoint, or repair its names"
+            )
+
+
+KNOWN_EXTRA = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|attention\.(masked_)?bias$")
+"""Buffers that old releases of transformers saved, and that are computed now."""
 
 
 def files_digest(files: Sequence[Path]) -> str:

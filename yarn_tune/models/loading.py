@@ -28,6 +28,7 @@ from transformers import (
 from ..errors import UserError
 from ..files import readable_by_all
 from ..recipe import Base, is_hub_id
+from .checkpoint_files import READ, SECOND_COPY, check_complete, check_files, checkpoint_folder
 from .families import FULL
 
 GIB = 2**30
@@ -83,16 +84,26 @@ def load_model(
         revision: of a hub id.
         dtype: name of the torch dtype of its weights.
         config: of the model, if it was read already; it is copied.
+
+    Raises:
+        UserError: if weights are missing, unknown or of another shape, or files are not the checkpoint's own.
     """
-    known = {} if config is None else {"config": deepcopy(config)}
-    loaded = _from_hub(
+    check_files(checkpoint_folder(model, revision, READ, SECOND_COPY))
+    config = deepcopy(load_config(model, revision) if config is None else config)
+    wrapped = config.get_text_config() is not config
+    for part in (config, config.get_text_config()):
+        # A config may name an attention kernel to download; None is the default of transformers.
+        part._attn_implementation = None
+    loaded, info = _from_hub(
         AutoModelForCausalLM.from_pretrained,
         model,
         revision=revision,
         dtype=getattr(torch, dtype),
         use_safetensors=True,  # a pickle can hold code
-        **known,
+        config=config,
+        output_loading_info=True,
     )
+    check_complete(model, info, wrapped)
     loaded.config.use_cache = False
     return loaded.eval()  # type: ignore[no-any-return]
 

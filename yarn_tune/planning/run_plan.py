@@ -8,7 +8,7 @@ from ..errors import UserError
 from ..models import GIB, BaseModel
 from ..recipe import HUB, YARN, Recipe, missing_files
 from ..runs import previous_run
-from ..serving import Target, make_representable
+from ..serving import Target, check_mergeable, make_representable
 from ..tunable import Start, TunableRotary, at_start, lora_size
 from .cost import Cost, estimate_cost, largest_rows
 
@@ -134,6 +134,7 @@ def _target(recipe: Recipe, base: BaseModel, begin: TunableRotary, notes: list[s
     """The stacks to be served; raises if one of those asked for cannot be."""
     target = Target.of_model(base, recipe.export)
     make_representable(begin.learned(), target)
+    check_mergeable(target.base, recipe.lora)
     notes += [f"not served: {name} {reason}" for name, reason in (target.left_out or {}).items()]
     return target
 

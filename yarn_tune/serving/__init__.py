@@ -5,6 +5,7 @@ from .encodings import EXTRA_KEYS, RopeEncoding
 from .rules import v5_sections
 from .selection import (
     Target,
+    check_mergeable,
     choose_encoding,
     make_representable,
     representable_parameters,
@@ -24,6 +25,7 @@ __all__ = [
     "Target",
     "Verification",
     "ask_vllm",
+    "check_mergeable",
     "choose_encoding",
     "frequency_error",
     "make_representable",

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckFailed, UserError
-from ..models import BaseModel, layout_of, query_site
-from ..recipe import Export
-from ..tunable import KINDS, Learned, TunableRotary
+from ..models import UNQUANTISED, BaseModel, layout_of, quantisation_of, query_site
+from ..recipe import Export, Lora
+from ..tunable import KINDS, GainFold, Learned, TunableRotary
 from .conformance import expected_rope, mismatches
 from .encodings import RopeEncoding, forms, longrope_carriers, yarn_carriers
 from .stacks import STACKS, default_stacks, reading
@@ -68,6 +68,10 @@ def make_representable(learned: Learned, target: Target) -> Learned:
             f"export.fold: never, but {kind.label} ({kind.key}) can only be folded into the weights; allow folding "
             f"(export.fold: auto), or learn without {kind.key}"
         )
+    method = quantisation_of(target.base)
+    if method and (learned.lora or [f for f in learned.folds if not (isinstance(f, GainFold) and f.site.normed)]):
+        key = KINDS[learned.folds[0].kind].key if learned.folds else "lora"
+        raise UserError(_quantised(key, method))
     for folded in (False, True):
         for numbers in forms(learned):
             if _first(numbers, target, folded) is not None:
@@ -131,13 +135,29 @@ def _refusal(learned: Learned, target: Target) -> str:
     )
 
 
+def check_mergeable(base: dict[str, Any], lora: Lora | None) -> None:
+    """Check that LoRA can be merged into the base's weights; raises `UserError` if they are quantised."""
+    method = quantisation_of(base)
+    if lora is not None and method:
+        raise UserError(_quantised("lora", method))
+
+
+def _quantised(key: str, method: str) -> str:
+    return (
+        f"{key}: it changes weights that are quantised in this base ({method}), which would damage them; "
+        f"{UNQUANTISED}. Numbers that stay in config.json (rope.frequencies with rope.query_gains: none) can be "
+        "learned on it"
+    )
+
+
 def _unfoldable(target: Target) -> str | None:
     """Why this family cannot be folded, if so."""
     try:
-        query_site(target.base)
+        site = query_site(target.base)
     except UserError as error:
         return str(error)
-    return None
+    method = quantisation_of(target.base)
+    return _quantised("export.fold", method) if method and not site.normed else None
 
 
 def _carriers(numbers: Learned, target: Target, folded: bool) -> Iterator[RopeEncoding]:

@@ -18,7 +18,7 @@ from ..data import RowSet, check_heldout
 from ..distributed import Request, World, report_lost_peers, spread, start, stop_on_signal, world_text
 from ..errors import CheckFailed, Interrupted
 from ..runs import MetricsLog, Run, claimed, end_training, latest_state, previous_run, progress_text, write_learned
-from ..serving import Target, make_representable
+from ..serving import Target, check_mergeable, make_representable
 from ..tunable import Learned, TunableRotary, at_start
 from .batches import Batch, backward, read_rows
 from .objective import Objective, ObjectiveConfig
@@ -39,6 +39,7 @@ def train(run: Run) -> Learned:
     # What cannot be served or measured is an error before anything is learned.
     begin, target = at_start(base, recipe.rope), Target.of_model(base, recipe.export)
     make_representable(begin.learned(), target)
+    check_mergeable(target.base, recipe.lora)
     if latest_state(run.checkpoints) is None:
         previous_run(recipe)
     check_heldout(recipe.data, recipe.eval, base, begin.start.native, recipe.rope.window)

@@ -5,7 +5,7 @@ from .folding import Folded, fold_checkpoint, fold_parameters
 from .kinds import KINDS, Kind, adjustments_for, decay_of, kinds_of, rate_of
 from .lora import NO_LORA, PREFIX, Factors, LoraSize, lora_config, lora_size, merge_checkpoint, with_lora
 from .parameters import Adjustment, Learned, Start, WeightFold
-from .query_gains import gains_for
+from .query_gains import GainFold, gains_for
 from .replacement import RotaryProxy, move_only
 from .rotary import TunableRotary, at_start
 
@@ -17,6 +17,7 @@ __all__ = [
     "Factors",
     "Folded",
     "FollowingHooks",
+    "GainFold",
     "Kind",
     "Learned",
     "LoraSize",

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..models import query_site, save_weights
+from ..models import UNQUANTISED, check_plain, query_site, save_weights
 from .parameters import WeightFold
 from .query_gains import GainFold, uniform_gain
 
@@ -63,6 +63,9 @@ def fold_parameters(
     """What `fold_checkpoint` makes of a model's parameters, by name, on the CPU; the model is unchanged."""
     every = with_gain(config, gain, folds)
     named = {n: p.detach().cpu() for n, p in model.named_parameters() if any(fold.holds(n) for fold in every)}
+    check_plain(named)
+    if every and not named:
+        raise UserError(f"folding: the model has no parameter that the learned numbers act in; {UNQUANTISED}")
     return {name: fold_tensor(name, tensor, every).to(tensor.dtype) for name, tensor in named.items()}
 
 
@@ -88,6 +91,7 @@ def fold_checkpoint(folder: Path, config: dict[str, Any], gain: float, folds: Se
         if not held:
             continue
         weights = load_file(path)
+        check_plain({name: weights[name] for name in held})
         for name in held:
             exact = fold_tensor(name, weights[name], every)
             new = exact.to(weights[name].dtype)

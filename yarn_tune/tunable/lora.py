@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError
-from ..models import save_weights
+from ..models import check_plain, save_weights
 from ..recipe import Lora
 
 Factors = dict[str, tuple[Tensor, Tensor]]
@@ -183,5 +183,6 @@ def merge_checkpoint(folder: Path, factors: Factors) -> None:
             names, metadata = set(file.keys()) & set(factors), file.metadata()
         if names:
             weights = load_file(path)
+            check_plain({name: weights[name] for name in names})
             weights |= {name: merged(weights[name], factors[name]) for name in names}
             save_weights(weights, path, metadata)
