@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from yarn_tune.data.positions import Placed
 from yarn_tune.data.rows import RowRequest, RowSet, build_rows
 from yarn_tune.files import save_tensors
 from yarn_tune.models.base import BaseModel
@@ -130,7 +131,7 @@ def save_tiny(folder: Path, family: str = "llama", **extra: object) -> Path:
 
 def base_with(tokenizer: PreTrainedTokenizerBase, folder: Path) -> BaseModel:
     """A base without weights: the config of a tiny model and this tokenizer, saved into `folder`."""
-    tiny_config("llama").save_pretrained(folder)
+    tiny_config("llama", vocab_size=max(VOCABULARY, len(tokenizer))).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return BaseModel(Base(model=str(folder), dtype="float32"))
 
@@ -138,6 +139,11 @@ def base_with(tokenizer: PreTrainedTokenizerBase, folder: Path) -> BaseModel:
 def rows_of(recipe: Recipe, base: BaseModel) -> RowSet:
     """The rows that a run of the recipe reads, without planted questions."""
     return build_rows(recipe.data, base, RowRequest(recipe.row_tokens(), recipe.rows(), recipe.train.seed))
+
+
+def as_lists(rows: list[Placed]) -> list[tuple[list[int], list[int], list[int], int]]:
+    """Rows in a form that `==` compares."""
+    return [(r.input_ids.tolist(), r.position_ids.tolist(), r.labels.tolist(), r.answers) for r in rows]
 
 
 def words(count: int, seed: int) -> str:

@@ -21,14 +21,14 @@ def brute_force(rows: list[Placed], window: int) -> list[int]:
 
 
 def test_coverage_of_full_and_packed_rows():
-    rows = [place_contiguous(Row(list(range(16)), [16])), place_contiguous(Row(list(range(16)), [10, 6]))]
+    rows = [place_contiguous(Row(np.arange(16), (16,))), place_contiguous(Row(np.arange(16), (10, 6)))]
     found = count_distances(rows, 16, bins=16)
     assert found.pairs == brute_force(rows, 16)
     assert found.untrained == 0
 
 
 def test_short_documents_leave_the_window_untrained():
-    rows = [place_contiguous(row) for row in pack_concat([[1] * 8] * 8, 32).rows]
+    rows = [place_contiguous(row) for row in pack_concat([np.ones(8, np.int32)] * 8, 32).rows]
     found = count_distances(rows, 32, bins=8)
     assert found.untrained == 0.75
     assert found.pairs[2:] == [0] * 6
@@ -38,7 +38,7 @@ def test_coverage_of_long_documents_takes_no_time():
     """A count for every pair of tokens would be 160 thousand million."""
     span = 400_000
     begun = time.process_time()
-    row = place_contiguous(Row([0] * 2 * span, [span, span]))
+    row = place_contiguous(Row(np.zeros(2 * span, np.int32), (span, span)))
     pairs = count_distances([row], 2 * span, bins=4).pairs
     assert time.process_time() - begun < 5
     half = span // 2

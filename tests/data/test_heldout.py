@@ -85,4 +85,4 @@ def test_prose_to_hide_needles_in_has_no_special_tokens(tmp_path):
     recipe = parse_recipe(recipe_tree(tmp_path, tmp_path), [])
     texts = [words(n, 50 + i) for i, n in enumerate((600, 300))]
     expected = [token for text in texts for token in tiny_tokenizer()(text)["input_ids"]]
-    assert heldout_tokens(recipe.data, base) == expected
+    assert heldout_tokens(recipe.data, base).tolist() == expected

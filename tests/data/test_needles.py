@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import NATIVE, recipe_tree, rows_of, save_tiny
+from tiny import NATIVE, as_lists, recipe_tree, rows_of, save_tiny
 from yarn_tune.data.needles import plant_needles
 from yarn_tune.errors import UserError
 from yarn_tune.models.base import BaseModel
@@ -46,14 +46,14 @@ def test_planted_rows_ask_for_what_they_state(demo):
     tokenizer = base.tokenizer
     plain = rows_of(recipe, base)
     planted = plant_needles(plain, recipe.data, base, 0)
-    assert plant_needles(plain, recipe.data, base, 0).rows == planted.rows
+    assert as_lists(plant_needles(plain, recipe.data, base, 0).rows) == as_lists(planted.rows)
     asking = [row for row in planted.rows if row.answers]
     assert len(asking) == 6
-    assert sum(a == b for a, b in zip(plain.rows, planted.rows, strict=True)) == 14
+    assert sum(a == b for a, b in zip(as_lists(plain.rows), as_lists(planted.rows), strict=True)) == 14
     for row in asking:
         assert len(row.input_ids) == 1024
-        assert row.position_ids == list(range(1024))
-        assert row.labels == [*row.input_ids[1:], IGNORED]
+        assert row.position_ids.tolist() == list(range(1024))
+        assert row.labels.tolist() == [*row.input_ids.tolist()[1:], IGNORED]
         answer = tokenizer.decode(row.labels[-row.answers - 1 : -1]).strip()
         assert answer.isdigit()
         assert len(answer) == 5
@@ -73,7 +73,7 @@ def test_marks_are_on_the_answer(demo):
     # Cut short, the needle may be elsewhere: the answer does not count.
     (*_, last) = rows[0].pieces(256)
     assert last.answers == 0
-    assert last.labels[-rows[0].answers - 1 :] == [IGNORED] * (rows[0].answers + 1)
+    assert last.labels[-rows[0].answers - 1 :].tolist() == [IGNORED] * (rows[0].answers + 1)
 
 
 def test_rows_too_short_for_a_question(demo):
@@ -119,8 +119,8 @@ def test_a_piece_predicts_the_first_token_of_the_next(tmp_path):
     recipe = parse_recipe(recipe_tree(base, tmp_path), [])
     (row, *_) = rows_of(recipe, BaseModel(recipe.base)).rows
     pieces = row.pieces(64)
-    assert [label for piece in pieces for label in piece.labels] == row.labels
-    assert [token for piece in pieces for token in piece.input_ids] == row.input_ids
+    assert [label for piece in pieces for label in piece.labels] == row.labels.tolist()
+    assert [token for piece in pieces for token in piece.input_ids] == row.input_ids.tolist()
 
 
 @pytest.mark.parametrize(

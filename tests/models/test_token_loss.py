@@ -1,5 +1,6 @@
 """The loss without logits equals the plain one; packed rows equal their documents alone."""
 
+import numpy as np
 import pytest
 import torch
 from tiny import FAMILY_SIZES, NATIVE, VOCABULARY, tiny_model
@@ -29,7 +30,7 @@ def tuned(model, frequencies: str = "per_pair"):
 def test_equals_the_stock_loss(family):
     """transformers' own logits and cross entropy, for every family (some scale their logits)."""
     model = tiny_model(family)
-    batch = collate([place_contiguous(Row(tokens(50), [50]))], CPU)
+    batch = collate([place_contiguous(Row(np.array(tokens(50)), (50,)))], CPU)
     logits = model(batch["input_ids"], use_cache=False).logits.float()
     expected = F.cross_entropy(logits[0], batch["labels"][0], ignore_index=IGNORED, reduction="sum")
     torch.testing.assert_close(NextToken(model)(**batch), expected, rtol=1e-5, atol=1e-4)
@@ -69,16 +70,16 @@ def test_a_packed_row_equals_its_documents_alone(attention):
     texts = [tokens(n, seed) for seed, n in enumerate(lengths)]
     model = tiny_model(attn_implementation=attention)
     rotary = tuned(model)
-    together = NextToken(model)(**collate([place_contiguous(Row(sum(texts, []), lengths))], CPU))
+    together = NextToken(model)(**collate([place_contiguous(Row(np.array(sum(texts, [])), tuple(lengths)))], CPU))
     together.backward()
     gradient = [p.grad.clone() for p in rotary.parameters()]
     rotary.zero_grad()
-    alone = sum(NextToken(model)(**collate([place_contiguous(Row(t, [len(t)]))], CPU)) for t in texts)
+    alone = sum(NextToken(model)(**collate([place_contiguous(Row(np.array(t), (len(t),)))], CPU)) for t in texts)
     alone.backward()
     torch.testing.assert_close(together, alone, rtol=1e-6, atol=0)
     for packed, parameter in zip(gradient, rotary.parameters(), strict=True):
         torch.testing.assert_close(packed, parameter.grad, rtol=1e-4, atol=1e-5)
-    mixed = NextToken(model)(**collate([place_contiguous(Row(sum(texts, []), [100]))], CPU))
+    mixed = NextToken(model)(**collate([place_contiguous(Row(np.array(sum(texts, [])), (100,)))], CPU))
     assert abs(mixed.item() - together.item()) > 0.1, "isolation must matter for this test to mean anything"
 
 
@@ -89,7 +90,7 @@ def test_full_logits_never_exist(monkeypatch):
     tuned(model)
     sizes: list[int] = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[0]))
-    NextToken(model, fused=False)(**collate([place_contiguous(Row(tokens(200), [200]))], CPU)).backward()
+    NextToken(model, fused=False)(**collate([place_contiguous(Row(np.array(tokens(200)), (200,)))], CPU)).backward()
     assert sizes
     assert max(sizes) <= 32
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -233,7 +234,7 @@ def test_asked_to_stop_it_saves_the_step_it_is_in(make_run, tmp_path, number):
 def test_processes_with_other_rows_disagree(make_run):
     """The tokens of all rows, in their order, are compared before the first step."""
     recipe = make_run().recipe
-    rows = [place_contiguous(Row(list(range(at, at + 50)), [50])) for at in (1, 2)]
+    rows = [place_contiguous(Row(np.arange(at, at + 50, dtype=np.int32), (50,))) for at in (1, 2)]
     packed = Packed([], 2, 100, 2)
     begin = at_start(BaseModel(recipe.base), recipe.rope)
     told = [facts_to_agree_on(recipe, begin, RowSet(own, packed, 2), 0) for own in (rows, rows[::-1], rows)]

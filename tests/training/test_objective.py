@@ -3,6 +3,7 @@
 import math
 from typing import get_args, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 from tiny import NATIVE, VOCABULARY, tiny_model
@@ -46,7 +47,7 @@ def tuned(family: str = "llama", query_gains: str = "none", frequencies: str = "
 
 
 def rows(count: int = 2, length: int = LENGTH) -> list[Placed]:
-    return [place_contiguous(Row(tokens(length, seed), [length])) for seed in range(count)]
+    return [place_contiguous(Row(np.array(tokens(length, seed)), (length,))) for seed in range(count)]
 
 
 # The teacher.

@@ -94,7 +94,7 @@ def retrieve_command(options: argparse.Namespace) -> CommandResult:
     from ..report import heat_map
 
     base = BaseModel(Base(model=options.checkpoint, dtype=options.dtype))
-    filler = heldout_tokens(Data(train=[], heldout=options.documents), base)
+    filler = heldout_tokens(Data(train=[], heldout=options.documents), base).tolist()
     if options.engine == "vllm":
         score = partial(score_server, options.url, options.served_name or options.checkpoint)
     else:

@@ -41,13 +41,7 @@ def count_distances(rows: Iterable[Placed], window: int, bins: int = 16) -> Cove
 
 
 def _runs(row: Placed) -> list[int]:
-    """Length of each run of consecutive positions that has a target; runs do not see each other."""
-    runs: list[int] = []
-    start = 0
-    positions = row.position_ids
-    for i in range(1, len(positions) + 1):
-        if i == len(positions) or positions[i] != positions[i - 1] + 1:
-            if any(label != IGNORED for label in row.labels[start:i]):
-                runs.append(i - start)
-            start = i
-    return runs
+    """Length of each segment that has a target; segments do not see each other."""
+    counted = row.labels != IGNORED
+    ends = np.cumsum(row.segments)
+    return [length for length, end in zip(row.segments, ends, strict=True) if counted[end - length : end].any()]

@@ -1,179 +1,296 @@
-"""The documents that a recipe names, as token lists.
+"""The documents that a recipe names, as token ids of 4 bytes each.
 
-They come from .txt (a file is a document), .jsonl and .jsonl.gz (a line is a document), .parquet (a row is a document)
-or a dataset on the hub. A field `input_ids` is taken as it is; text is tokenized once and kept under `$YARN_TUNE_CACHE`
-(default `~/.cache/yarn_tune`), keyed by a hash of the file and the tokenizer.
+Files are read twice. The first pass checks every record and notes its size; if there is more text than the rows need, a
+seeded choice of documents is made from the sizes. The second pass tokenizes what was chosen. Both results are kept
+under `$YARN_TUNE_CACHE` (default `~/.cache/yarn_tune`), keyed by a hash of the file and the tokenizer. Datasets on the
+hub are streamed until there is enough, and not kept.
 """
 
-import contextlib
-import gzip
+import functools
 import hashlib
 import itertools
 import json
 import os
 import sys
-import zlib
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pyarrow
-import pyarrow.parquet
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerBase
+from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..recipe import HUB, Data, matching_files
-from .packing import Tokens
+from ..files import file_digest, read_tensors_and_metadata, save_tensors, write_atomically
+from ..models import BaseModel
+from ..recipe import HUB, Data, kind_of, matching_files
+from .packing import Account, Tokens
+from .readers import Record, hub_records, read_records
+from .tokenization import BadRow, Document, Encoder
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+CACHE_FORMAT = 2
+FEWEST = 32
+"""Documents that are tokenized at least, if there are so many, so that few rows do not come from one document."""
+REASONS = 3
+"""Reasons for skipped rows that a report shows."""
 
 
-def tokenized(
-    data: Data, place: str, names: list[str], tokenizer: PreTrainedTokenizerBase, enough: int
-) -> Iterator[Tokens]:
-    """Token lists of all documents, each closed by the end-of-text token; `enough` tokens of each hub dataset.
+@dataclass(frozen=True)
+class Need:
+    """How much text the rows of a run take, where documents hold more."""
+
+    tokens: int
+    """At least so many are tokenized."""
+    row_tokens: int
+    """Documents of this length and more are chosen first."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Token ids of many documents; iterating gives each as a view, without a copy."""
+
+    parts: list[tuple[Tokens, NDArray[np.int64]]]
+    """For each file: all ids, and the index behind each document's last one."""
+    account: Account
+
+    def __iter__(self) -> Iterator[Tokens]:
+        for tokens, ends in self.parts:
+            for start, end in itertools.pairwise([0, *ends.tolist()]):
+                yield tokens[start:end]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The first pass over a file: sizes of its usable documents."""
+
+    characters: NDArray[np.int64]
+    given: NDArray[np.int64]
+    """Tokens of documents that come as token ids; 0 for text."""
+    skipped: int = 0
+    reasons: tuple[str, ...] = ()
+    look_alikes: int = 0
+
+
+def read_documents(data: Data, place: str, names: list[str], base: BaseModel, need: Need | None = None) -> Documents:
+    """Tokenize the documents under some names, each closed by the end-of-text token.
+
+    Args:
+        data: the recipe's section, for how rows are read.
+        place: the recipe's key (`data.train`), which begins every message.
+        names: files, folders, globs and datasets on the hub.
+        base: whose tokenizer is used.
+        need: how much the rows take; None reads all files. Datasets on the hub are read up to `need.tokens` each.
 
     Raises:
-        UserError: if a file is missing or unreadable, or there is no text at all; the message begins with `place`.
+        UserError: if a file is missing or unreadable, a row cannot be used, or there is no text at all.
     """
-    found = 0
+    encoder = Encoder(base, data.text_key)
+    paths = _files(data, place, names)
+    surveys = [_survey(path, place, encoder, data.skip_bad_rows) for path in paths]
+    wanted = need
+    while True:
+        chosen = _choose(paths, surveys, place, encoder, wanted)
+        parts = [_tokens(path, place, encoder, mask) for path, mask in zip(paths, chosen, strict=True)]
+        total = sum(len(tokens) for tokens, _ in parts)
+        if wanted is None or need is None or 2 * total >= need.tokens or all(mask is None for mask in chosen):
+            break
+        wanted = replace(wanted, tokens=2 * wanted.tokens)  # the estimate of tokens per character was too high
+    account = Account(
+        files=len(paths),
+        unread=sum(int((~mask).sum()) for mask in chosen if mask is not None),
+        empty=sum(int(((each.characters == 0) & (each.given == 0)).sum()) for each in surveys),
+        skipped=sum(each.skipped for each in surveys),
+        reasons=tuple(itertools.chain.from_iterable(each.reasons for each in surveys))[:REASONS],
+        look_alikes=sum(each.look_alikes for each in surveys),
+        separated=bool(encoder.separator),
+    )
     for name in names:
         if name.startswith(HUB):
-            before = found
-            for record in _hub_records(place, name):
-                tokens = _encode(record, f"{place}: {name}", data.text_key, tokenizer)
-                found += len(tokens)
-                if tokens:
-                    yield tokens
-                if found - before >= enough:
-                    break
+            part, account = _streamed(data, place, name, encoder, need, account)
+            parts.append(part)
+    lengths = [np.diff(ends, prepend=0) for _, ends in parts]
+    account = replace(
+        account,
+        documents=sum(len(each) for each in lengths),
+        tokens=sum(int(each.sum()) for each in lengths),
+        longest=max((int(each.max()) for each in lengths if len(each)), default=0),
+    )
+    if not account.tokens:
+        raise UserError(f"{place}: no text in {', '.join(names)}; every document is empty")
+    return Documents(parts, account)
+
+
+def _files(data: Data, place: str, names: list[str]) -> list[Path]:
+    """The files of all names, in order; one that is matched twice is read once."""
+    found: dict[str, Path] = {}
+    for name in names:
+        if name.startswith(HUB):
             continue
         paths = matching_files(name)
         if not paths:
+            folder = Path(os.path.expanduser(name))
             remedy = f"run `{data.prepare}` first" if data.prepare else "check the path"
-            raise UserError(f"{place}: no file matches {name!r}; {remedy}")
+            where = "" if folder.is_absolute() else f" in the working folder {Path.cwd()} or beside the recipe"
+            what = "the folder holds no file of a known kind" if folder.is_dir() else f"no file matches {name!r}{where}"
+            raise UserError(f"{place}: {what}; {remedy}")
         for path in paths:
-            for tokens in _tokenized_file(Path(path), place, data.text_key, tokenizer):
-                found += len(tokens)
-                yield tokens
-    if not found:
-        raise UserError(f"{place}: no text in {', '.join(names)}; every document is empty")
+            found.setdefault(os.path.realpath(path), Path(path))
+    return list(found.values())
 
 
-def _tokenized_file(path: Path, place: str, text_key: str, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
-    """A file's documents as token lists, from the cache if they are there and whole."""
-    cache = _cache_path(path, text_key, tokenizer)
-    try:
-        saved = load_file(cache)
-        flat, ends = saved["tokens"].tolist(), saved["ends"].tolist()
-        return [flat[start:end] for start, end in itertools.pairwise([0, *ends])]
-    except (OSError, SafetensorError, KeyError):
-        documents = [
-            tokens
-            for where, record in _records(path, place, text_key)
-            if (tokens := _encode(record, where, text_key, tokenizer))
-        ]
-        _keep(documents, cache)
-        return documents
+def _checked(records: Iterable[Record], encoder: Encoder, skip: bool) -> Iterator[Document | str]:
+    """Documents, and for each row that is skipped the reason.
 
-
-def _keep(documents: list[Tokens], cache: Path) -> None:
-    """Write a file's documents into the cache; where that cannot be, they are tokenized again the next time."""
-    flat = [token for document in documents for token in document]
-    ends = torch.tensor([len(document) for document in documents], dtype=torch.int64).cumsum(0)
-    partial = cache.with_suffix(f".{os.getpid()}.partial")
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"tokens": torch.tensor(flat, dtype=torch.int32), "ends": ends}, partial)
-        partial.replace(cache)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        print(f"yarn-tune: tokens are not kept ({error}); YARN_TUNE_CACHE names another folder", file=sys.stderr)
-
-
-def _cache_path(path: Path, text_key: str, tokenizer: PreTrainedTokenizerBase) -> Path:
-    digest = hashlib.sha256()
-    with open(path, "rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    signature = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    digest.update(json.dumps([signature, text_key, tokenizer.eos_token_id, path.suffix]).encode())
-    home = os.environ.get("YARN_TUNE_CACHE") or Path.home() / ".cache" / "yarn_tune"
-    return Path(home) / "tokens" / f"{digest.hexdigest()}.safetensors"
-
-
-def _encode(record: dict[str, Any], where: str, text_key: str, tokenizer: PreTrainedTokenizerBase) -> Tokens:
-    """One document as token ids with the end-of-text token behind it; [] for an empty one."""
-    ending = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    if record.get("input_ids") is not None:
+    Raises:
+        UserError: for a row that cannot be used, unless such rows are skipped.
+    """
+    for record in records:
         try:
-            ids = [int(token) for token in record["input_ids"]]
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{where}: input_ids must be a list of numbers ({error})") from error
-        if ids and not (min(ids) >= 0 and max(ids) < len(tokenizer)):
-            raise UserError(f"{where}: input_ids reach {max(ids)}, outside the tokenizer's {len(tokenizer)} tokens")
-        return ids if not ids or ids[-1:] == ending else [*ids, *ending]
-    text = record.get(text_key)
-    if not isinstance(text, str):
-        raise UserError(
-            f"{where}: no text under {text_key!r} (found {', '.join(map(str, record)) or 'nothing'}); "
-            "name the field in data.text_key"
-        )
-    if not text.strip():
-        return []
-    return [*tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], *ending]
+            yield encoder.check(record)
+        except BadRow as error:
+            if not skip:
+                raise UserError(f"{record.where}: {error} (data.skip_bad_rows: true skips such rows)") from error
+            yield f"{record.where}: {error}"
 
 
-def _records(path: Path, place: str, text_key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, document) pairs of one file."""
-    where = f"{place}: {path}"
+def _survey(path: Path, place: str, encoder: Encoder, skip: bool) -> Survey:
+    """The first pass over a file, from the cache where it is there; a cached one with bad rows serves only skipping."""
+    cache = _cache_path(path, encoder, "survey")
+    arrays, facts = _load(cache)
+    if facts is not None and (skip or not facts["skipped"]):
+        reasons, look_alikes = tuple(facts["reasons"]), facts["look_alikes"]
+        return Survey(arrays["characters"], arrays["given"], facts["skipped"], reasons, look_alikes)
+    characters, given, skipped, look_alikes = array("q"), array("q"), 0, 0
+    first: list[str] = []
+    for found in _checked(read_records(path, place, encoder.columns), encoder, skip):
+        if isinstance(found, str):
+            skipped += 1
+            if len(first) < REASONS:
+                first.append(found.removeprefix(f"{place}: "))
+            continue
+        characters.append(len(found.text) if found.text.strip() else 0)
+        given.append(0 if found.ids is None else len(found.ids))
+        look_alikes += 0 if found.chat else encoder.look_alikes(found.text)
+    arrays = {"characters": np.array(characters, np.int64), "given": np.array(given, np.int64)}
+    facts = {"skipped": skipped, "reasons": first, "look_alikes": look_alikes}
+    _keep(cache, arrays, facts)
+    return Survey(arrays["characters"], arrays["given"], skipped, tuple(first), look_alikes)
+
+
+def _choose(
+    paths: list[Path], surveys: list[Survey], place: str, encoder: Encoder, need: Need | None
+) -> list[NDArray[np.bool_] | None]:
+    """For each file, which documents to tokenize; None for all.
+
+    Long documents come first, since they give rows within one document; among documents of a kind the seed decides.
+    """
+    everything: list[NDArray[np.bool_] | None] = [None] * len(surveys)
+    characters = sum(int(each.characters.sum()) for each in surveys)
+    if need is None or characters + sum(int(each.given.sum()) for each in surveys) <= need.tokens:
+        return everything
+    rate = _tokens_per_character(paths[0], place, encoder) if characters else 0.0
+    sizes = np.concatenate([each.given + np.ceil(each.characters * rate) for each in surveys])
+    if sizes.sum() <= need.tokens:
+        return everything
+    order = np.random.RandomState(need.seed).permutation(len(sizes))
+    order = order[np.argsort(sizes[order] < need.row_tokens, kind="stable")]
+    count = max(FEWEST, int(np.searchsorted(sizes[order].cumsum(), need.tokens)) + 1)
+    mask = np.zeros(len(sizes), bool)
+    mask[order[:count]] = True
+    masks = np.split(mask, np.cumsum([len(each.given) for each in surveys])[:-1])
+    return [None if part.all() else part for part in masks]
+
+
+def _tokens_per_character(path: Path, place: str, encoder: Encoder) -> float:
+    """An estimate from the beginnings of the first documents."""
+    records = itertools.islice(read_records(path, place, encoder.columns), 32)
+    texts = [found for found in _checked(records, encoder, skip=True) if isinstance(found, Document)]
+    beginnings = [replace(each, text=each.text[:20_000]) for each in texts if each.text.strip()]
+    characters = sum(len(each.text) for each in beginnings)
+    return sum(map(len, encoder.encode(beginnings))) / characters if characters else 1.0
+
+
+def _tokens(
+    path: Path, place: str, encoder: Encoder, mask: NDArray[np.bool_] | None
+) -> tuple[Tokens, NDArray[np.int64]]:
+    """Token ids of the chosen documents of a file, from the cache where they are there."""
+    chosen = "all" if mask is None else hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()
+    cache = _cache_path(path, encoder, chosen)
+    arrays, facts = _load(cache)
+    if facts is None:
+        found = (each for each in _checked(read_records(path, place, encoder.columns), encoder, skip=True))
+        documents = (each for each in found if isinstance(each, Document))
+        arrays = _joined(encoder.encode(documents if mask is None else itertools.compress(documents, mask)))
+        _keep(cache, arrays, {})
+    return arrays["tokens"], arrays["ends"]
+
+
+def _joined(documents: Iterable[Tokens]) -> dict[str, NDArray[Any]]:
+    """Many documents in one array, without the empty ones."""
+    chunks, ends, buffer, total = [np.zeros(0, np.int32)], array("q"), list[Tokens](), 0
+    for document in documents:
+        if len(document):
+            buffer.append(document)
+            total += len(document)
+            ends.append(total)
+        if len(buffer) == 4096:
+            chunks.append(np.concatenate(buffer))
+            buffer = []
+    return {"tokens": np.concatenate([*chunks, *buffer]), "ends": np.array(ends, np.int64)}
+
+
+def _streamed(
+    data: Data, place: str, name: str, encoder: Encoder, need: Need | None, account: Account
+) -> tuple[tuple[Tokens, NDArray[np.int64]], Account]:
+    """As many documents of a dataset on the hub as are needed, with the account that includes them."""
+    documents, total = list[Tokens](), 0
+    for found in _checked(hub_records(place, name, encoder.columns), encoder, data.skip_bad_rows):
+        if isinstance(found, str):
+            reasons = (*account.reasons, found.removeprefix(f"{place}: "))[:REASONS]
+            account = replace(account, skipped=account.skipped + 1, reasons=reasons)
+            continue
+        documents += encoder.encode([found])
+        total += len(documents[-1])
+        if need is not None and total >= need.tokens:
+            break
+    arrays = _joined(documents)
+    return (arrays["tokens"], arrays["ends"]), replace(account, files=account.files + 1)
+
+
+def _cache_path(path: Path, encoder: Encoder, what: str) -> Path:
+    """Where a result for a file's content is kept."""
+    state = path.stat()
+    digest = _digest(path, state.st_size, state.st_mtime_ns)
+    facts = [CACHE_FORMAT, digest, kind_of(str(path)), what, encoder.signature]
+    home = os.environ.get("YARN_TUNE_CACHE") or Path.home() / ".cache" / "yarn_tune"
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return Path(home) / "tokens" / f"{key}.safetensors"
+
+
+@functools.lru_cache(maxsize=100_000)
+def _digest(path: Path, size: int, modified: int) -> str:
+    """SHA-256 of a file's content, computed once for each state of the file."""
+    return file_digest(path)
+
+
+def _load(cache: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any] | None]:
+    """Arrays and facts of a kept result; no facts if it is not there or damaged."""
     try:
-        if path.name.endswith(".txt"):
-            yield where, {text_key: path.read_text(encoding="utf-8")}
-        elif path.name.endswith((".jsonl", ".jsonl.gz")):
-            yield from _json_lines(path, where)
-        elif path.name.endswith(".parquet"):
-            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=64):
-                for record in batch.to_pylist():
-                    yield where, record
-        else:
-            raise UserError(f"{where}: unknown kind of file; known: {', '.join(SUFFIXES)}")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where}: not valid UTF-8 at byte {error.start}; convert it, for example with `iconv -t utf-8`"
-        ) from error
-    except (pyarrow.ArrowInvalid, OSError, EOFError, zlib.error) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{where}: cannot be read ({reason}); is the file complete?") from error
+        tensors, metadata = read_tensors_and_metadata(cache, required=True)
+        return {name: tensor.numpy() for name, tensor in tensors.items()}, json.loads(metadata["facts"])
+    except (UserError, KeyError, ValueError):
+        return {}, None
 
 
-def _json_lines(path: Path, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    opener = gzip.open if path.name.endswith(".gz") else open
-    with opener(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{where}, line {number}: not JSON ({error.msg})") from error
-            if not isinstance(record, dict):
-                raise UserError(f'{where}, line {number}: a line must be an object such as {{"text": ...}}')
-            yield f"{where}, line {number}", record
-
-
-def _hub_records(place: str, name: str) -> Iterator[dict[str, Any]]:
-    """Stream a dataset: `hub:org/name`, `hub:org/name:split` or `hub:org/name@config:split`."""
-    dataset, _, split = name.removeprefix(HUB).partition(":")
-    dataset, _, config = dataset.partition("@")
+def _keep(cache: Path, arrays: dict[str, NDArray[Any]], facts: dict[str, Any]) -> None:
+    """Keep a result; where it cannot be written, it is computed again the next time."""
+    if not all(map(len, arrays.values())):
+        return
+    tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
     try:
-        stream = datasets.load_dataset(dataset, config or None, split=split or "train", streaming=True)
-        yield from stream
-    except Exception as error:  # the hub client has no common base class for what can go wrong
-        raise UserError(f"{place}: {name!r} could not be read from the hub: {error}") from error
+        write_atomically(cache, save_tensors(tensors, {"facts": json.dumps(facts)}))
+    except UserError as error:
+        print(f"yarn-tune: tokens are not kept ({error}); YARN_TUNE_CACHE names another folder", file=sys.stderr)

@@ -1,13 +1,18 @@
 """Held-out documents as they are measured on: excerpts to read, prose to hide needles in; checked before training."""
 
+import itertools
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UserError
 from ..models import BaseModel
 from ..recipe import HUB, Data, Eval, Retrieve
-from .documents import tokenized
+from .documents import Documents, Need, read_documents
 from .needles import WORDINGS, build_prompt
+from .packing import Account, Tokens
+from .tokenization import control_tokens
 
 ROOM = 16
 """Tokens left of a window for the answer to a planted question."""
@@ -16,12 +21,12 @@ HELDOUT_FILLER = 2_000_000
 
 
 def heldout_excerpts(
-    data: Data, base: BaseModel, length: int, count: int, key: str = "data.heldout"
+    data: Data, base: BaseModel, length: int, count: int, key: str = "data.heldout", beginnings: bool = False
 ) -> list[tuple[str, Tensor]]:
-    """Up to `count` excerpts of `length` tokens, `[length]` each, from the held-out documents in turn.
+    """Return up to `count` excerpts of `length` tokens, int64 `[length]` each, from the held-out documents in turn.
 
-    The first excerpts are the documents' beginnings, the next ones what follows. Each comes with a label, and begins as
-    the tokenizer lets a text begin.
+    The first excerpts are the documents' beginnings, the next ones what follows, unless only `beginnings` are taken.
+    Each comes with a label, and begins with the tokenizer's prefix.
 
     Args:
         data: the recipe's section.
@@ -29,20 +34,24 @@ def heldout_excerpts(
         length: tokens of an excerpt.
         count: most excerpts.
         key: recipe key whose documents are read, `data.heldout` or `data.heldout_unlike`.
+        beginnings: whether only the first `length` tokens of each document are taken.
 
     Raises:
         UserError: if no held-out document is long enough.
     """
-    names = data.heldout_files()[key]
-    documents = list(tokenized(data, key, names, base.tokenizer, enough=4 * count * length))
-    excerpts: list[tuple[str, Tensor]] = []
+    documents = list(_read(data, base, 4 * count * length, key))
     longest = max((len(document) for document in documents), default=0)
-    for turn in range(longest // length):
-        for number, document in enumerate(documents):
-            span = document[turn * length : (turn + 1) * length]
-            if len(span) == length and len(excerpts) < count:
-                ids = torch.tensor([*base.prefix, *span[len(base.prefix) :]])
-                excerpts.append((f"document {number + 1}, part {turn + 1}", ids))
+    spans = (
+        (f"document {number}, part {turn + 1}", document[turn * length : (turn + 1) * length])
+        for turn in range(1 if beginnings else longest // length)
+        for number, document in enumerate(documents, 1)
+        if len(document) >= (turn + 1) * length
+    )
+    prefix = torch.tensor(base.prefix, dtype=torch.int64)
+    excerpts = [
+        (label, torch.cat([prefix, torch.tensor(span[len(prefix) :], dtype=torch.int64)]))
+        for label, span in itertools.islice(spans, count)
+    ]
     if not excerpts:
         raise UserError(
             f"{key}: the longest of {len(documents)} documents has {longest} tokens, fewer than the "
@@ -51,27 +60,31 @@ def heldout_excerpts(
     return excerpts
 
 
-def heldout_tokens(data: Data, base: BaseModel) -> list[int]:
-    """All held-out documents, one after another, without special tokens: prose to hide needles in."""
-    documents = tokenized(data, "data.heldout", data.heldout, base.tokenizer, HELDOUT_FILLER)
-    special = set(base.tokenizer.all_special_ids)
-    return [token for document in documents for token in document if token not in special]
+def heldout_tokens(data: Data, base: BaseModel) -> Tokens:
+    """Return all held-out documents, one after another, without special tokens: prose to hide needles in."""
+    documents = _read(data, base, HELDOUT_FILLER)
+    tokens = np.concatenate([part for part, _ in documents.parts])
+    return tokens[~np.isin(tokens, control_tokens(base))]
 
 
-def check_heldout(data: Data, evaluation: Eval, base: BaseModel, native: int, window: int) -> None:
+def check_heldout(data: Data, evaluation: Eval, base: BaseModel, native: int, window: int) -> dict[str, Account]:
     """Refuse held-out files that `compare` could not measure on, before anything is learned.
 
-    Datasets on the hub are not read for it, since no cache keeps them.
+    Datasets on the hub are not read, since no cache keeps them.
+
+    Returns:
+        for each recipe key, what was found in its files.
 
     Raises:
         UserError: if files are missing or unreadable, if no document is as long as the longest length measured, or if
             the shortest or longest prompt of `eval.retrieval` cannot be made of them.
     """
-    local = {key: names for key, names in data.heldout_files().items() if not any(n.startswith(HUB) for n in names)}
-    for key, names in local.items():
-        if names:
+    found: dict[str, Account] = {}
+    for key, names in data.heldout_files().items():
+        if names and not any(name.startswith(HUB) for name in names):
             heldout_excerpts(data, base, max(evaluation.lengths or [window]), 1, key)
-    if "data.heldout" in local and (wanted := evaluation.retrieval):
+            found[key] = _read(data, base, 0, key).account
+    if "data.heldout" in found and (wanted := evaluation.retrieval):
         filler = heldout_tokens(data, base)
         lengths = grid_lengths(wanted, native, window)
         try:
@@ -79,6 +92,14 @@ def check_heldout(data: Data, evaluation: Eval, base: BaseModel, native: int, wi
                 build_prompt(base.tokenizer, filler, length, 0.0, wanted.keys, 0, WORDINGS[wanted.wording])
         except UserError as error:
             raise UserError(f"eval.retrieval: {error}") from error
+    return found
+
+
+def _read(data: Data, base: BaseModel, streamed: int, key: str = "data.heldout") -> Documents:
+    """All files of a key; of a dataset on the hub, which may not end, `streamed` tokens."""
+    names = data.heldout_files()[key]
+    need = Need(streamed, 1) if any(name.startswith(HUB) for name in names) else None
+    return read_documents(data, key, names, base, need)
 
 
 def grid_lengths(wanted: Retrieve, native: int, window: int) -> list[int]:

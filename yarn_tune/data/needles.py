@@ -6,15 +6,19 @@ numbers and positions, made from the training documents, and contain the answer.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..errors import UserError
-from ..models import IGNORED, BaseModel, prefix_of
+from ..models import BaseModel, prefix_of
 from ..recipe import Data
+from .packing import Tokens
 from .positions import Placed
 from .rows import RowSet
+from .tokenization import control_tokens
 
 FIRST_SEED = 1_000_000
 """Measurements count their prompts from zero."""
@@ -70,7 +74,7 @@ class Prompt:
 
 def build_prompt(
     tokenizer: Tokenizer,
-    filler_ids: list[int],
+    filler_ids: Sequence[int] | Tokens,
     length: int,
     depth: float,
     keys: int,
@@ -103,7 +107,7 @@ def build_prompt(
     if len(filler_ids) < count:
         raise UserError(f"retrieval filler: {len(filler_ids)} tokens of prose, {count} needed; name longer documents")
     start = rng.randrange(len(filler_ids) - count + 1)
-    body, at = _place(filler_ids[start : start + count], needles, depth, rng)
+    body, at = _place([int(token) for token in filler_ids[start : start + count]], needles, depth, rng)
     return Prompt([*opening, *body, *closing], answer_ids, str(numbers[0]), len(opening) + at)
 
 
@@ -172,7 +176,7 @@ def plant_needles(rows: RowSet, data: Data, base: BaseModel, seed: int) -> RowSe
     rng = random.Random(f"needles/{seed}")
     chosen = set(rng.sample(range(len(rows.rows)), round(data.needles * len(rows.rows))))
     planted = [
-        _with_question(row, WORDINGS[data.wording], base.tokenizer, FIRST_SEED + number, rng.random())
+        _with_question(row, base, WORDINGS[data.wording], FIRST_SEED + number, rng.random())
         if number in chosen
         else row
         for number, row in enumerate(rows.rows)
@@ -180,15 +184,16 @@ def plant_needles(rows: RowSet, data: Data, base: BaseModel, seed: int) -> RowSe
     return replace(rows, rows=planted)
 
 
-def _with_question(row: Placed, wording: Wording, tokenizer: Tokenizer, seed: int, depth: float) -> Placed:
+def _with_question(row: Placed, base: BaseModel, wording: Wording, seed: int, depth: float) -> Placed:
     """A row of the same length that ends in a question and its answer."""
-    size, special = len(row.input_ids), set(tokenizer.all_special_ids)
+    size = len(row.input_ids)
     # Twice, since without its special tokens the text may be too short to fill a row with needle and question.
-    prose = [token for token in row.input_ids * 2 if token not in special]
+    prose = np.tile(row.input_ids, 2)
+    prose = prose[~np.isin(prose, control_tokens(base))]
     try:
-        answer = answer_tokens(tokenizer, seed, wording)
-        prompt = build_prompt(tokenizer, prose, size - answer, depth, 1, seed, wording)
+        answer = answer_tokens(base.tokenizer, seed, wording)
+        prompt = build_prompt(base.tokenizer, prose, size - answer, depth, 1, seed, wording)
     except UserError as error:
         raise UserError(f"data.needles: {error}") from error
     ids = [*prompt.ids, *prompt.answer_ids]
-    return Placed(ids, list(range(size)), [*ids[1:], IGNORED], answers=answer)
+    return Placed(np.array(ids, np.int32), (size,), answers=answer)

@@ -1,24 +1,53 @@
 """The position of each token of a row, and the targets that count.
 
-Shapes: a `Placed` row holds three lists of `row_tokens` integers. Position ids that jump by anything but one are
-how `transformers` detects document borders when no attention mask is given.
+Position ids that jump by anything but one are how `transformers` detects document borders when no attention mask is
+given. Of a row only the token ids are kept, in 4 bytes each; positions and labels are computed when they are needed.
 """
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ..models import IGNORED
-from .packing import Row
+from .packing import Row, Tokens
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Placed:
-    """A row ready for the model. `labels[i]` is the token after `input_ids[i]`, or `IGNORED`."""
+    """A row ready for the model: `input_ids`, `position_ids` and `labels`, int32 `[row_tokens]` each."""
 
-    input_ids: list[int]
-    position_ids: list[int]
-    labels: list[int]
+    input_ids: Tokens
+    segments: tuple[int, ...]
+    """Lengths of the runs of tokens that see each other; positions begin from zero in each."""
+    padding: int = 0
+    """Filler tokens at the end, which are a segment of their own."""
+    prefix: int = 0
+    """Tokens at the beginning of each segment that are not the document's, and so no targets."""
     answers: int = 0
     """How many labels before the last one are the answer to a planted question."""
+    cut_labels: Tokens | None = None
+    """The labels of a piece of a longer row, whose last one is the first token of the next piece."""
+
+    @property
+    def position_ids(self) -> Tokens:
+        """Positions from zero in every segment."""
+        return np.concatenate([np.arange(length, dtype=np.int32) for length in self.segments])
+
+    @property
+    def labels(self) -> Tokens:
+        """`labels[i]` is the token after `input_ids[i]`, or `IGNORED`: across segments, for filler and the prefix."""
+        labels = np.full(len(self.input_ids), IGNORED, np.int32)
+        if self.cut_labels is None:
+            labels[:-1] = self.input_ids[1:]
+            labels[np.cumsum(self.segments) - 1] = IGNORED
+            if self.padding:
+                labels[-self.padding :] = IGNORED
+        else:
+            labels[:] = self.cut_labels
+        if self.prefix > 1:
+            for start in np.cumsum((0, *self.segments[:-1])):
+                labels[start : start + self.prefix - 1] = IGNORED
+        return labels
 
     def pieces(self, length: int, prefix: tuple[int, ...] = ()) -> "list[Placed]":
         """Cut the row into shorter ones, each with positions from zero; all but the first begin with `prefix`.
@@ -27,41 +56,30 @@ class Placed:
         """
         if length >= len(self.input_ids):
             return [self]
-        labels = list(self.labels)
+        labels, ids = self.labels, self.input_ids
         if self.answers:
-            labels[-self.answers - 1 : -1] = [IGNORED] * self.answers
+            labels[-self.answers - 1 : -1] = IGNORED
         starts = range(0, len(labels) - length + 1, length)
-        ids = self.input_ids
-        cut = [Placed(ids[a : a + length], list(range(length)), labels[a : a + length]) for a in starts]
+        cut = [Placed(ids[a : a + length], (length,), cut_labels=labels[a : a + length]) for a in starts]
         return [cut[0], *(piece.with_prefix(prefix) for piece in cut[1:])]
 
     def with_prefix(self, prefix: tuple[int, ...]) -> "Placed":
-        """The row with `prefix` in place of the first tokens of every segment; its own tokens are no targets."""
+        """The row with `prefix` in place of the first tokens of every segment."""
         if not prefix:
             return self
-        ids, labels = list(self.input_ids), list(self.labels)
-        for at, position in enumerate(self.position_ids):
-            if position < len(prefix):
-                ids[at] = prefix[position]
-                if position:
-                    labels[at - 1] = IGNORED
-        return replace(self, input_ids=ids, labels=labels)
+        ids, at = self.input_ids.copy(), 0
+        for length in self.segments:
+            shorter = prefix[:length]
+            ids[at : at + len(shorter)] = shorter
+            at += length
+        return replace(self, input_ids=ids, prefix=len(prefix))
 
     @property
     def targets(self) -> int:
         """Tokens whose prediction counts."""
-        return sum(label != IGNORED for label in self.labels)
+        return int((self.labels != IGNORED).sum())
 
 
 def place_contiguous(row: Row) -> Placed:
     """Positions from zero in every segment; no prediction across segments or of filler."""
-    positions: list[int] = []
-    labels: list[int] = []
-    at = 0
-    for number, length in enumerate(row.segments):
-        positions += range(length)
-        filler = row.padding and number == len(row.segments) - 1
-        inner = row.tokens[at + 1 : at + length]
-        labels += [IGNORED] * length if filler else [*inner, IGNORED]
-        at += length
-    return Placed(row.tokens, positions, labels)
+    return Placed(row.tokens, row.segments, row.padding)

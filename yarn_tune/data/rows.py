@@ -2,14 +2,16 @@
 
 import os
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..errors import UserError
+from ..files import file_digest
 from ..models import BaseModel
 from ..recipe import Data, matching_files
 from .coverage import Coverage, count_distances
-from .documents import tokenized
-from .packing import Packed, pack_concat, pack_long
+from .documents import Need, read_documents
+from .packing import Account, Packed, pack_concat, pack_long
 from .positions import Placed, place_contiguous
 
 
@@ -32,6 +34,8 @@ class RowSet:
     """Rows the documents would have given."""
     prefix: tuple[int, ...] = ()
     """Tokens that begin every row, in place of its own first ones: those that the tokenizer puts before a text."""
+    account: Account = field(default_factory=Account)
+    """Of the documents."""
 
     def batch(self, step: int, batch_size: int, seed: int) -> list[Placed]:
         """The rows of one step. A function of its arguments alone, so that a resumed run reads on exactly.
@@ -60,9 +64,11 @@ def build_rows(data: Data, base: BaseModel, request: RowRequest) -> RowSet:
         UserError: if files are missing or unreadable, hold too little text for one row, or are held out too.
     """
     _check_apart(data)
-    row_tokens, wanted, tokenizer = request.row_tokens, request.rows, base.tokenizer
-    documents = list(tokenized(data, "data.train", data.train, tokenizer, enough=2 * wanted * row_tokens))
-    filler = tokenizer.eos_token_id or 0
+    row_tokens, wanted = request.row_tokens, request.rows
+    documents = read_documents(
+        data, "data.train", data.train, base, Need(2 * wanted * row_tokens, row_tokens, request.seed)
+    )
+    filler = base.tokenizer.eos_token_id or 0
     pack = pack_long if data.packing == "long" else pack_concat
     packed = pack(documents, row_tokens, filler)
     usable = [row for row in packed.rows if row.padding == 0]
@@ -76,18 +82,24 @@ def build_rows(data: Data, base: BaseModel, request: RowRequest) -> RowSet:
     # Rows that come from one document train true long distances: they come first when not all are needed.
     order = [*rng.sample(range(whole), whole), *rng.sample(range(whole, len(usable)), len(usable) - whole)]
     rows = [place_contiguous(usable[i]).with_prefix(base.prefix) for i in order[:wanted]]
-    return RowSet(rows, packed, len(usable), base.prefix)
+    return RowSet(rows, packed, len(usable), base.prefix, documents.account)
 
 
 def _check_apart(data: Data) -> None:
-    """Refuse files that are trained on and held out, under whatever names."""
+    """Refuse held-out files that are among the training files too, also under another name."""
     train = _real_paths(data.train)
     for key, names in data.heldout_files().items():
-        if both := sorted(train & _real_paths(names)):
-            raise UserError(
-                f"{key}: {', '.join(both)} is among the files of data.train too; measuring on training documents "
-                "says nothing: name other documents"
-            )
+        heldout = _real_paths(names)
+        sizes = {os.path.getsize(path) for path in heldout} - {0}
+        digests = {file_digest(Path(path)): path for path in sorted(train) if os.path.getsize(path) in sizes}
+        for path in sorted(heldout):
+            same = digests.get(file_digest(Path(path))) if digests else None
+            if same is not None:
+                name = "" if same == path else f", as {same}"
+                raise UserError(
+                    f"{key}: {path} is among the files of data.train too{name}; measuring on training documents says "
+                    "nothing: name other documents"
+                )
 
 
 def _real_paths(names: list[str]) -> set[str]:

@@ -240,7 +240,7 @@ def _with_retrieval(run: Run, cache: NllCache, comparison: Comparison, rows: lis
     settings, native = run.recipe.eval.retrieval, comparison.native
     assert settings is not None
     grid = RetrievalGrid.of(settings, grid_lengths(settings, native, run.recipe.rope.window))
-    filler = heldout_tokens(run.recipe.data, run.base)
+    filler = heldout_tokens(run.recipe.data, run.base).tolist()
     chosen = [row for row in rows if row.kind == "learned" or row.name in ("none", "yarn")]
     methods = {row.name: row.method for row in chosen if row.method is not None}
     found = retrieve_methods(cache, methods, filler, grid, run.folder / "retrieval.json")

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..data import Coverage, RowRequest, RowSet, build_rows, check_heldout, pack_long, place_contiguous
 from ..errors import UserError
 from ..models import GIB, BaseModel
@@ -88,7 +90,7 @@ def plan(recipe: Recipe, base: BaseModel, begun: bool = False) -> Plan:
     read = rows
     if read is None:
         tokens = recipe.row_tokens()
-        packed = pack_long([[0] * tokens], tokens)
+        packed = pack_long([np.zeros(tokens, np.int32)], tokens)
         read = RowSet([place_contiguous(row) for row in packed.rows], packed, 1)
         notes.append("coverage is that of whole rows, since the documents were not read")
     elif len(read.rows) < recipe.rows():

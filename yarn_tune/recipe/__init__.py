@@ -3,7 +3,7 @@
 from .bundled import copy_recipe, shipped_recipes
 from .keys import Key, recipe_keys
 from .loading import checksum_line, load_recipe, open_recipe, parse_recipe, parse_rope
-from .named_files import HUB, is_hub_id, matching_files, missing_files, what_is
+from .named_files import COMPRESSED, HUB, KINDS, is_hub_id, kind_of, matching_files, missing_files, what_is
 from .schema import (
     YARN,
     Base,
@@ -22,7 +22,9 @@ from .schema import (
 )
 
 __all__ = [
+    "COMPRESSED",
     "HUB",
+    "KINDS",
     "YARN",
     "Base",
     "Data",
@@ -41,6 +43,7 @@ __all__ = [
     "checksum_line",
     "copy_recipe",
     "is_hub_id",
+    "kind_of",
     "load_recipe",
     "matching_files",
     "missing_files",

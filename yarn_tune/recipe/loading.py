@@ -9,13 +9,14 @@ import difflib
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 
 from ..errors import UserError
-from .named_files import what_is
+from .named_files import located, what_is
 from .parsing import Findings, apply_override, build, show
 from .schema import Recipe, Rope
 from .validation import ROPE_RULES, RULES, broken_rules
@@ -53,7 +54,10 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     if not isinstance(tree, dict):
         raise RecipeError(source, [f"a recipe is a mapping of sections, found {show(tree)}"])
     tree.setdefault("name", Path(path).stem)
-    return parse_recipe(tree, overrides or [], source)
+    recipe = parse_recipe(tree, overrides or [], source)
+    data, folder = recipe.data, Path(path).parent
+    train, heldout = ([located(name, folder) for name in names] for names in (data.train, data.heldout))
+    return replace(recipe, data=replace(data, train=train, heldout=heldout))
 
 
 def _not_found(path: Path) -> str:

@@ -9,16 +9,49 @@ from pathlib import Path
 
 HUB = "hub:"
 """Prefix of a dataset on the Hugging Face hub among document names."""
+KINDS = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".parquet")
+"""Document files, by the end of their names in lower case; all but Parquet also compressed."""
+COMPRESSED = (".gz", ".zst")
+
+
+def kind_of(path: str) -> tuple[str, str] | None:
+    """Return a document file's kind and compression, as `(".jsonl", ".gz")`; None if its name has no known ending."""
+    name = os.path.basename(path).lower()
+    compression = next((ending for ending in COMPRESSED if name.endswith(ending)), "")
+    kind = next((ending for ending in KINDS if name.removesuffix(compression).endswith(ending)), None)
+    if kind is None or (kind == ".parquet" and compression):
+        return None
+    return kind, compression
 
 
 def matching_files(pattern: str) -> list[str]:
-    """Return the files that a name or glob stands for, sorted."""
-    return sorted(path for path in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(path))
+    """Return the files that a name stands for, sorted: a file, a folder's document files, or what a glob matches.
+
+    A path that exists is taken as it is, also with `[` or `*` in it. Of a folder, all files of a known kind beneath it
+    are read, except hidden ones.
+    """
+    name = os.path.expanduser(pattern)
+    if os.path.isdir(name):
+        return sorted(
+            os.path.join(folder, file)
+            for folder, _, files in os.walk(name, followlinks=True)
+            for file in files
+            if kind_of(file) and not any(part.startswith(".") for part in Path(folder, file).relative_to(name).parts)
+        )
+    found = [name] if os.path.exists(name) else glob.glob(name, recursive=True)
+    return sorted(path for path in found if os.path.isfile(path))
 
 
 def missing_files(names: list[str]) -> list[str]:
     """Return the document names that match no file; datasets on the hub are not looked up."""
     return [name for name in names if not name.startswith(HUB) and not matching_files(name)]
+
+
+def located(name: str, folder: Path) -> str:
+    """Return a document name as it is, or joined to `folder`, the recipe's, if files match only there."""
+    relative = not name.startswith((HUB, "~")) and not os.path.isabs(name)
+    beside = str(folder / name)
+    return beside if relative and not matching_files(name) and matching_files(beside) else name
 
 
 def is_hub_id(model: str) -> bool:
@@ -49,7 +82,6 @@ def what_is(path: Path) -> str:
         )
     if any(path.glob("*.gguf")):
         return "it is a folder of GGUF files, which only llama.cpp reads"
-    suffixes = sorted({file.suffix for file in path.iterdir() if file.suffix in (".txt", ".jsonl", ".parquet")})
-    if suffixes:
-        return f"it is a folder of documents; name its files, as in {path}/*{suffixes[0]}"
+    if any(kind_of(file.name) for file in path.iterdir()):
+        return "it is a folder of documents, which data.train or data.heldout of a recipe can name"
     return "it is a folder without a config.json"

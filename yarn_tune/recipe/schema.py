@@ -82,7 +82,8 @@ class Data:
     """Documents, and how they become rows."""
 
     train: Files
-    """Files or globs (.txt .jsonl .jsonl.gz .parquet), or `hub:org/name[:split]` for a dataset on the hub."""
+    """Files, folders or globs, relative to the working folder or to the recipe's; or `hub:org/name[:split]` for a
+    dataset on the hub. Kinds of files: .txt .md .jsonl .ndjson .json, each also with .gz or .zst, and .parquet."""
     heldout: Files
     """Documents for measuring; never trained on."""
     heldout_unlike: list[str] = field(default_factory=list)
@@ -91,7 +92,10 @@ class Data:
     prepare: str | None = None
     """The command that creates the files, shown when they do not exist."""
     text_key: str = "text"
-    """Field that holds the text; a field `input_ids` with token ids is used without tokenization."""
+    """Field that holds the text; a field `input_ids` with token ids is used without tokenization, and without either
+    `messages` are written by the chat template."""
+    skip_bad_rows: bool = False
+    """Skip and count rows that cannot be used, instead of refusing the file."""
     rows: Count | None = None
     """Rows to prepare; null: as many as the run reads, so that no row is read twice if the documents suffice."""
     row_tokens: Length | None = None

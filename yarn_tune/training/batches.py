@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,9 +70,8 @@ def backward(world: World, objective: Objective, batch: Batch, release: Release)
 def collate(rows: list[Placed], device: torch.device) -> dict[str, Tensor]:
     """Rows as tensors `[b, n]`, by the argument names of `Objective.forward`."""
     batch = {
-        "input_ids": torch.tensor([row.input_ids for row in rows], device=device),
-        "position_ids": torch.tensor([row.position_ids for row in rows], device=device),
-        "labels": torch.tensor([row.labels for row in rows], device=device),
+        name: torch.from_numpy(np.stack([getattr(row, name) for row in rows])).to(device, torch.int64)
+        for name in ("input_ids", "position_ids", "labels")
     }
     if any(row.answers for row in rows):
         batch["answers"] = torch.zeros_like(batch["labels"], dtype=torch.bool)

@@ -1,7 +1,6 @@
 """Checkpoints of a run in progress: what is saved, what is loaded, and what all processes must agree on."""
 
 import hashlib
-from array import array
 from dataclasses import dataclass
 
 import torch
@@ -89,5 +88,5 @@ def rows_digest(rows: RowSet) -> str:
     """SHA-256 of the tokens of all rows."""
     tokens = hashlib.sha256()
     for row in rows.rows:
-        tokens.update(array("q", row.input_ids))
+        tokens.update(row.input_ids.tobytes())
     return tokens.hexdigest()

@@ -1,0 +1,301 @@
+"""Records of a document file: compression, encoding, kind, and where a record is in its file.
+
+A text file is one record; a line of JSON lines, an entry of a JSON list and a row of a Parquet file are one each.
+Offsets in messages count bytes and lines of the file, after decompression where it is compressed.
+"""
+
+import codecs
+import gzip
+import importlib
+import io
+import json
+import shlex
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+
+from ..errors import UserError
+from ..recipe import COMPRESSED, HUB, KINDS, kind_of
+
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+SIGNATURES = (
+    (b"\x1f\x8b", "a gzip file", ".gz"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard file", ".zst"),
+    (b"PAR1", "a Parquet file", ".parquet"),
+    (b"PK\x03\x04", "a zip archive", ""),
+)
+"""First bytes, what they mean, and the ending that such a file must have; zip archives are not read."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of a file. If it cannot be read, `problem` says why and `values` is empty."""
+
+    where: str
+    values: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+
+def read_records(path: Path, place: str, columns: tuple[str, ...]) -> Iterator[Record]:
+    """Yield the records of one file.
+
+    Args:
+        path: a file of a known kind.
+        place: the recipe's key, which begins every message.
+        columns: fields that are used; the text of a text file is in the first. Parquet decodes no others.
+
+    Raises:
+        UserError: if the file as a whole cannot be read: damaged, another kind than its name says, not UTF-8 or UTF-16.
+    """
+    where = f"{place}: {path}"
+    found = kind_of(str(path))
+    if found is None:
+        raise UserError(
+            f"{where}: unknown kind of file; known: {', '.join(KINDS)}, and but for .parquet each with "
+            f"{' or '.join(COMPRESSED)}"
+        )
+    kind, compression = found
+    try:
+        _check_signature(path, where, kind, compression)
+        if kind == ".parquet":
+            yield from _parquet_rows(path, where, columns)
+        elif kind in (".jsonl", ".ndjson"):
+            with _opened(path, where, compression) as stream:
+                yield from _json_lines(stream, path, where)
+        else:
+            with _opened(path, where, compression) as stream:
+                content = stream.read()
+            text = _decoded(content, path, where)
+            if kind == ".json":
+                yield from _json_rows(text, content, path, where)
+            else:
+                yield Record(where, {columns[0]: text.replace("\r\n", "\n").replace("\r", "\n")})
+    except (pyarrow.ArrowException, OSError, EOFError, zlib.error) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{where}: cannot be read ({reason}); is the file complete?") from error
+
+
+def _check_signature(path: Path, where: str, kind: str, compression: str) -> None:
+    """Refuse a file whose first bytes contradict its name."""
+    with open(path, "rb") as file:
+        head = file.read(4)
+    expected = kind if kind == ".parquet" else compression
+    for signature, name, ending in SIGNATURES:
+        if head.startswith(signature) and ending != expected:
+            remedy = f"rename it to {path.name}{ending}" if ending else "unpack it"
+            raise UserError(f"{where}: this is {name}; {remedy}")
+    if compression and head and not any(head.startswith(s) for s, _, ending in SIGNATURES if ending == compression):
+        raise UserError(f"{where}: this is not compressed, although its name ends in {compression}; rename it")
+
+
+def _opened(path: Path, where: str, compression: str) -> BinaryIO:
+    """Open a file for reading its decompressed bytes."""
+    if compression == ".gz":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if compression == ".zst":
+        return _zstandard(path, where)
+    return open(path, "rb")
+
+
+def _zstandard(path: Path, where: str) -> BinaryIO:
+    """Open a Zstandard file with Python 3.14's own module, or with the package `zstandard`."""
+    for name in ("compression.zstd", "zstandard"):
+        try:
+            module = importlib.import_module(name)
+        except ImportError:
+            continue
+        if name == "compression.zstd":
+            return cast(BinaryIO, module.open(path, "rb"))
+        file = open(path, "rb")  # noqa: SIM115  (closed by the reader)
+        raw = module.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=True)
+        return cast(BinaryIO, io.BufferedReader(_Translated(raw, module.ZstdError)))
+    raise UserError(f"{where}: .zst needs the package zstandard (pip install zstandard), or Python 3.14; or unpack it")
+
+
+class _Translated(io.RawIOBase):
+    """A Zstandard reader whose errors are `OSError`, as those of other files are."""
+
+    def __init__(self, raw: Any, error: type[Exception]) -> None:
+        self._raw, self._error = raw, error
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return int(self._raw.readinto(buffer))
+        except self._error as error:
+            raise OSError(str(error)) from error
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def encoding_of(head: bytes) -> tuple[str, int]:
+    """Return (encoding, length of the byte order mark) from a file's first bytes.
+
+    UTF-16 without a mark is recognised by its zero bytes, which text has at every second place and UTF-8 has nowhere.
+    """
+    for mark, name in BYTE_ORDER_MARKS:
+        if head.startswith(mark):
+            return name, len(mark)
+    even, odd = head[0::2].count(0), head[1::2].count(0)
+    for most, least, name in ((odd, even, "utf-16-le"), (even, odd, "utf-16-be")):
+        if most and not least and (most > len(head) // 20 or not _is(head, "utf-8")) and _is(head, name):
+            return name, 0
+    return "utf-8", 0
+
+
+def _is(head: bytes, encoding: str) -> bool:
+    """Whether bytes, perhaps cut inside a character, are valid."""
+    try:
+        codecs.getincrementaldecoder(encoding)().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _decoded(content: bytes, path: Path, where: str) -> str:
+    """Return a file's text without its byte order mark."""
+    encoding, mark = encoding_of(content[: 1 << 16])
+    try:
+        return content[mark:].decode(encoding)
+    except UnicodeDecodeError as error:
+        at = mark + error.start
+        line = content[mark:at].decode(encoding, "replace").count("\n") + 1
+        raise UserError(f"{where}, line {line}: {_not_valid(content, at, encoding, path)}") from error
+
+
+def _not_valid(content: bytes, at: int, encoding: str, path: Path, offset: int = 0) -> str:
+    """Say where bytes are not in the encoding, with a command that converts the file.
+
+    `offset` is where `content` begins in the file.
+    """
+    problem = f"not valid {encoding.upper()} at byte {offset + at} (0x{content[at]:02X})"
+    if encoding != "utf-8":
+        return f"{problem}; is the file complete?"
+    source = "WINDOWS-1252" if any(0x80 <= byte < 0xA0 for byte in content) else "LATIN1"
+    name = shlex.quote(str(path))
+    return (
+        f"{problem}; if it is {source}, convert it with `iconv -f {source} -t UTF-8 {name} > NEW`, otherwise name the "
+        "encoding that it has"
+    )
+
+
+def _json_lines(stream: BinaryIO, path: Path, where: str) -> Iterator[Record]:
+    """Records of JSON lines, read line by line; UTF-16 is read whole."""
+    head = stream.read(1 << 16)
+    encoding, mark = encoding_of(head)
+    if encoding != "utf-8":
+        text = _decoded(head + stream.read(), path, where)
+        for number, line in enumerate(text.split("\n"), 1):
+            yield from _json_line(line, f"{where}, line {number}")
+        return
+    offset = mark
+    for number, raw in enumerate(_lines(head[mark:], stream), 1):
+        place = f"{where}, line {number}"
+        try:
+            yield from _json_line(raw.decode("utf-8"), place)
+        except UnicodeDecodeError as error:
+            yield Record(place, problem=_not_valid(raw, error.start, "utf-8", path, offset))
+        offset += len(raw)
+
+
+def _lines(head: bytes, stream: BinaryIO) -> Iterator[bytes]:
+    """Lines of a stream whose first bytes have been read already."""
+    *whole, rest = head.split(b"\n")
+    for line in whole:
+        yield line + b"\n"
+    yield rest + stream.readline()
+    yield from stream
+
+
+def _json_line(line: str, where: str) -> Iterator[Record]:
+    if not line.strip():
+        return
+    try:
+        yield _json_record(json.loads(line), where)
+    except json.JSONDecodeError as error:
+        yield Record(where, problem=f"not JSON ({error.msg} at character {error.pos + 1})")
+    except (ValueError, RecursionError) as error:
+        yield Record(where, problem=f"not JSON that can be read ({str(error).split(';')[0]})")
+
+
+def _json_record(value: object, where: str) -> Record:
+    if isinstance(value, dict):
+        return Record(where, value)
+    return Record(where, problem=f'must be an object such as {{"text": ...}}; found {kind_name(value)}')
+
+
+def _json_rows(text: str, content: bytes, path: Path, where: str) -> Iterator[Record]:
+    """Records of a JSON file: a list of objects, one object, or JSON lines under this name."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise UserError(f"{where}, line {error.lineno}: not JSON ({error.msg}, column {error.colno})") from error
+        yield from _json_lines(io.BytesIO(content), path, where)
+        return
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON that can be read ({str(error).split(';')[0]})") from error
+    if isinstance(value, list):
+        for number, each in enumerate(value, 1):
+            yield _json_record(each, f"{where}, row {number}")
+    else:
+        yield _json_record(value, where)
+
+
+def _parquet_rows(path: Path, where: str, columns: tuple[str, ...]) -> Iterator[Record]:
+    """Records of a Parquet file, with the columns that are used."""
+    file = pyarrow.parquet.ParquetFile(path)
+    present = file.schema_arrow.names
+    used = [name for name in columns if name in present]
+    if not used:
+        raise UserError(f"{where}: no column {columns[0]!r} (found {', '.join(present)}); name it in data.text_key")
+    number = 0
+    for batch in file.iter_batches(batch_size=64, columns=used):
+        for at in range(batch.num_rows):
+            number += 1
+            place = f"{where}, row {number}"
+            try:
+                yield Record(place, {name: batch.column(name)[at].as_py() for name in used})
+            except UnicodeDecodeError as error:
+                yield Record(place, problem=f"its text is not valid UTF-8 at byte {error.start}")
+
+
+def hub_records(place: str, name: str, columns: tuple[str, ...]) -> Iterator[Record]:
+    """Stream a dataset: `hub:org/name`, `hub:org/name:split` or `hub:org/name@config:split`.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    dataset, _, split = name.removeprefix(HUB).partition(":")
+    dataset, _, config = dataset.partition("@")
+    try:
+        stream = datasets.load_dataset(dataset, config or None, split=split or "train", streaming=True)
+        if used := [column for column in columns if column in (stream.column_names or [])]:
+            stream = stream.select_columns(used)
+        for number, values in enumerate(stream, 1):
+            yield Record(f"{place}: {name}, row {number}", dict(values))
+    except Exception as error:  # the hub client has no common base class for what can go wrong
+        raise UserError(f"{place}: {name!r} could not be read from the hub: {error}") from error
+
+
+def kind_name(value: object) -> str:
+    """Name a JSON or Parquet value's type as a message shows it."""
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object",
+             bytes: "bytes", type(None): "null"}  # fmt: skip
+    return names.get(type(value), f"a {type(value).__name__}")
