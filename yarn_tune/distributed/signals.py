@@ -8,7 +8,7 @@ that stopped alone would leave the others waiting in a collective operation.
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -26,6 +26,8 @@ class Request:
 
     def __init__(self) -> None:
         self.signal = 0
+        self.announce: Callable[[int], None] | None = None
+        """Called with the first signal."""
         self._last: tuple[int, float] | None = None
         """The signal that may be delivered twice, and the time of its first delivery."""
 
@@ -38,6 +40,8 @@ class Request:
         now = time.monotonic()
         if self._last is None:
             self.signal, self._last = number, (number, now)
+            if self.announce is not None:
+                self.announce(number)
         elif number != self._last[0] or now - self._last[1] > TWICE:
             raise KeyboardInterrupt
 

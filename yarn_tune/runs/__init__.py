@@ -4,7 +4,7 @@ from .checkpoint import State, check_inputs, latest_state, load_optimizer_tensor
 from .folder import Run, claimed
 from .initial import previous_run
 from .learned import TunedRow, learned_of, tuned_row, write_learned
-from .metrics import EARLIER, MetricsLog, end_training, progress_text, read_metrics, taught
+from .metrics import EARLIER, MetricsLog, end_training, read_metrics, taught
 
 __all__ = [
     "EARLIER",
@@ -20,7 +20,6 @@ __all__ = [
     "load_optimizer_tensors",
     "optimizer_tensors",
     "previous_run",
-    "progress_text",
     "read_metrics",
     "save_state",
     "taught",

@@ -27,6 +27,7 @@ from ..files import (
 from ..recipe import Recipe
 from ..tunable import Learned
 from .folder import Run
+from .progress import ProgressLine
 
 EARLIER = "earlier.json"
 """In a run folder: what was spent by the run that this one started from (`rope.init`)."""
@@ -50,17 +51,20 @@ class MetricsLog:
         """
         self.world, self.path = world, folder / "metrics.jsonl"
         self.tracking = bool(recipe.runtime.trackers)
+        self.progress = ProgressLine(recipe.train.steps, done)
         if not world.main:
             return
         # Steps after the checkpoint are done again, so their lines are dropped.
-        write_atomically(self.path, b"".join(map(metrics_line, read_metrics(folder, done) if done else [])))
+        records = read_metrics(folder, done) if done else []
+        write_atomically(self.path, b"".join(map(metrics_line, records)))
+        self.progress.first_loss = records[0]["loss"] if records else None
         write_json(folder / "environment.json", environment(world))
         options = {"wandb": {"id": _wandb_id(folder), "resume": "allow"}} if "wandb" in recipe.runtime.trackers else {}
         config = _flat(recipe.to_dict())
         self._track(lambda: world.accelerator.init_trackers("yarn_tune", config=config, init_kwargs=options))
 
     def write(self, step: int, loss: float, norm: float, tokens: int, seconds: float, learned: Learned) -> None:
-        """Log one step.
+        """Log one step and print the progress.
 
         Raises:
             UserError: if the file cannot be written.
@@ -76,6 +80,12 @@ class MetricsLog:
         except OSError as error:
             raise unwritable(self.path, error) from error
         self._track(lambda: self.world.accelerator.log({**values, **learned.summary()}, step=step))
+        self.progress.step(loss, tokens, seconds)
+
+    def announce(self, number: int) -> None:
+        """Print that a signal was received and how long the current step takes; called from a signal handler."""
+        if self.world.main:
+            self.progress.announce(number)
 
     def _track(self, call: Callable[[], None]) -> None:
         self.tracking = self.tracking and _survived(call)
@@ -142,12 +152,6 @@ def _survived(call: Callable[[], None]) -> bool:
         print(f"yarn-tune: a tracker failed ({reason}); the run goes on, see its metrics.jsonl", file=sys.stderr)
         return False
     return True
-
-
-def progress_text(loss: float, learned: Learned, speed: float) -> str:
-    """Loss, learned values and tokens per second, for the progress bar."""
-    values = " ".join(f"{name} {value:.4g}" for name, value in learned.summary().items())
-    return f"loss {loss:.4f} {values} {speed:.0f} tok/s"
 
 
 def _wandb_id(folder: Path) -> str:

@@ -11,13 +11,12 @@ import sys
 import time
 
 import torch
-from tqdm import tqdm
 
 from ..adapter import place_of
 from ..data import RowSet, check_heldout
 from ..distributed import Request, World, report_lost_peers, spread, start, stop_on_signal, world_text
 from ..errors import CheckFailed, Interrupted
-from ..runs import MetricsLog, Run, claimed, end_training, latest_state, previous_run, progress_text, write_learned
+from ..runs import MetricsLog, Run, claimed, end_training, latest_state, previous_run, write_learned
 from ..serving import Target, check_mergeable, make_representable
 from ..tunable import Learned, TunableRotary, at_start
 from .batches import Batch, backward, read_rows
@@ -80,13 +79,13 @@ def fit(run: Run, world: World, objective: Objective, rows: RowSet, request: Req
     if world.processes > 1:
         world.check_agreement(facts_to_agree_on(recipe, rotary, rows, done))
     log = MetricsLog(run.folder, recipe, world, done)
-    bar = tqdm(total=settings.steps, initial=done, unit="step", disable=not world.main, file=sys.stderr)
+    request.announce = log.announce
 
     with spread(objective, objective.model, parameters, sharding, world) as release:
         if world.main:
             count = sum(parameter.numel() for parameter in parameters)
             text = world_text(sharding, world, objective.model, settings.batch_size, settings.clip, count)
-            bar.write(text, file=sys.stderr)
+            print(text, file=sys.stderr)
         for step in range(done, settings.steps):
             begun = time.monotonic()
 
@@ -106,8 +105,6 @@ def fit(run: Run, world: World, objective: Objective, rows: RowSet, request: Req
             seconds, learned = time.monotonic() - begun, rotary.sketch()
             tokens = settings.batch_size * recipe.row_tokens()
             log.write(step + 1, nll, norm, tokens, seconds, learned)
-            bar.set_postfix_str(progress_text(nll, learned, tokens / seconds))
-            bar.update()
 
             # A checkpoint; and the end of the run, if a signal was received.
             stopped = request.agreed(world.accelerator)
@@ -119,7 +116,6 @@ def fit(run: Run, world: World, objective: Objective, rows: RowSet, request: Req
                     f"stopped by {signal.Signals(stopped).name} after step {step + 1} of {settings.steps}, which is "
                     "saved; the same command continues from there",
                 )
-    bar.close()
 
 
 def _not_finite_text(run: Run, step: int, loss: float, norm: float) -> str:
