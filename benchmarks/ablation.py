@@ -15,7 +15,7 @@ from pathlib import Path
 
 from yarn_tune.evaluation import Comparison, compare, named_rows
 from yarn_tune.models import load_config
-from yarn_tune.planning import estimate_cost
+from yarn_tune.planning import Shape, estimate_cost
 from yarn_tune.recipe import load_recipe
 from yarn_tune.runs import Run
 from yarn_tune.training import train
@@ -109,7 +109,7 @@ def figures(run: Run, comparison: Comparison) -> dict[str, float]:
     tuned = comparison.row("tuned")
     numbers = sum(json.loads((run.folder / "learned.json").read_text())["numbers"].values())
     config = load_config(run.recipe.base.model)
-    cost = estimate_cost(run.recipe, config, numbers)
+    cost = estimate_cost(run.recipe, Shape.of(config), numbers)
     return {
         "numbers": numbers,
         "nll": nll["tuned"],

@@ -1,4 +1,4 @@
-"""Peak memory of a training step by the tokens of its row, beside what `plan` predicts (yarn_tune/cost.py).
+"""Peak memory of a training step by the tokens of its row, beside what `plan` predicts (yarn_tune/planning/memory.py).
 
     python benchmarks/memory.py
     python benchmarks/memory.py --append --tokens 32768 --dtypes float32 --ways checkpointing tiled
@@ -20,7 +20,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from yarn_tune.distributed import checkpoint_layers, tile_mlps
 from yarn_tune.models import rope_facts, to_device
-from yarn_tune.planning import step_memory
+from yarn_tune.planning import Shape, step_memory
 from yarn_tune.recipe import Recipe, Rope, parse_recipe
 from yarn_tune.training import Objective, ObjectiveConfig
 from yarn_tune.tunable import Start, adjustments_for, attach, lora_size
@@ -96,7 +96,7 @@ def measured(way: str, tokens: int, dtype: str) -> dict[str, object]:
 def predicted_mib(way: str, tokens: int, dtype: str) -> float:
     """By the model of `yarn-tune plan`."""
     recipe = recipe_of(way, tokens, dtype)
-    return step_memory(recipe, config(), tokens, lora_size(config(), recipe.lora)) / 2**20
+    return step_memory(recipe, Shape.of(config(), lora_size(config(), recipe.lora)), tokens) / 2**20
 
 
 def cell(recipe: Recipe) -> float:

@@ -9,7 +9,9 @@ import yaml
 from published import PUBLISHED, published
 from tiny import NATIVE, save_tiny, write_documents
 from yarn_tune.cli.main import main
-from yarn_tune.planning.cost import RESERVE, estimate_cost
+from yarn_tune.planning.cost import estimate_cost
+from yarn_tune.planning.memory import RESERVE
+from yarn_tune.planning.shape import Shape
 from yarn_tune.recipe.loading import load_recipe
 from yarn_tune.recipe.schema import YARN
 
@@ -70,7 +72,7 @@ def test_what_it_needs_is_what_plan_counts(stem):
     recipe = load_recipe(ROOT / "recipes" / f"{stem}.yaml")
     (line,) = (line for line in page.splitlines() if line.startswith(f"| `{stem}.yaml` |"))
     *_, numbers, hours, _ = (cell.strip() for cell in line.strip("| ").split(" | "))
-    cost = estimate_cost(recipe, published(stem), int(numbers.replace(",", "")))
+    cost = estimate_cost(recipe, Shape.of(published(stem)), int(numbers.replace(",", "")))
     spent = cost.step_flops * recipe.train.steps / 1e14 / 3600
     assert float(hours or 0) == pytest.approx(spent, abs=0.5 if spent >= 10 else 0.051)
     if stem.startswith("smollm2"):

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from .adapter import YarnTuneConfig
     from .api import Tuning
     from .errors import CheckFailed, Interrupted, UserError
-    from .planning import propose
+    from .planning import Hardware, propose
     from .serving import verify
 
 _PLACES = {
     "CheckFailed": "errors",
+    "Hardware": "planning",
     "Interrupted": "errors",
     "Tuning": "api",
     "UserError": "errors",
@@ -27,6 +28,7 @@ _PLACES = {
 
 __all__ = [
     "CheckFailed",
+    "Hardware",
     "Interrupted",
     "Tuning",
     "UserError",

@@ -9,14 +9,17 @@ from published import published
 from tiny import tiny_model
 from transformers import LlamaConfig
 from yarn_tune.models.loading import GIB
-from yarn_tune.planning.cost import RESERVE, estimate_cost, largest_rows, step_memory, weight_memory
+from yarn_tune.planning.cost import estimate_cost
+from yarn_tune.planning.memory import RESERVE, largest_rows, step_memory, weight_memory
+from yarn_tune.planning.shape import Shape
 from yarn_tune.recipe.loading import parse_recipe
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import memory  # noqa: E402
 
-SEVEN_B = published("llama-2-7b-32k")
+CONFIG = published("llama-2-7b-32k")
+SEVEN_B = Shape.of(CONFIG)
 
 
 def recipe(*settings):
@@ -46,7 +49,7 @@ def test_what_was_measured_is_predicted():
 
 def test_weights_are_counted_and_shards_divide_them():
     model = tiny_model()
-    whole = weight_memory(recipe("base.dtype=float32"), model.config, 10)
+    whole = weight_memory(recipe("base.dtype=float32"), Shape.of(model.config), 10)
     assert whole == sum(p.numel() for p in model.parameters()) * 4 + 160
     cost = estimate_cost(recipe(), SEVEN_B)
     assert cost.parameters == 6_738_415_616
@@ -71,7 +74,7 @@ def test_the_largest_row_just_fits():
 
 
 def test_a_model_that_does_not_fit_has_no_row():
-    big = LlamaConfig(**{**SEVEN_B.to_dict(), "num_hidden_layers": 80, "intermediate_size": 44032})
+    big = Shape.of(LlamaConfig(**{**CONFIG.to_dict(), "num_hidden_layers": 80, "intermediate_size": 44032}))
     assert largest_rows(recipe(), big, weight_memory(recipe(), big)) == {24: 0, 40: 0, 80: 0}
 
 

@@ -50,7 +50,10 @@ def test_heldout_documents_too_short_to_compare_on_stop_a_plan(tree, settings, l
     ("settings", "note"),
     [
         (["data.heldout=[nowhere.txt]"], "data.heldout: no file matches nowhere.txt"),
-        (["data.heldout=[nowhere.txt]", "data.prepare=make documents"], "not here yet: run `make documents`"),
+        (
+            ["data.heldout=[nowhere.txt]", "data.prepare=make documents"],
+            "do not exist yet: run `make documents`",
+        ),
         (["data.heldout=['hub:org/name']"], "held-out documents are streamed from the hub"),
     ],
 )
@@ -60,21 +63,22 @@ def test_heldout_documents_that_are_not_here_are_a_note(tree, settings, note):
 
 def test_an_earlier_run_is_read_for_a_plan_or_a_note(tree, tmp_path):
     assert any(
-        "rope.init: runs/stage-1 is not here yet" in note for note in planned(tree, "rope.init=runs/stage-1").notes
+        "rope.init: runs/stage-1 does not exist yet" in note for note in planned(tree, "rope.init=runs/stage-1").notes
     )
     first = finished_run(tmp_path / "first", base=Path(tree["base"]["model"]))
     write_metrics(first.folder, 3, tokens=512)
     notes = planned(tree, f"rope.init={first.folder}").notes
-    assert f"begins with what was learned in {first.folder}, from 1,536 tokens" in notes
+    assert f"rope.init: the run begins with the numbers learned in {first.folder}, from 1,536 tokens" in notes
     unfit = [f"rope.init={first.folder}", "rope.frequencies=scale"]
     with pytest.raises(UserError, match="rope.frequencies: per_pair there, scale here"):
         planned(tree, *unfit)
     # One that has begun needs it no more, and without the base nothing is looked at.
     assert (
-        f"began with what was learned in {first.folder}" in planned_recipe(parse_recipe(tree, unfit), begun=True).notes
+        f"rope.init: the run began with the numbers learned in {first.folder}"
+        in planned_recipe(parse_recipe(tree, unfit), begun=True).notes
     )
     absent = ["base.model=./nowhere", "base.prepare=make base", *unfit]
-    assert any("is not checked without the base" in note for note in planned(tree, *absent).notes)
+    assert any("cannot be checked without the base" in note for note in planned(tree, *absent).notes)
 
 
 def test_lora_is_counted(tree):
@@ -85,7 +89,7 @@ def test_lora_is_counted(tree):
     state = 16 * lora.learned_numbers["lora"] / 2**30
     assert lora.cost.weights_gib == pytest.approx(plain.cost.weights_gib + state, rel=1e-9)
     assert lora.cost.activations_gib > plain.cost.activations_gib
-    with pytest.raises(UserError, match="lora.targets: query: not in this model"):
+    with pytest.raises(UserError, match="lora.targets: this model has no query"):
         planned(tree, "lora.targets=[query, q_proj]")
 
 

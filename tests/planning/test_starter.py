@@ -7,7 +7,7 @@ from published import published
 from tiny import FAMILY_SIZES, NATIVE, YARN_ALONE, recipe_tree, save_tiny
 from yarn_tune.cli.main import main
 from yarn_tune.errors import UserError
-from yarn_tune.planning.starter import propose
+from yarn_tune.planning.starter import Hardware, learning_rate, propose
 from yarn_tune.recipe.loading import load_recipe
 
 NORMED = ("exaone4", "gemma3_text", "olmo2", "olmo3", "persimmon", "qwen3", "qwen3_moe", "qwen3_next")
@@ -18,7 +18,7 @@ WANTED = dict.fromkeys(YARN_ALONE, ("scale", "pair_phase")) | dict.fromkeys(NORM
 @pytest.mark.parametrize("family", FAMILY_SIZES)
 def test_the_richest_a_family_carries(tmp_path, family):
     base = save_tiny(tmp_path / "base", family)
-    made = propose(str(base), 4 * NATIVE, ["a.txt"], ["b.txt"], 80)
+    made = propose(str(base), 4 * NATIVE, ["a.txt"], ["b.txt"])
     assert (made.recipe.rope.frequencies, made.recipe.rope.query_gains) == WANTED.get(
         family, ("per_pair", "pair_phase")
     )
@@ -38,14 +38,14 @@ def test_plan_and_train_accept_it(tmp_path, monkeypatch, capsys):
     assert main(["train", "base-256.yaml", "train.steps=1", "base.dtype=float32"]) == 0
     assert Path("runs/base-256/learned.safetensors").is_file()
     assert main(words) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "base-256.yaml exists" in capsys.readouterr().err
 
 
 def test_it_names_its_own_file_and_measures_needles(tmp_path):
     base = str(save_tiny(tmp_path / "base"))
-    made = propose(base, 256, ["a"], ["b"], 80)
+    made = propose(base, 256, ["a"], ["b"])
     assert "#   ./launch.sh base-256.yaml\n" in made.text
-    assert "#   ./launch.sh mine/first.yaml\n" in propose(base, 256, ["a"], ["b"], 80, out="mine/first.yaml").text
+    assert "#   ./launch.sh mine/first.yaml\n" in propose(base, 256, ["a"], ["b"], out="mine/first.yaml").text
     assert made.recipe.eval.retrieval is not None
 
 
@@ -53,20 +53,20 @@ def test_rows_follow_the_memory(tmp_path):
     base = save_tiny(tmp_path / "base", hidden_size=512, num_hidden_layers=8, intermediate_size=8192)
     found = []
     for gib in (80, 2.8, 2.4, 2.2):
-        made = propose(str(base), 256 * NATIVE, ["a"], ["b"], gib)
+        made = propose(str(base), 256 * NATIVE, ["a"], ["b"], Hardware(gib))
         (tmp_path / "made.yaml").write_text(made.text)
         assert load_recipe(tmp_path / "made.yaml") == made.recipe
         train = made.recipe.train
         found.append((train.gradient_checkpointing, train.keep_attention, train.offload_activations))
     assert found == [(False, False, False), (True, True, False), (True, False, False), (True, False, True)]
     with pytest.raises(UserError, match="--gpu-memory: 1.5 GiB do not hold this model"):
-        propose(str(base), 256 * NATIVE, ["a"], ["b"], 1.5)
+        propose(str(base), 256 * NATIVE, ["a"], ["b"], Hardware(1.5))
 
 
 def test_what_cannot_be_tuned(tmp_path):
     base = save_tiny(tmp_path / "base", "mistral", sliding_window=16)
     with pytest.raises(UserError, match="sliding window"):
-        propose(str(base), 256, ["a"], ["b"], 80)
+        propose(str(base), 256, ["a"], ["b"])
 
 
 def seven_billion(folder: Path) -> Path:
@@ -78,22 +78,22 @@ def seven_billion(folder: Path) -> Path:
 def test_weights_that_do_not_fit_one_gpu_are_split(tmp_path):
     base = str(seven_billion(tmp_path / "base"))
     with pytest.raises(UserError, match="do not hold this model .* more of them"):
-        propose(base, 32768, ["a"], ["b"], 12)
-    made = propose(base, 32768, ["a"], ["b"], 18, gpus=3)
+        propose(base, 32768, ["a"], ["b"], Hardware(12))
+    made = propose(base, 32768, ["a"], ["b"], Hardware(18, gpus=3))
     assert (made.recipe.runtime.zero, made.recipe.runtime.processes, made.recipe.train.batch_size) == (3, 3, 9)
     assert made.cost.weights_gib + made.cost.activations_gib <= 0.9 * 18
     (tmp_path / "made.yaml").write_text(made.text)
     assert load_recipe(tmp_path / "made.yaml") == made.recipe
-    assert propose(base, 32768, ["a"], ["b"], 80, gpus=8).recipe.runtime.zero == 0
+    assert propose(base, 32768, ["a"], ["b"], Hardware(gpus=8)).recipe.runtime.zero == 0
 
 
 @pytest.mark.parametrize(("window", "row_tokens"), [(8192, 4096), (12288, 6144), (32768, 16384)])
 def test_up_to_factor_eight_rows_of_half_the_window_follow_whole_ones(tmp_path, window, row_tokens):
     base = str(seven_billion(tmp_path / "base"))
-    wide = propose(base, window, ["a"], ["b"], 80).recipe
+    wide = propose(base, window, ["a"], ["b"]).recipe
     assert (wide.rope.frequencies, wide.data.row_tokens) == ("per_pair", None)
-    weights = propose(base, window, ["a"], ["b"], 80).cost.weights_gib
-    made = propose(base, window, ["a"], ["b"], (weights + 1.6 * window / 8192) / 0.9)
+    weights = propose(base, window, ["a"], ["b"]).cost.weights_gib
+    made = propose(base, window, ["a"], ["b"], Hardware((weights + 1.6 * window / 8192) / 0.9))
     assert (made.recipe.rope.frequencies, made.recipe.data.row_tokens) == ("fixed", row_tokens)
     (tmp_path / "made.yaml").write_text(made.text)
     assert load_recipe(tmp_path / "made.yaml") == made.recipe
@@ -102,7 +102,30 @@ def test_up_to_factor_eight_rows_of_half_the_window_follow_whole_ones(tmp_path, 
 def test_where_there_is_no_gain_to_learn_short_rows_are_not_proposed(tmp_path):
     """OLMo that clamps its queries carries one temperature alone: rows of the native window would teach nothing."""
     base = str(save_tiny(tmp_path / "base", "olmo", clip_qkv=8.0))
-    made = propose(base, 2 * NATIVE, ["a"], ["b"], 80)
+    made = propose(base, 2 * NATIVE, ["a"], ["b"])
     assert (made.recipe.rope.frequencies, made.recipe.rope.query_gains) == ("per_pair", "none")
     with pytest.raises(UserError, match="--gpu-memory: 0.0001 GiB do not hold this model"):
-        propose(base, 2 * NATIVE, ["a"], ["b"], 0.0001)
+        propose(base, 2 * NATIVE, ["a"], ["b"], Hardware(0.0001))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "batch_size", "rate"),
+    [
+        (17_280, 1, 0.01),
+        (17_280, 4, 0.02),
+        (4 * 17_280, 4, 0.01),
+        (1_024, 4, 0.03),
+        (10**7, 1, 0.003),
+        (131_072, 8, 0.01),
+    ],
+)
+def test_rates_follow_the_batch_and_how_many_numbers_are_learned(numbers, batch_size, rate):
+    assert learning_rate(numbers, batch_size) == rate
+
+
+def test_a_big_model_gets_lower_rates_than_the_default(tmp_path):
+    made = propose(str(seven_billion(tmp_path / "base")), 8192, ["a"], ["b"])
+    rates = made.recipe.train.learning_rate
+    assert (rates.gain, rates.phase) == (0.01, 0.01)  # 131,072 gains and phases, eight rows per step
+    assert (rates.frequency, rates.temperature) == (0.02, 0.01)
+    assert "  learning_rate: {gain: 0.01, phase: 0.01}" in made.text

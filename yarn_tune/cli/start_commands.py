@@ -30,16 +30,15 @@ def init_command(options: argparse.Namespace) -> CommandResult:
     check_documents("--heldout", options.heldout)
 
     from ..files import write_atomically
-    from ..planning import propose
+    from ..planning import Hardware, propose
 
     made = propose(
         options.model,
         options.window,
         options.train,
         options.heldout,
-        options.gpu_memory,
+        Hardware(options.gpu_memory, options.gpus),
         options.revision,
-        options.gpus,
         options.out,
     )
     path = Path(options.out or f"{made.recipe.name}.yaml")

@@ -1,11 +1,12 @@
-"""A first recipe for a model: what its config allows, and what the ablation in recipes/README.md found best."""
+"""A first recipe for a model: what its config allows, with the settings that measurements found best.
+
+The settings come from the ablation in recipes/README.md; the learning rates from `learning_rate`.
+"""
 
 import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
-
-import yaml
 
 from ..errors import UserError
 from ..models import BaseModel
@@ -13,18 +14,35 @@ from ..recipe import Base, Recipe, parse_recipe
 from ..serving import Target, make_representable
 from ..tunable import at_start
 from .cost import Cost, estimate_cost
+from .shape import Shape
+from .starter_text import starter_text
 
 FREQUENCIES = ("per_pair", "scale")
 QUERY_GAINS = ("pair_phase", "pair", "layer", "none")
 """In order of preference."""
+STEPS, BATCH_SIZE = 100, 8
+USABLE = 0.9
+"""Share of a device's memory that a recipe may fill."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The devices to train on."""
+
+    gpu_gib: float = 80.0
+    """Memory of one device in GiB."""
+    gpus: int = 1
+    """How many there are; weights that do not fit one are sharded over all of them."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A recipe as text, and as it is read."""
+    """A first recipe."""
 
     text: str
+    """Commented YAML."""
     recipe: Recipe
+    """The same, parsed."""
     cost: Cost
 
 
@@ -33,81 +51,111 @@ def propose(
     window: int,
     train: list[str],
     heldout: list[str],
-    gpu_gib: float,
+    hardware: Hardware = Hardware(),  # noqa: B008 (frozen)
     revision: str | None = None,
-    gpus: int = 1,
     out: str | None = None,
 ) -> Proposal:
-    """The richest recipe that the family can carry and the default stacks serve, with rows that fit the memory.
+    """The recipe with the most learned numbers that the family and the default stacks allow, and that fits the memory.
 
     Args:
         model: a checkpoint folder or hub id; only its config is read.
-        window: to be served, in tokens.
+        window: tokens to serve.
         train: documents to learn from.
         heldout: documents to measure on.
-        gpu_gib: memory of one device.
-        revision: of a hub id.
-        gpus: devices; weights that do not fit one are split over them.
-        out: the file it will be written to, which its first lines name; <name>.yaml by default.
+        hardware: the devices to train on.
+        revision: revision of a hub id.
+        out: the file that the recipe will be written to, for its first lines; default: <name>.yaml.
 
     Raises:
         UserError: if this model cannot be tuned, with the reason; or if nothing fits the memory.
     """
     base = BaseModel(Base(model=model, revision=revision))
-    facts = base.facts
-    refusals: list[str] = []
+    native = base.facts.native
     tree: dict[str, Any] = {
         "name": f"{model.rstrip('/').rsplit('/', 1)[-1].lower()}-{_short(window)}",
         "base": {"model": model, **({"revision": revision} if revision else {})},
-        "rope": {"window": window, "native": facts.native},
+        "rope": {"window": window, "native": native},
         "data": {"train": train, "heldout": heldout, "needles": 0.25},
-        "train": {"steps": 100, "batch_size": 8, "short_context_kl": 1.0},
+        "train": {"steps": STEPS, "batch_size": BATCH_SIZE, "short_context_kl": 1.0},
         "eval": {"documents": 8, "retrieval": {}},
     }
+    tree["rope"], refusals = _richest(base, tree)
+    recipe, cost = _fitted(base, tree, hardware)
+    path = out or f"{recipe.name}.yaml"
+    return Proposal(starter_text(recipe, cost, native, hardware.gpu_gib, path, refusals), recipe, cost)
+
+
+def learning_rate(numbers: int, batch_size: int) -> float:
+    """Peak rate of gains and phases for so many of them and so many rows per step.
+
+    AdamW moves every number by about the rate in each step, whether its gradient is signal or noise. On SmolLM2-135M
+    (17,280 gains and phases, one row per step) rates of 0.03 to 0.04 moved them mostly by noise: on text unlike the
+    training text the tuned model was worse than search-free YaRN, by 0.008 and 0.021 in NLL on two documents. With a
+    rate of 0.01 and fewer steps it was better by 0.028 and 0.022. On the demo (1,024 of them, four rows per step) the
+    default of 0.03 works. The rule goes through the first point: the noise of a gradient falls with the square root of
+    the batch size, and the length of a step by noise grows with the square root of how many numbers make it. It stays
+    between 0.003, the lowest rate tried, and 0.03, the default.
+    """
+    rate = 0.01 * math.sqrt(batch_size) * math.sqrt(17_280 / max(numbers, 1))
+    return float(f"{min(max(rate, 0.003), 0.03):.2g}")
+
+
+def _richest(base: BaseModel, tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The `rope` section with the most learned numbers that can be served, and why richer ones cannot."""
+    refusals: list[str] = []
     for frequencies, query_gains in itertools.product(FREQUENCIES, QUERY_GAINS):
-        tree["rope"] |= {"frequencies": frequencies, "query_gains": query_gains}
-        recipe = parse_recipe(tree, [], "init")
+        section = tree["rope"] | {"frequencies": frequencies, "query_gains": query_gains}
+        recipe = parse_recipe(tree | {"rope": section}, [], "init")
         try:
             make_representable(at_start(base, recipe.rope).learned(), Target.of_model(base, recipe.export))
         except UserError as error:
             refusals.append(f"{frequencies}, {query_gains}: {str(error).splitlines()[0]}")
         else:
-            break
-    else:
-        raise UserError("\n".join([f"{model}: nothing can be learned and served:", *refusals]))
-    recipe, cost = _fitted(base, tree, gpu_gib, gpus)
-    path = out or f"{recipe.name}.yaml"
-    return Proposal(_text(recipe, cost, facts.native, gpu_gib, path, refusals), recipe, cost)
+            return section, refusals
+    raise UserError("\n".join([f"{base.source.model}: nothing can be learned and served:", *refusals]))
 
 
-Way = dict[str, dict[str, Any]]
+Changes = dict[str, dict[str, Any]]
 """Changes of a recipe, by section."""
 
 
-def _fitted(base: BaseModel, tree: dict[str, Any], gpu_gib: float, gpus: int) -> tuple[Recipe, Cost]:
-    """The first way to read rows that fits: weights whole in each GPU, else in shards over all of them."""
-    window = tree["rope"]["window"]
-    spread: list[Way] = [{}]
+def _fitted(base: BaseModel, tree: dict[str, Any], hardware: Hardware) -> tuple[Recipe, Cost]:
+    """The first way to read rows that fits: weights whole on each device, else sharded over all of them."""
+    window, gpus = tree["rope"]["window"], hardware.gpus
+    shape = Shape.of(base.text_config, native=base.facts.native)
+    spread: list[Changes] = [{}]
     if gpus > 1:
         rows = {"batch_size": gpus * math.ceil(tree["train"]["batch_size"] / gpus)}
         spread = [{"train": rows}, {"train": rows, "runtime": {"zero": 3, "processes": gpus}}]
     for way, over in itertools.product(_ways(tree), spread):
-        sections = {
-            key: tree.get(key, {}) | over.get(key, {}) | way.get(key, {}) for key in {*tree, *over, *way} - {"name"}
-        }
-        recipe = parse_recipe({"name": tree["name"], **sections}, [], "init")
-        cost = estimate_cost(recipe, base.text_config, sum(at_start(base, recipe.rope).count().values()))
-        if cost.weights_gib + cost.activations_gib <= 0.9 * gpu_gib:
+        recipe = _with_rates(base, _merged(_merged(tree, over), way))
+        numbers = sum(at_start(base, recipe.rope).count().values())
+        cost = estimate_cost(recipe, shape, numbers)
+        if cost.memory_gib <= USABLE * hardware.gpu_gib:
             return recipe, cost
-    need = cost.weights_gib + cost.activations_gib
     raise UserError(
-        f"--gpu-memory: {gpu_gib:g} GiB do not hold this model and one row of {window} tokens, however it is read "
-        f"(about {need:.1f} GiB in each of {gpus}); name a bigger device, more of them (--gpus) or a smaller --window"
+        f"--gpu-memory: {hardware.gpu_gib:g} GiB do not hold this model and one row of {window} tokens, however it is "
+        f"read (about {cost.memory_gib:.1f} GiB on each of {gpus}); name a bigger device, more of them (--gpus) or a "
+        "smaller --window"
     )
 
 
-def _ways(tree: dict[str, Any]) -> list[Way]:
-    """Whole rows, offloaded if need be; rows of half the window, up to factor 8."""
+def _merged(tree: dict[str, Any], changes: Changes) -> dict[str, Any]:
+    """A tree with changes in its sections."""
+    return tree | {section: tree.get(section, {}) | values for section, values in changes.items()}
+
+
+def _with_rates(base: BaseModel, tree: dict[str, Any]) -> Recipe:
+    """The recipe of a tree, with learning rates for its gains and phases."""
+    recipe = parse_recipe(tree, [], "init")
+    counts = at_start(base, recipe.rope).count()
+    rate = learning_rate(sum(counts.get(kind, 0) for kind in ("gain", "phase")), recipe.train.batch_size)
+    rates = {kind: rate for kind in ("gain", "phase") if kind in counts and recipe.rope.query_gains.startswith("pair")}
+    return parse_recipe(_merged(tree, {"train": {"learning_rate": rates}}), [], "init") if rates else recipe
+
+
+def _ways(tree: dict[str, Any]) -> list[Changes]:
+    """Ways to read rows, the fastest first: whole rows; then, up to factor 8, rows of half the window."""
     window, native = tree["rope"]["window"], tree["rope"]["native"]
     again: dict[str, Any] = {"gradient_checkpointing": True}
     whole: list[dict[str, Any]] = [
@@ -116,63 +164,13 @@ def _ways(tree: dict[str, Any]) -> list[Way]:
         again,
         again | {"offload_activations": True},
     ]
-    ways: list[Way] = [{"train": way} for way in whole]
-    # Such rows teach gains, not a table: where there are none to learn, they would teach nothing. As much as whole rows
-    # do at factors 2 (SmolLM2) and 8 (the demo); shorter ones do not.
+    ways: list[Changes] = [{"train": way} for way in whole]
+    # Rows of half the window train gains and phases as well as whole rows do, at factors 2 (SmolLM2) and 8 (the demo);
+    # shorter ones do not. They do not train a table of frequencies.
     if native < window <= 8 * native and tree["rope"]["query_gains"] != "none":
         half = max(native, window // 2)
         ways += [{"rope": {"frequencies": "fixed"}, "data": {"row_tokens": half}, "train": way} for way in whole]
     return ways
-
-
-def _text(recipe: Recipe, cost: Cost, native: int, gpu_gib: float, path: str, refusals: list[str]) -> str:
-    """Commented YAML: only what differs from the defaults, and why."""
-    rope, data, train = recipe.rope, recipe.data, recipe.train
-    tokens = train.steps * train.batch_size * recipe.row_tokens()
-    lines = [
-        f"# {recipe.base.model} from {native} to {rope.window} tokens (factor {rope.window / native:g}).",
-        "#",
-        f"#   ./launch.sh {path}",
-        "#",
-        f"# Reads {tokens / 1e6:.1f} million tokens; about {cost.weights_gib + cost.activations_gib:.1f} GiB of "
-        f"{gpu_gib:g} GiB by `yarn-tune plan`'s model.",
-        *(f"# Not possible here: {line}" for line in refusals),
-        f"name: {recipe.name}",
-        "base:",
-        f"  model: {_plain(recipe.base.model)}",
-        *([f"  revision: {recipe.base.revision}"] if recipe.base.revision else []),
-        "rope:",
-        f"  window: {rope.window}",
-        f"  native: {native}               # the config's max_position_embeddings; correct it if training was shorter",
-        f"  frequencies: {rope.frequencies}",
-        f"  query_gains: {rope.query_gains}"
-        + ("" if rope.query_gains == "none" else "       # folded into the queries at export"),
-        "data:",
-        f"  train: {_plain(data.train)}",
-        f"  heldout: {_plain(data.heldout)}      # measured on, never trained on",
-        f"  needles: {data.needles}            # rows that end in a question: without them, prose teaches to look near",
-        *([f"  row_tokens: {data.row_tokens}       # whole rows do not fit; these teach gains and phases as well"]
-          if data.row_tokens else []),
-        "train:",
-        f"  steps: {train.steps}",
-        f"  batch_size: {train.batch_size}           # must be a multiple of the number of GPUs",
-        f"  short_context_kl: {train.short_context_kl}              # KL to the base inside the native window",
-        f"  gradient_checkpointing: {str(train.gradient_checkpointing).lower()}",
-        *(["  keep_attention: true           # checkpointed layers compute all but attention again"]
-          if train.keep_attention else []),
-        *(["  offload_activations: true      # what is kept for the backward pass waits in the CPU's memory"]
-          if train.offload_activations else []),
-    ]  # fmt: skip
-    if recipe.runtime.zero:
-        lines += ["runtime:", f"  zero: {recipe.runtime.zero}                 # frozen weights in shards",
-                  f"  processes: {recipe.runtime.processes}            # one a GPU"]  # fmt: skip
-    needles = "  retrieval: {}           # needles too: far text can be lost while the mean over tokens is fine"
-    return "\n".join([*lines, "eval:", f"  documents: {recipe.eval.documents}", needles, ""])
-
-
-def _plain(value: object) -> str:
-    """A value in one line of YAML."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("...").strip()
 
 
 def _short(tokens: int) -> str:
