@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftConfig, TaskType
-from safetensors.torch import save
 
 from ..errors import UserError
-from ..files import Tensors, read_tensors, write_atomically, write_json
+from ..files import Tensors, read_json, read_tensors, save_tensors, unreadable, write_atomically, write_json
 from ..recipe import Recipe, parse_recipe
 from ..tunable import PREFIX, TunableRotary, lora_config
 from .config import YARN_TUNE, YarnTuneConfig, layout_keys
@@ -66,10 +65,29 @@ def write_adapter(folder: Path, recipe: Recipe, rotary: TunableRotary, place: st
 
 
 def _write(folder: Path, config: PeftConfig, tensors: Tensors) -> None:
-    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"})
-    write_atomically(folder / WEIGHTS, content)
     written = config.to_dict()
+    write_atomically(folder / WEIGHTS, save_tensors(tensors, {"format": "pt"}, _meaning(written)))
     write_json(folder / CONFIG, {key: sorted(v) if isinstance(v, set) else v for key, v in written.items()})
+
+
+BOUND = (
+    "peft_type", "window", "native", "factor", "frequencies", "query_gains", "beta_fast", "beta_slow",
+    "base_model_type", "rope_theta", "rotary_dim", "base_scaling", "r", "lora_alpha", "target_modules",
+)  # fmt: skip
+"""Keys of an adapter's config without which its numbers mean something else: the checksum covers them too."""
+
+
+def _meaning(config: dict[str, Any]) -> str:
+    """The values of those keys, for the checksum of the numbers."""
+    kept = {key: config.get(key) for key in BOUND}
+    plain = {key: sorted(value) if isinstance(value, (set, list)) else value for key, value in kept.items()}
+    return json.dumps(plain, sort_keys=True, default=str)
+
+
+def _read_weights(folder: Path) -> Tensors:
+    """The tensors of an adapter; raises `UserError` if they, or what they mean by its config, were changed."""
+    config = read_json(folder / CONFIG, "copy the adapter again from where it was made")
+    return read_tensors(folder / WEIGHTS, _meaning(config if isinstance(config, dict) else {}))
 
 
 def _as_peft(name: str) -> str:
@@ -112,12 +130,14 @@ def read_config(folder: Path) -> YarnTuneConfig:
     """
     path = folder / CONFIG
     try:
-        written = json.loads(path.read_text(encoding="utf-8"))
+        written = read_json(path, "copy the adapter again from where it was made")
+        if not isinstance(written, dict):
+            raise TypeError("it is not an object")
         kind = written.pop("peft_type", None)
         if kind != YARN_TUNE.value:
             raise UserError(f"{path}: peft_type {kind!r} is not yarn_tune's; PEFT itself loads and merges that adapter")
         config = YarnTuneConfig(**written)
-    except (OSError, TypeError, json.JSONDecodeError) as error:
+    except TypeError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(config.base_model_name_or_path, str) or not config.base_model_name_or_path:
         raise UserError(f"{path}: base_model_name_or_path is missing; name the model the numbers belong to")
@@ -133,7 +153,7 @@ def adapter_numbers(folder: Path, rotary: TunableRotary) -> Tensors:
     read_config(folder).start(rotary.start.facts)
     names = last_names(rotary)
     numbers = {}
-    for key, tensor in read_tensors(folder / WEIGHTS).items():
+    for key, tensor in _read_weights(folder).items():
         last = key.rpartition(f".{NUMBERS}.")[2]
         numbers[names.get(last, key)] = tensor
     if is_adapter(folder / BESIDE):
@@ -147,7 +167,10 @@ PLAIN: dict[str, Any] = {"peft_type": "LORA", "bias": "none", "use_dora": False,
 
 
 def _lora_beside(folder: Path) -> LoraConfig:
-    config: LoraConfig = LoraConfig.from_pretrained(str(folder / BESIDE))
+    try:
+        config: LoraConfig = LoraConfig.from_pretrained(str(folder / BESIDE))
+    except (OSError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise unreadable(folder / BESIDE / CONFIG, error, "copy the adapter again from where it was made") from error
     values = {**PLAIN, "lora_alpha": getattr(config, "r", None)}
     found = {key: getattr(config, key, None) for key in values}
     wrong = [f"{key} {found[key]!r} is not {value!r}" for key, value in values.items() if found[key] != value]
@@ -162,7 +185,7 @@ def _lora_beside(folder: Path) -> LoraConfig:
 def _factors_beside(folder: Path) -> Tensors:
     """LoRA's factors by our names."""
     _lora_beside(folder)
-    found = read_tensors(folder / BESIDE / WEIGHTS)
+    found = _read_weights(folder / BESIDE)
     factors = {}
     for name, tensor in found.items():
         for factor in ("A", "B"):

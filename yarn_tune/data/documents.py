@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..files import file_digest, read_tensors_and_metadata, save_tensors, write_atomically
-from ..models import BaseModel
+from ..models import BaseModel, cache_folder
 from ..recipe import HUB, Data, kind_of, matching_files
 from .packing import Account, Tokens
 from .readers import Record, hub_records, read_records
@@ -265,9 +265,8 @@ def _cache_path(path: Path, encoder: Encoder, what: str) -> Path:
     state = path.stat()
     digest = _digest(path, state.st_size, state.st_mtime_ns)
     facts = [CACHE_FORMAT, digest, kind_of(str(path)), what, encoder.signature]
-    home = os.environ.get("YARN_TUNE_CACHE") or Path.home() / ".cache" / "yarn_tune"
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    return Path(home) / "tokens" / f"{key}.safetensors"
+    return cache_folder() / "tokens" / f"{key}.safetensors"
 
 
 @functools.lru_cache(maxsize=100_000)
