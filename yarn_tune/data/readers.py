@@ -34,7 +34,7 @@ SIGNATURES = (
     (b"\x1f\x8b", "a gzip file", ".gz"),
     (b"\x28\xb5\x2f\xfd", "a Zstandard file", ".zst"),
     (b"PAR1", "a Parquet file", ".parquet"),
-    (b"PK\x03\x04", "a zip archive", ""),
+    (b"PK\x03\x04", "a zip archive", None),
 )
 """First bytes, what they mean, and the ending that such a file must have; zip archives are not read."""
 
