@@ -13,7 +13,7 @@ import json
 import statistics
 from pathlib import Path
 
-from yarn_tune.evaluation import Comparison, compare, named_rows
+from yarn_tune.evaluation import Comparison, compare, load_records, named_rows, save_records
 from yarn_tune.models import load_config
 from yarn_tune.planning import Shape, estimate_cost
 from yarn_tune.recipe import load_recipe
@@ -93,8 +93,8 @@ def measure(options: argparse.Namespace, name: str, settings: list[str]) -> dict
         nll.symlink_to((options.runs / "nll").resolve())
     known = options.runs / "retrieval.json"
     if known.is_file() and not (run.folder / "retrieval.json").is_file():
-        kept = {k: v for k, v in json.loads(known.read_text()).items() if k in ("none", "yarn")}
-        (run.folder / "retrieval.json").write_text(json.dumps(kept))
+        kept = {method: record for method, record in load_records(known).items() if method in ("none", "yarn")}
+        save_records(run.folder / "retrieval.json", kept)
     comparison = compare(run, tuned, only=["none", "native-window", "yarn", "tuned"])
     if not known.is_file():
         known.write_text((run.folder / "retrieval.json").read_text())

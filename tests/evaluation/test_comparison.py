@@ -1,7 +1,6 @@
 """The comparison: same tokens for every method, each the method it says it is."""
 
 import math
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from tiny import NATIVE, recipe_tree, save_tiny, tiny_config, write_documents
 from transformers import AutoModelForCausalLM
 from yarn_tune.data import heldout
@@ -20,6 +20,7 @@ from yarn_tune.evaluation.methods import Method
 from yarn_tune.evaluation.native_adapted import learn_native_adapted, native_adapted_run
 from yarn_tune.evaluation.perplexity import full_nll
 from yarn_tune.evaluation.results import CompareRow, Comparison, TextResult, table, tables, with_key_tokens
+from yarn_tune.files import write_checked
 from yarn_tune.models import loading as models
 from yarn_tune.recipe.loading import load_recipe, parse_recipe
 from yarn_tune.recipe.schema import Recipe, Retrieve
@@ -266,8 +267,10 @@ def test_needles_are_asked_of_the_model_that_was_measured(tmp_path, monkeypatch)
     assert (len(loaded), len(asked)) == (1, 2 * 3)
     assert compare(run, {}, only=["none", "yarn"]) == first
     assert (len(loaded), len(asked)) == (1, 2 * 3)
-    os.utime(base / "model.safetensors", (1, 1))
-    compare(run, {}, only=["none", "yarn"])
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.norm.weight"] *= 2
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    compare(Run(recipe, tmp_path / "run"), {}, only=["none", "yarn"])
     assert (len(loaded), len(asked)) == (2, 4 * 3)
 
 
@@ -369,11 +372,17 @@ def test_both_kinds_of_text_are_in_verdict_table_and_file(tmp_path):
     assert [each.outcome for each in second.contrasts] == ["worse", "worse"]
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"like": null}', "no JSON"])
-def test_a_file_that_is_no_comparison_is_named(tmp_path, text):
-    (tmp_path / "compare.json").write_text(text)
+@pytest.mark.parametrize("tree", [{}, {"like": None, "unlike": None}, {"like": 3}])
+def test_a_file_that_is_no_comparison_is_named(tmp_path, tree):
+    path = tmp_path / "compare.json"
+    write_checked(path, tree)
     with pytest.raises(UserError, match=r"compare.json: not a comparison .* run `yarn-tune compare` again"):
-        Comparison.load(tmp_path / "compare.json")
+        Comparison.load(path)
+    path.write_text(path.read_text()[:-5])
+    with pytest.raises(
+        UserError, match=r"compare.json cannot be read .*; delete it, and run `yarn-tune compare` again"
+    ):
+        Comparison.load(path)
 
 
 def test_key_tokens_by_hand():

@@ -272,7 +272,7 @@ def test_the_demo_model_retrieves_inside_its_window_only():
     model = load_model(str(ROOT / "data/tiny-base"), dtype="float32")
     score = partial(score_transformers, model)
     grid = RetrievalGrid([250, 512], [0.0, 0.5, 1.0], 6, wording=DEMO)
-    found = retrieve(score, tokenizers()["demo"], prose("demo"), grid, progress=False)
+    found = retrieve(score, tokenizers()["demo"], prose("demo"), grid, progress=None)
     inside, beyond = found.accuracy(250), found.accuracy(beyond=256)
     assert inside[0] >= 0.85
     assert beyond[0] <= 0.15
@@ -396,7 +396,7 @@ def test_retrieval_counts_what_was_scored(capsys):
         return short_sighted(prompt)
 
     tokenizer, grid = tokenizers()["demo"], RetrievalGrid([400, 150], [0.0, 1.0], 10, keys=2, wording=DEMO)
-    found = retrieve(score, tokenizer, prose("demo"), grid, progress=False)
+    found = retrieve(score, tokenizer, prose("demo"), grid, progress=None)
     assert capsys.readouterr().err == ""
     expected = [(n, d, 2, s) for n, d, s in asks([150, 400], [0, 1], 10, seed=0)]
     assert seen == [build_prompt(tokenizer, prose("demo"), *ask, DEMO) for ask in expected]

@@ -13,6 +13,7 @@ from .retrieval import (
     load_records,
     retrieval_table,
     retrieve,
+    save_records,
     score_server,
     score_transformers,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "named_rows",
     "retrieval_table",
     "retrieve",
+    "save_records",
     "score_server",
     "score_transformers",
     "search_free_methods",

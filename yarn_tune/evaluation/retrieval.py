@@ -164,7 +164,7 @@ def retrieve(
     tokenizer: Tokenizer,
     filler: list[int],
     grid: RetrievalGrid,
-    progress: bool = True,
+    progress: str | None = "needles",
 ) -> Retrieval:
     """Score every prompt of a grid.
 
@@ -173,13 +173,13 @@ def retrieve(
         tokenizer: of the model.
         filler: prose around the needles, as `build_prompt` takes it.
         grid: the prompts.
-        progress: show a bar on stderr.
+        progress: title of a progress bar on stderr; None: no bar.
 
     Raises:
         UserError: as `build_prompt`.
     """
     counts: dict[tuple[int, float], tuple[int, int]] = {}
-    for ask in tqdm(grid.asks(), unit="prompt", file=sys.stderr, disable=not progress):
+    for ask in tqdm(grid.asks(), desc=progress, unit="prompt", file=sys.stderr, disable=not progress):
         right, asked = counts.get((ask.length, ask.depth), (0, 0))
         found = score(grid.prompt(tokenizer, filler, ask))
         counts[ask.length, ask.depth] = (right + found, asked + 1)
@@ -230,7 +230,7 @@ def retrieve_methods(
         key = _key(cache, method, filler, grid)
         if name not in known or known[name].key != key:
             with method.on(cache.model):
-                found = retrieve(partial(score_transformers, cache.model), tokenizer, filler, grid)
+                found = retrieve(partial(score_transformers, cache.model), tokenizer, filler, grid, f"needles, {name}")
             known[name] = RetrievalRecord(key, found)
             save_records(path, known)
     return {name: known[name].retrieval for name in methods}
