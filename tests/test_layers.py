@@ -17,6 +17,7 @@ ORDER = (
     "tunable",
     "distributed",
     "serving",
+    "engines",
     "adapter",
     "runs",
     "training",

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tiny import finished_run
 from yarn_tune.cli.main import main
+from yarn_tune.engines.vllm_runner import QUIET
 from yarn_tune.export.checkpoint import export
-from yarn_tune.serving.vllm import QUIET
 
 DEMO = Path(__file__).parents[2] / "data" / "tiny-base"
 

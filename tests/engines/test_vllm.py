@@ -18,9 +18,10 @@ import torch
 from tiny import YARN_ALONE, finished_run, save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from yarn_tune.cli.main import main
+from yarn_tune.engines.agreement import agreement, ask_vllm, random_prompts, transformers_logprobs
+from yarn_tune.engines.vllm_runner import QUIET, Job, vllm_logprobs
 from yarn_tune.export.checkpoint import export
 from yarn_tune.models.loading import config_json
-from yarn_tune.serving.vllm import QUIET, Job, agreement, ask_vllm, random_prompts, transformers_logprobs, vllm_logprobs
 
 DATA = Path(__file__).parents[2] / "data"
 DEMO, HELDOUT = DATA / "tiny-base", DATA / "sample" / "heldout.jsonl.gz"

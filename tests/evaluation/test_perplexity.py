@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny import NATIVE, VOCABULARY, save_tiny, tiny_model
 from torch.nn import functional as F
+from yarn_tune.engines.agreement import transformers_logprobs
 from yarn_tune.evaluation.perplexity import NllSum, bucket_edges, by_position, full_nll, slid_nll, span_nll
 from yarn_tune.models.token_loss import CHUNK
-from yarn_tune.serving.vllm import transformers_logprobs
 
 IDS = torch.randint(VOCABULARY, (200,), generator=torch.Generator().manual_seed(3))
 

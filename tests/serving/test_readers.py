@@ -23,12 +23,13 @@ from tiny import ENGINES, tiny_config, tiny_model
 from torch import Tensor
 from transformers import CONFIG_MAPPING, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from yarn_tune.engines.vllm_runner import QUIET
 from yarn_tune.models.loading import rotary_site
 from yarn_tune.models.rope_config import ROPE_KEYS
 from yarn_tune.rope import YarnRamp, default_inv_freq, llama3_inv_freq, yarn_inv_freq
-from yarn_tune.serving.readers import ORIGINAL, EffectiveRope
+from yarn_tune.serving.readers import EffectiveRope
 from yarn_tune.serving.stacks import reading
-from yarn_tune.serving.vllm import QUIET
+from yarn_tune.serving.tables import ORIGINAL
 
 pytestmark = pytest.mark.rope_warnings
 

@@ -3,14 +3,14 @@
 from typing import get_args
 
 from tiny import recipe_tree, save_tiny
-from yarn_tune.cli.main import main
 from yarn_tune.export.checkpoint import export
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import StackName
 from yarn_tune.runs.folder import Run
-from yarn_tune.serving.readers import Stack, Yarn
-from yarn_tune.serving.rules import own_multiplier, v5_sections
+from yarn_tune.serving.readers import Stack
+from yarn_tune.serving.rules import v5_sections
 from yarn_tune.serving.stacks import STACKS
+from yarn_tune.serving.tables import Yarn, own_multiplier
 from yarn_tune.serving.verification import verify
 from yarn_tune.training.loop import train
 
@@ -28,7 +28,7 @@ def test_every_row_is_complete():
         assert "WINDOW" not in stack.command(4096)
 
 
-def test_a_new_stack_is_one_row(tmp_path, monkeypatch, capsys):
+def test_a_new_stack_is_one_row(tmp_path, monkeypatch):
     """A stack that reads no attention factor, added at run time: training, export and verification obey it."""
     stack = Stack(
         "made-up", "1.0", "https://example.org", "source", v5_sections, Yarn(own_multiplier),
@@ -46,8 +46,9 @@ def test_a_new_stack_is_one_row(tmp_path, monkeypatch, capsys):
     made = verify(str(target))
     assert made.passed
     assert "made-up" in {line.stack for line in made.lines}
-    assert main(["verify", str(carried), "--for", "made-up"]) == 3
-    assert "multiplies cos and sin by" in capsys.readouterr().out
+    (line,) = verify(str(carried), ["made-up"]).lines
+    assert line.status == "differs"
+    assert "multiplies cos and sin by" in line.problems[0]
 
 
 def export_of(run: Run):

@@ -17,7 +17,8 @@ def verify_command(options: argparse.Namespace) -> CommandResult:
     check_model("CHECKPOINT", options.checkpoint)
     stacks = stacks_of(options.stacks, every=True) if options.stacks else None
 
-    from ..serving import TOLERANCE, ask_vllm, verify
+    from ..engines import TOLERANCE, ask_vllm
+    from ..serving import verify
 
     made = verify(options.checkpoint, stacks)
     text, passed = made.text(), made.passed

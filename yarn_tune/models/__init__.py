@@ -1,6 +1,7 @@
 """Base models: what is known of each family, RoPE facts of a config, where queries are, loading, and the token loss."""
 
 from .base import BaseModel
+from .base_scaling import check_types, spelling_mistakes
 from .checkpoint_files import SECOND_COPY, UNQUANTISED, cache_folder, check_plain, kept_digest, quantisation_of
 from .families import FAMILIES, FULL, Family, Place, family_of, supported
 from .loading import (
@@ -12,6 +13,7 @@ from .loading import (
     load_model,
     load_tokenizer,
     prefix_of,
+    raw_config,
     rotary_site,
     save_weights,
     slow_dtype,
@@ -21,12 +23,18 @@ from .loading import (
 from .query_layout import QuerySite, query_site, scaled
 from .query_rows import head_dim_of
 from .rope_config import (
+    ROPE_KEYS,
     Layout,
     RopeFacts,
+    condensed,
+    default_window,
     has_sliding_layers,
+    is_foreign,
+    language_model,
     layout_of,
     logit_transform,
     refusal,
+    resembling,
     rope_facts,
     softmax_gain,
     text_section,
@@ -40,6 +48,7 @@ __all__ = [
     "GIB",
     "HAS_FUSED",
     "IGNORED",
+    "ROPE_KEYS",
     "SECOND_COPY",
     "UNQUANTISED",
     "BaseModel",
@@ -55,14 +64,19 @@ __all__ = [
     "by_chunks",
     "cache_folder",
     "check_plain",
+    "check_types",
+    "condensed",
     "config_json",
     "decoder_layers",
+    "default_window",
     "exact_nats",
     "family_of",
     "has_sliding_layers",
     "head_dim_of",
     "hidden_states",
+    "is_foreign",
     "kept_digest",
+    "language_model",
     "layout_of",
     "load_config",
     "load_model",
@@ -71,13 +85,16 @@ __all__ = [
     "prefix_of",
     "quantisation_of",
     "query_site",
+    "raw_config",
     "refusal",
+    "resembling",
     "rope_facts",
     "rotary_site",
     "save_weights",
     "scaled",
     "slow_dtype",
     "softmax_gain",
+    "spelling_mistakes",
     "supported",
     "switch_off_dropout",
     "text_section",

@@ -55,6 +55,17 @@ def config_json(model: str, revision: str | None = None) -> dict[str, Any]:
     return {key: value for key, value in written.items() if key != "_commit_hash"}
 
 
+def raw_config(model: str, revision: str | None = None) -> dict[str, Any]:
+    """A checkpoint's config.json as written, whether or not transformers has a class for it.
+
+    Raises:
+        UserError: if there is no such model, or the file is not JSON.
+    """
+    _check_present(model)
+    written = _from_hub(PreTrainedConfig.get_config_dict, model, revision=revision)[0]
+    return {key: value for key, value in written.items() if key != "_commit_hash"}
+
+
 def _check_present(model: str) -> None:
     if not is_hub_id(model) and not (Path(model) / "config.json").is_file():
         raise UserError(f"base.model: {model!r} is neither a checkpoint folder (with config.json) nor a hub id")

@@ -15,7 +15,10 @@ RowsOf = Callable[[PreTrainedConfig, int], Tensor]
 
 def head_dim_of(config: PreTrainedConfig) -> int:
     """Dimensions of one head; with latent attention, those of its rotated part."""
-    given = getattr(config, "qk_rope_head_dim", None) or getattr(config, "head_dim", None)
+    # Gemma 4 has another size in full-attention layers, and its config refuses to name one for all of them.
+    per_layer = getattr(config, "is_heterogeneous", False)
+    own = config.to_dict().get("head_dim") if per_layer else getattr(config, "head_dim", None)
+    given = getattr(config, "qk_rope_head_dim", None) or own
     return int(given or config.hidden_size // config.num_attention_heads)
 
 

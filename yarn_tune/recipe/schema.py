@@ -241,7 +241,8 @@ class Eval:
 
 
 StackName = Literal[
-    "transformers", "transformers-4.57", "transformers-4.55", "transformers-4.50", "vllm", "vllm-0.29", "vllm-0.11",
+    "transformers", "transformers-4.57", "transformers-4.55", "transformers-4.50", "vllm", "vllm-0.29", "vllm-0.19",
+    "vllm-0.11",
     "sglang", "lmdeploy", "turbomind", "turbomind-0.13", "tgi", "llama.cpp", "mlx-lm", "tensorrt-llm", "exllamav2",
     "exllamav3", "onnx-genai", "ctranslate2", "openvino",
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """What each serving stack computes from a config, and which encoding carries learned numbers to it."""
 
+from .advice import config_errors
 from .conformance import FREQUENCY_TOLERANCE, MULTIPLIER_TOLERANCE, frequency_error
 from .encodings import EXTRA_KEYS, RopeEncoding
 from .rules import v5_sections
@@ -13,20 +14,18 @@ from .selection import (
 )
 from .stacks import STACKS
 from .verification import Verification, verify
-from .vllm import TOLERANCE, ask_vllm
 
 __all__ = [
     "EXTRA_KEYS",
     "FREQUENCY_TOLERANCE",
     "MULTIPLIER_TOLERANCE",
     "STACKS",
-    "TOLERANCE",
     "RopeEncoding",
     "Target",
     "Verification",
-    "ask_vllm",
     "check_mergeable",
     "choose_encoding",
+    "config_errors",
     "frequency_error",
     "make_representable",
     "representable_parameters",

@@ -1,16 +1,19 @@
-"""Comparison of the RoPE that a stack computes with the RoPE that it must compute."""
+"""Comparison of the RoPE that a stack computes with the RoPE that it must compute, and of files with their digests."""
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ..files import CHECKSUMS, file_digest, read_checked
 from ..models import FULL, layout_of
 from ..rope import default_inv_freq
 from ..tunable import Learned
 from .encodings import default_section
-from .readers import EffectiveRope, Table
+from .readers import EffectiveRope
+from .tables import Table
 
 FREQUENCY_TOLERANCE, MULTIPLIER_TOLERANCE = 1e-5, 1e-6
 """Largest relative error of frequencies, and of the multiplier of cos and sin, that counts as equal."""
@@ -26,6 +29,8 @@ class ExpectedRope:
     window: int
     softmax_gain: float = 1.0
     """What latent attention multiplies all its logits by: as the base does."""
+    query_growth: tuple[float, int] | None = None
+    """As in `EffectiveRope`."""
     fold: float = 1.0
     """What the weights of the tuned layers multiply logits by, on top of the stack's own multiplier."""
 
@@ -39,8 +44,8 @@ class ExpectedRope:
 
 def mismatches(found: EffectiveRope, wanted: ExpectedRope) -> list[str]:
     """How a reading differs from what is wanted; empty if it serves exactly that."""
-    if found.refusal is not None:
-        return [f"does not load it: {found.refusal}"]
+    if found.state != "read":
+        return [f"{found.state}: {found.reason}"]
     problems = []
     for kind in wanted.tables:
         own_fold = wanted.fold if kind in ("", FULL) else 1.0
@@ -55,6 +60,8 @@ def mismatches(found: EffectiveRope, wanted: ExpectedRope) -> list[str]:
                 problems.append(f"multiplies cos and sin by {total:.6g} instead of {multiplier:.6g}{where}")
     if abs(found.softmax_gain / wanted.softmax_gain - 1) > MULTIPLIER_TOLERANCE:
         problems.append(f"multiplies all logits by {found.softmax_gain:.6g} instead of {wanted.softmax_gain:.6g}")
+    if found.query_growth != wanted.query_growth:
+        problems.append(f"{_growth(found.query_growth)} instead of {_growth(wanted.query_growth)}")
     if found.window < wanted.window:
         problems.append(f"takes prompts of at most {found.window} tokens instead of {wanted.window}")
     if found.rows is not None and found.rows < found.window:
@@ -64,11 +71,19 @@ def mismatches(found: EffectiveRope, wanted: ExpectedRope) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
+def _growth(growth: tuple[float, int] | None) -> str:
+    if growth is None:
+        return "multiplies no queries by their position"
+    beta, original = growth
+    return f"multiplies queries by 1 + {beta:g} ln(1 + floor(position / {original}))"
+
+
 def frequency_error(found: Tensor, wanted: Tensor) -> float:
     """Largest relative difference; infinite where the numbers of pairs differ."""
     if found.shape != wanted.shape:
         return math.inf
-    return (found.double() / wanted.double() - 1).abs().max().item()
+    error = (found.double() / wanted.double() - 1).abs()
+    return error[found != wanted].max().item() if (found != wanted).any() else 0.0
 
 
 def expected_rope(learned: Learned, base: dict[str, Any], fold: float = 1.0) -> ExpectedRope:
@@ -76,7 +91,26 @@ def expected_rope(learned: Learned, base: dict[str, Any], fold: float = 1.0) -> 
     layout = layout_of(base)
     tuned = (learned.inv_freq(), learned.attention_factor)
     if not layout.nested:
-        return ExpectedRope({"": [tuned]}, learned.window, learned.facts.softmax_gain, fold)
+        return ExpectedRope({"": [tuned]}, learned.window, learned.facts.softmax_gain, fold=fold)
     sections = {k: default_section(base, layout.thetas[k], k) for k in layout.kinds if k != FULL}
     others = {k: [(default_inv_freq(s["rope_theta"], learned.facts.dim), 1.0)] for k, s in sections.items()}
     return ExpectedRope({FULL: [tuned]} | others, learned.window, fold=fold)
+
+
+def changed_files(folder: Path) -> list[str]:
+    """The files of an export that changed since it was written, in words; empty for a checkpoint of another tool.
+
+    Raises:
+        UserError: if the export's own list of checksums is damaged.
+    """
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        return []
+    problems = []
+    for name, digest in read_checked(path, "run `yarn-tune export` again")["files"].items():
+        try:
+            if file_digest(folder / name) != digest:
+                problems.append(f"{name}: changed since it was exported")
+        except OSError as error:
+            problems.append(f"{name}: cannot be read ({error.strerror})")
+    return problems

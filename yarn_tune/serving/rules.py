@@ -1,64 +1,144 @@
-"""The parts in which stacks differ: where they look for a section, what multiplies cos and sin, how far they reach."""
+"""The parts in which stacks differ: where they look for a section, the window they take, how many positions they store.
 
+Sections are those of the language model; O is original_max_position_embeddings, M max_position_embeddings.
+"""
+
+import copy
+import logging
 import math
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
-from ..models import FULL, Layout
-from ..rope import yarn_attention_factor
-from ..rope import yarn_gain as gain
-from .readers import ORIGINAL, Refused, Section, View
+from transformers import CONFIG_MAPPING
+
+from ..models import FULL, ROPE_KEYS, Layout, condensed, language_model
+from .tables import ORIGINAL, NotEstablished, Refused, Section, View
 
 # Where the section and theta come from.
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings of transformers' config classes: what they mean is said in words elsewhere."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def load_error(config: Section) -> str | None:
+    """Why the config class of transformers 5 does not take this config.json; None where it does."""
+    kind = config.get("model_type", "")
+    if kind not in CONFIG_MAPPING:
+        return f"the installed transformers has no model type {kind!r}"
+    try:
+        with quiet():
+            CONFIG_MAPPING[kind].from_dict(copy.deepcopy(config))
+    except Exception as error:  # config classes raise anything on a damaged config
+        return condensed(error)
+    return None
+
+
 def beside(config: Section, layout: Layout) -> float | None:
     """Theta at the top level, under the family's name for it."""
-    return config.get(layout.family.theta_key)
+    return config.get(layout.family.theta_key, config.get("rope_theta"))
 
 
 def v5_sections(config: Section, layout: Layout) -> dict[str, Section]:
-    """Version 5: rope_scaling wins over rope_parameters; theta inside it, else beside it, else the family's.
+    """Version 5, by its own config class.
 
-    O at the top level wins over O inside, and M stands in for both.
+    rope_scaling replaces rope_parameters; theta is taken from the section, else from beside it, else it is the
+    family's; O at the top level replaces O inside, and M stands in for both.
+
+    Raises:
+        Refused: if the config class does not take it.
     """
-    filled = {ORIGINAL: config["max_position_embeddings"]}
-    scaling, parameters = config.get("rope_scaling"), config.get("rope_parameters")
-    if layout.nested:
-        parts = {k: dict((parameters or {}).get(k) or {"rope_type": "default"}) for k in layout.kinds}
-        parts[FULL] = parts.get(FULL, {}) | (scaling or {})
-        # OLMo 3's config class asks for rope_theta twice and gets it once: it never reaches the other layers.
-        thetas = {k: beside(config, layout) if k == FULL else config.get("rope_local_base_freq") for k in parts}
-        return {k: filled | {"rope_theta": thetas[k] or layout.thetas[k]} | part for k, part in parts.items()}
-    section = dict(scaling or parameters or {})
-    if layout.original is not None:
-        section[ORIGINAL] = layout.original
-    return {"": filled | {"rope_theta": beside(config, layout) or layout.thetas[""]} | section}
+    _check_legacy_type(config, layout)
+    try:
+        with quiet():
+            made = CONFIG_MAPPING[layout.model_type].from_dict(copy.deepcopy(config))
+            # Rotary modules do this again, when the config has an O at the top level if it was written there.
+            made.standardize_rope_params()
+            loaded = made.rope_parameters
+    except Exception as error:  # config classes raise anything on a damaged config
+        raise Refused(condensed(error)) from error
+    if not layout.nested:
+        if "rope_type" not in loaded:
+            raise Refused("its rope section has one part per kind of layer, and all layers of this model share one")
+        return {"": dict(loaded)}
+    return {kind: dict(loaded[kind]) for kind in layout.kinds if loaded.get(kind)}
+
+
+def _check_legacy_type(config: Section, layout: Layout) -> None:
+    """Phi-3's config class renames "su" only after it has looked for O, which it moves under a known name alone."""
+    section = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    name = section.get("rope_type", section.get("type"))
+    if name == "su" and layout.family.longrope_only and ORIGINAL not in section:
+        raise Refused(
+            "it does not know type 'su' when it looks for original_max_position_embeddings at the top level of the "
+            "config; write 'longrope'"
+        )
 
 
 def vllm_sections(config: Section, layout: Layout) -> dict[str, Section]:
-    """As version 5, but `rope_type` and `type` may not differ."""
+    """As version 5, but `rope_type` and `type` may not differ; `su` is read as longrope."""
     sections = v5_sections(config, layout)
     for section in sections.values():
-        names = {section.get("rope_type"), section.get("type")} - {None}
-        if len(names) > 1 and names != {"longrope", "su"}:
-            raise Refused("rope_type and type differ in one section")
+        _patch_legacy_type(section)
     return sections
+
+
+def _patch_legacy_type(section: Section) -> None:
+    if "rope_type" in section and "type" in section:
+        names = (section["type"], section["rope_type"])
+        if names[0] != names[1] and names not in (("su", "longrope"), ("mrope", "default")):
+            raise Refused(f"rope_type is {names[1]!r} and type is {names[0]!r}; it refuses two different names")
+    section.setdefault("rope_type", section.get("type", "default"))
+    if section["rope_type"] == "su":
+        section["rope_type"] = "longrope"
 
 
 def lmdeploy_sections(config: Section, layout: Layout) -> dict[str, Section]:
     """As version 5, whose config classes it uses; but not the modules, which take O from the top level as well."""
-    return v5_sections(config, layout if layout.family.longrope_only else replace(layout, original=None))
+    if layout.family.longrope_only:
+        return v5_sections(config, layout)
+    return v5_sections({key: value for key, value in config.items() if key != ORIGINAL}, replace(layout, original=None))
 
 
 def v4_sections(config: Section, layout: Layout) -> dict[str, Section]:
-    """Version 4: rope_scaling, and theta beside it."""
+    """Version 4: rope_scaling, in which `type` replaces `rope_type`, and theta beside it."""
     section = dict(config.get("rope_scaling") or {})
+    if "type" in section:
+        section["rope_type"] = section["type"]
+    if section.get("rope_type") == "su" and layout.family.longrope_only:
+        section["rope_type"] = "longrope"
     if not layout.nested:
         return {"": section | {"rope_theta": beside(config, layout) or layout.thetas[""]}}
+    if FULL not in layout.kinds:
+        raise NotEstablished("how it reads the kinds of layers of this model was not established")
     theta = beside(config, layout) or layout.thetas[FULL]
     local = config.get("rope_local_base_freq") or (theta if layout.family.theta_everywhere else None)
     parts = {kind: {"rope_theta": local or layout.thetas[kind]} for kind in layout.kinds}
     return parts | {FULL: section | {"rope_theta": theta}}
+
+
+def vllm_v4_sections(config: Section, layout: Layout) -> dict[str, Section]:
+    """VLLM on version 4: rope_scaling, else rope_parameters, but theta and O from beside them wherever those are.
+
+    The config class of version 4 has a theta also where config.json names none, so one inside the section is lost.
+    """
+    section = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    if config.get("rope_scaling") and "type" in section:
+        section["rope_type"] = section["type"]
+    _patch_legacy_type(section)
+    top = {"rope_theta": beside(config, layout) or layout.thetas.get("", 1e4)}
+    top |= {ORIGINAL: config[ORIGINAL]} if config.get(ORIGINAL) is not None else {}
+    return {"": section | top}
 
 
 def parameters_first(config: Section, layout: Layout) -> dict[str, Section]:
@@ -74,109 +154,109 @@ def scaling_first(config: Section, layout: Layout) -> dict[str, Section]:
     return {"": section | {"rope_theta": theta}}
 
 
-# What multiplies cos and sin under yarn.
+# The window taken by default.
+
+VLLM_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length",
+             "max_target_positions", "max_sequence_length", "max_seq_length", "seq_len")  # fmt: skip
+"""vLLM takes the smallest of these; model_max_length, where it is set, then replaces it."""
+SGLANG_KEYS = ("max_sequence_length", "seq_length", "max_seq_len", "model_max_length", "max_position_embeddings")
+"""SGLang takes the first of these."""
+NOT_MULTIPLIED = {"su", "longrope", "llama3", "deepseek_yarn", "deepseek_llama_scaling"}
+"""Rope types for which vLLM does not multiply the window by the factor; from 0.30 on also yarn."""
 
 
-def hf_multiplier(section: Section, factor: float) -> float:
-    """The key attention_factor, else the mscale pair, else 0.1 ln s + 1."""
-    given = section.get("attention_factor")
-    if given is not None:
-        return float(given)
-    return yarn_attention_factor(factor, section.get("mscale"), section.get("mscale_all_dim"))
+def vllm_length(config: Section) -> int:
+    """The window before any factor."""
+    given = [config[key] for key in VLLM_KEYS if config.get(key) is not None]
+    return int(config.get("model_max_length") or min(given))
 
 
-def attention_factor_only(section: Section, factor: float) -> float:
-    """The key attention_factor, else 0.1 ln s + 1."""
-    given = section.get("attention_factor")
-    return float(given if given is not None else gain(factor))
-
-
-def lmdeploy_multiplier(section: Section, factor: float) -> float:
-    """The key attention_factor, else the mscale pair, else 0.1 ln s + 1; a null is not the same as no key."""
-    weight, all_dim = section.get("mscale", 1.0), section.get("mscale_all_dim", 0.0)
-    if section.get("attention_factor") is not None:
-        return float(section["attention_factor"])
-    if "attention_factor" in section or (weight and all_dim):
-        return gain(factor, weight) / gain(factor, all_dim)
-    return gain(factor)
-
-
-def old_hf_multiplier(section: Section, factor: float) -> float:
-    """The key attention_factor, else 0.1 ln s + 1 also below s = 1."""
-    given = section.get("attention_factor")
-    return float(given if given is not None else 0.1 * math.log(factor) + 1.0)
-
-
-def old_vllm_multiplier(section: Section, factor: float) -> float:
-    """(0.1 ln s + 1) x attn_factor, or attn_factor alone if apply_yarn_scaling is false."""
-    own = gain(factor) if section.get("apply_yarn_scaling", True) else 1.0
-    return own * float(section.get("attn_factor", 1.0))
-
-
-def sglang_multiplier(section: Section, factor: float) -> float:
-    """(mscale ratio, else 0.1 ln s + 1) x attn_factor."""
-    weight, all_dim = section.get("mscale"), section.get("mscale_all_dim")
-    own = gain(factor) if weight is None or all_dim is None else gain(factor, weight) / gain(factor, all_dim)
-    return own * float(section.get("attn_factor", 1.0))
-
-
-def mscale_multiplier(section: Section, factor: float) -> float:
-    """The mscale ratio, with 1 and 0 where a key is missing."""
-    return gain(factor, section.get("mscale", 1.0)) / gain(factor, section.get("mscale_all_dim", 0.0))
-
-
-def turbomind_multiplier(section: Section, factor: float) -> float:
-    """As Hugging Face, but from the factor as written, not from the one in use; an mscale of 0 counts as given."""
-    written = section["factor"]
-    given, weight, all_dim = (section.get(key) for key in ("attention_factor", "mscale", "mscale_all_dim"))
-    if given is not None:
-        return float(given)
-    if written is None:
-        raise Refused("without attention_factor it needs a factor that is a number")
-    return gain(written) if weight is None or all_dim is None else gain(written, weight) / gain(written, all_dim)
-
-
-def own_multiplier(section: Section, factor: float) -> float:
-    """0.1 ln s + 1, whatever the config says."""
-    return gain(factor)
-
-
-def genai_multiplier(section: Section, factor: float) -> float:
-    """The mscale ratio if both are positive; mscale alone is the multiplier itself; else 0.1 ln s + 1."""
-    weight, all_dim = section.get("mscale"), section.get("mscale_all_dim")
-    return float(weight) if weight and not all_dim else yarn_attention_factor(factor, weight, all_dim)
-
-
-# Windows and tables that follow from the section.
-
-
-def old_vllm_window(view: View) -> int:
-    """O x s for yarn (but M for Gemma 3), M x s for linear; M, or O where it stands at the top level, for longrope."""
-    factor = view.section.get("factor")
-    if view.rope_type == "yarn" and factor is not None and view.layout.model_type != "gemma3_text":
-        return int((view.original or view.longest) * factor)
-    return vllm_window(view)
-
-
-def vllm_window(view: View) -> int:
-    """M; M x s for linear; for longrope O if it stands at the top level."""
-    if view.rope_type == "linear":
-        return int(view.longest * view.section.get("factor", 1.0))
-    if view.rope_type == "longrope" and view.layout.original is not None:
+def vllm_window(views: list[View], multiplied: frozenset[str] = frozenset()) -> int:
+    """`vllm_length` times the factor of rope types other than those above; O, at the top level, for longrope."""
+    view = views[0]
+    length = vllm_length(view.config)
+    if any(each.rope_type == "longrope" for each in views) and view.layout.original is not None:
         return int(view.layout.original)
-    return view.longest
+    if "gemma3" in view.layout.model_type:
+        return length
+    factor: float | None = 1.0
+    for each in views:
+        if each.rope_type not in NOT_MULTIPLIED | {"yarn"} - multiplied:
+            factor = each.section.get("factor", factor)
+            if each.rope_type == "yarn":
+                length = int(each.original or each.longest)
+    return int(length * (1.0 if factor is None else factor))
 
 
-def vllm_rows(view: View) -> int:
-    """Yarn holds ceil(O x s) positions, whatever the window; linear ceil(M x s)."""
+def old_vllm_window(views: list[View]) -> int:
+    """As `vllm_window`, but O times the factor for yarn."""
+    return vllm_window(views, frozenset({"yarn"}))
+
+
+def vllm_rows(view: View) -> int | None:
+    """Positions that cos and sin are stored for: ceil(O x s) under yarn, ceil(M x s) under linear, else M."""
     factor = view.section.get("factor")
+    if "mrope_section" in view.section:
+        return None
     if view.rope_type in ("yarn", "linear") and factor is not None:
         original = view.original if view.rope_type == "yarn" else None
         return int(math.ceil((original or view.longest) * factor))
-    return vllm_window(view)
+    if view.rope_type == "longrope":
+        return None
+    if view.layout.model_type.startswith("cohere"):
+        return int(view.config.get("model_max_length") or view.longest)
+    return view.longest
 
 
-def sglang_window(view: View) -> int:
-    """M, scaled by the factor where O is not given."""
+def sglang_window(views: list[View]) -> int:
+    """The first of its keys; times the factor where the section has no O."""
+    view = views[0]
+    length = next(view.config[key] for key in SGLANG_KEYS if view.config.get(key) is not None)
     unscaled = view.original is not None or view.rope_type in ("llama3", "default")
-    return int(view.longest * (1.0 if unscaled else view.section.get("factor", 1.0)))
+    return int(length * (1.0 if unscaled else view.section.get("factor") or 1.0))
+
+
+# Models whose window no change of RoPE extends.
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Why RoPE does not extend the window, and for which stacks."""
+
+    reason: str
+    stacks: str = ""
+    """Start of their names; empty for all."""
+
+
+NO_POSITIONS = frozenset({"cohere2", "cohere2_moe", "exaone4", "exaone_moe", "llama4_text"})
+"""Model types whose full-attention layers have no positions as soon as other layers slide."""
+
+
+def cannot_extend(config: dict[str, Any]) -> Limit | None:
+    """Why no change of RoPE extends the window of this model; None where one does."""
+    text, layout = language_model(config)
+    if text.get("position_embedding_type") == "nope":
+        return Limit("RoPE cannot extend it: its layers have no positions (position_embedding_type: nope)")
+    bare = {key: value for key, value in text.items() if key not in {*ROPE_KEYS, "max_position_embeddings"}}
+    if load_error(bare) is not None:
+        return None
+    with quiet():
+        loaded = CONFIG_MAPPING[layout.model_type].from_dict(copy.deepcopy(bare))
+    kinds = set(getattr(loaded, "layer_types", None) or ())
+    short = {kind for kind in kinds if "sliding" in kind or "chunked" in kind}
+    sees = getattr(loaded, "sliding_window", None) or getattr(loaded, "attention_chunk_size", None)
+    if short and layout.model_type in NO_POSITIONS:
+        return Limit(f"RoPE cannot extend it: layers with positions attend to {sees} tokens only, and the "
+                     "full-attention layers have no positions")  # fmt: skip
+    if not sees or sees >= text["max_position_embeddings"]:
+        return None
+    if (kinds and kinds == short) or (not kinds and getattr(loaded, "use_sliding_window", True)):
+        return Limit(f"RoPE cannot extend it: every layer attends to the last {sees} tokens only (sliding_window)")
+    if getattr(loaded, "use_sliding_window", False) and kinds == {FULL}:
+        return Limit(
+            f"RoPE cannot extend it in vLLM: with use_sliding_window and max_window_layers at the number of layers "
+            f"vLLM attends to the last {sees} tokens only in every layer, transformers in none; write "
+            "use_sliding_window: false",
+            "vllm",
+        )
+    return None

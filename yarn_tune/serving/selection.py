@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckFailed, UserError
-from ..models import UNQUANTISED, BaseModel, layout_of, quantisation_of, query_site
+from ..models import UNQUANTISED, BaseModel, Layout, language_model, quantisation_of, query_site
 from ..recipe import Export, Lora
 from ..tunable import KINDS, GainFold, Learned, TunableRotary
 from .conformance import expected_rope, mismatches
 from .encodings import RopeEncoding, forms, longrope_carriers, yarn_carriers
+from .readers import Stack
 from .stacks import STACKS, default_stacks, reading
 
 TABLE_TOLERANCE = 1e-6
@@ -37,21 +38,33 @@ class Target:
         """The stacks asked for, or the default ones that run this family's scaling at all."""
         if stacks is not None:
             return cls(base, tuple(stacks), fold)
-        layout, left_out = layout_of(base), {}
+        left_out = {}
         for name in default_stacks():
-            stack = STACKS[name]
-            if layout.family.latent and not stack.latent:
-                left_out[name] = "how it scales the logits of latent attention was not established"
-            elif layout.model_type in stack.unscaled:
-                left_out[name] = f"runs {layout.model_type} without any RoPE scaling"
-            elif layout.nested and not stack.nested:
-                left_out[name] = "may not read one rope section a kind of layer"
+            reason = left_out_reason(STACKS[name], language_model(base)[1])
+            if reason:
+                left_out[name] = reason
         return cls(base, tuple(n for n in default_stacks() if n not in left_out), fold, left_out)
 
     @classmethod
     def of_model(cls, base: BaseModel, export: Export) -> "Target":
         """`of` for a base model and the `export` section of a recipe; reads the base's config, no weights."""
         return cls.of(base.written, export.stacks, export.fold)
+
+
+def left_out_reason(stack: Stack, layout: Layout) -> str:
+    """Why a stack cannot be expected to serve a tuned model of this layout; empty where it can."""
+    kind = layout.model_type
+    if kind in stack.lacks:
+        return f"has no {kind} in these releases"
+    if layout.rotated_apart and kind in stack.ignores_mscale:
+        return "ignores mscale_all_dim, by which others multiply the logits of latent attention"
+    if layout.rotated_apart and kind not in stack.latent and not stack.others_plain:
+        return "may scale the logits of latent attention in another way: this was not established"
+    if kind in stack.unscaled:
+        return f"runs {kind} without any RoPE scaling"
+    if layout.nested and not stack.nested:
+        return "may not read one rope section per kind of layer"
+    return ""
 
 
 def make_representable(learned: Learned, target: Target) -> Learned:

@@ -4,30 +4,36 @@ The facts were read from the pinned sources named in each entry; `readers.py` sa
 listed as `unscaled` are run by that stack without any RoPE scaling, whatever the config says, and without a word.
 """
 
+from typing import Any
+
 from ..errors import UserError
-from ..models import FAMILIES
-from .readers import EffectiveRope, Longrope, Section, Stack, Yarn, read
+from .readers import EffectiveRope, Stack, read
 from .rules import (
-    attention_factor_only,
-    genai_multiplier,
-    hf_multiplier,
-    lmdeploy_multiplier,
     lmdeploy_sections,
-    mscale_multiplier,
-    old_hf_multiplier,
-    old_vllm_multiplier,
     old_vllm_window,
-    own_multiplier,
     parameters_first,
     scaling_first,
-    sglang_multiplier,
     sglang_window,
-    turbomind_multiplier,
     v4_sections,
     v5_sections,
     vllm_rows,
     vllm_sections,
+    vllm_v4_sections,
     vllm_window,
+)
+from .tables import (
+    Longrope,
+    Yarn,
+    attention_factor_only,
+    genai_multiplier,
+    hf_multiplier,
+    lmdeploy_multiplier,
+    mscale_multiplier,
+    old_hf_multiplier,
+    old_vllm_multiplier,
+    own_multiplier,
+    sglang_multiplier,
+    turbomind_multiplier,
 )
 
 HF = "https://github.com/huggingface/transformers/blob"
@@ -49,10 +55,44 @@ MLX_UNSCALED = frozenset(
     {"cohere", "cohere2", "gemma", "gemma2", "glm", "glm4", "gpt_neox", "mixtral", "olmo", "phi", "phi3", "qwen3_moe",
      "stablelm", "starcoder2"}
 )  # fmt: skip
-LATENT = [kind for kind, row in FAMILIES.items() if row.latent]
-VLLM_LATENT = dict.fromkeys(LATENT, Yarn(mscale_multiplier, betas="strict", truncate="always"))
-VLLM_OWN = {"gpt_oss": Yarn(own_multiplier, betas="strict"), **VLLM_LATENT}
-"""vLLM builds gpt-oss's rope itself and reads no attention factor; DeepSeek's it builds from the mscale keys."""
+HF_LATENT = frozenset(
+    {"axk1", "axk2", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa",
+     "hy_v4", "longcat_flash", "minicpm3", "mistral4", "mistral_large4_text", "youtu"}
+)  # fmt: skip
+"""Model types whose modules in transformers 5.23 multiply the logits by a gain of mscale_all_dim."""
+VLLM_LATENT = frozenset({"deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"})
+"""Model types that vLLM runs with its own latent attention of DeepSeek, whose rope it builds from the mscale keys."""
+VLLM_OWN = {
+    "gpt_oss": Yarn(own_multiplier, betas="named"),
+    **dict.fromkeys(VLLM_LATENT, Yarn(mscale_multiplier, betas="strict", truncate="always")),
+}
+"""vLLM builds these itself: gpt-oss from four keys, without an attention factor."""
+AFTER_4_57 = frozenset(
+    {"afmoe", "axk1", "axk2", "bailing_hybrid", "beam", "cohere2_moe", "cosmos3_edge_text", "cwm",
+     "deepseek_ocr2_text", "deepseek_v32", "deepseek_v4", "diffusion_gemma_text", "dots3_note_text",
+     "emu3_text_model", "ernie4_5_vl_moe_text", "exaone_moe", "flint", "gemma4_text", "gemma4_unified_text",
+     "glm4_moe_lite", "glm_moe_dsa", "glm_ocr_text", "granite4_vision_text", "granite_docling_text", "granite_swa",
+     "granitemoe_swa", "hrm_text", "hunyuan_vl_text", "hy_v3", "hy_v4", "hyperclovax", "internlm3", "iquestcoder",
+     "jais2", "kolibri1", "laguna", "lfm2_moe", "lfm3", "mellum", "mimo_v2_flash", "minicpm3", "minimax_m2",
+     "minimax_m3_vl_text", "ministral3", "mistral4", "mistral_large4_text", "molmo2_text", "muse_glimmer_text",
+     "muse_spark_text", "nanochat", "olmo_hybrid", "paddleocr_vl_text", "qwen3_5_moe_text", "qwen3_5_text",
+     "qwen4_exp_text", "solar_open", "step3p5", "t5gemma2_decoder", "unlimited_ocr_text", "youtu", "zaya"}
+)  # fmt: skip
+"""Types of language models in transformers 5.23 that 4.57.6 does not have."""
+AFTER_4_55 = AFTER_4_57 | frozenset(
+    {"apertus", "blt", "flex_olmo", "glm4v_moe_text", "hunyuan_v1_dense", "hunyuan_v1_moe", "longcat_flash",
+     "ministral", "olmo3", "qwen3_next", "qwen3_omni_moe_text", "qwen3_vl_moe_text", "qwen3_vl_text", "seed_oss",
+     "vaultgemma"}
+)  # fmt: skip
+AFTER_4_50 = AFTER_4_55 | frozenset(
+    {"arcee", "bitnet", "deepseek_v2", "deepseek_v3", "doge", "dots1", "ernie4_5", "ernie4_5_moe", "evolla",
+     "exaone4", "falcon_h1", "gemma3n_text", "glm4", "glm4_moe", "glm4v_text", "gpt_oss", "granitemoehybrid", "lfm2",
+     "llama4_text", "minimax", "modernbert-decoder", "phi4_multimodal", "qwen3", "qwen3_moe", "smollm3"}
+)  # fmt: skip
+VLLM_FOREIGN = frozenset({"chatglm", "internlm2", "kimi_k2", "minicpm", "orion"})
+"""Model types that vLLM runs and transformers lacks."""
+HF_TYPES = frozenset({"default", "linear", "llama3", "dynamic"})
+VLLM_TYPES = frozenset({"default", "linear", "llama3", "vllm dynamic"})
 HF_LONG = Longrope("attention_factor", ratio="key")
 
 HF_SERVE = "python -c \"from transformers import pipeline; pipeline('text-generation', 'EXPORT')\""
@@ -65,49 +105,66 @@ STACKS: dict[str, Stack] = {
         Stack(
             "transformers", ">= 5.0", f"{HF}/v5.23.0/src/transformers/modeling_rope_utils.py#L346", "run: 5.23",
             v5_sections, Yarn(hf_multiplier, null_factor=True, nested_truncate=False), HF_LONG,
-            nested=True, latent=True,
-            serve=HF_SERVE, default=True,
+            nested=True, latent=HF_LATENT,
+            others_plain=True, types=HF_TYPES | {"proportional"}, mrope=True, query_growth="section",
+            current_config=True, serve=HF_SERVE, default=True,
         ),
         Stack(
             "transformers-4.57", "4.56 to 4.57", f"{HF}/v4.57.6/src/transformers/modeling_rope_utils.py#L268",
             "run: 4.57.6", v4_sections, Yarn(hf_multiplier),
             Longrope("attention_factor", original="top", ratio="key without top"), top_partial=True, nested=True,
-            latent=True,
-            serve=HF_SERVE, default=True,
+            latent=frozenset({"deepseek_v3", "longcat_flash"}), types=HF_TYPES, mrope=True, lacks=AFTER_4_57,
+            ignores_mscale=frozenset({"deepseek_v2"}),
+            foreign=frozenset({"*"}), serve=HF_SERVE, default=True,
         ),
         Stack(
             "transformers-4.55", "4.51 to 4.55", f"{HF}/v4.55.4/src/transformers/modeling_rope_utils.py#L194",
             "run: 4.51.3, 4.55.4", v4_sections, Yarn(hf_multiplier, factor="ratio", truncate="by release"),
             Longrope("attention_factor", original="top", ratio="key without top"), top_partial=True,
-            serve=HF_SERVE,
+            types=HF_TYPES, lacks=AFTER_4_55,
+            foreign=frozenset({"*"}), serve=HF_SERVE,
         ),
         Stack(
             "transformers-4.50", "4.45 to 4.50", f"{HF}/v4.50.3/src/transformers/modeling_rope_utils.py#L161",
             "run: 4.45.2, 4.50.3", v4_sections, Yarn(old_hf_multiplier, ramp_over="longest", truncate="always"),
             Longrope("attention_factor", original="top", ratio="key without top", selects="by release"),
-            top_partial=True,
-            serve=HF_SERVE,
+            top_partial=True, types=HF_TYPES, lacks=AFTER_4_50,
+            foreign=frozenset({"*"}), serve=HF_SERVE,
         ),
         Stack(
             "vllm", ">= 0.30", f"{VLLM}/v0.32.0/vllm/model_executor/layers/rotary_embedding/__init__.py#L243",
             "run: 0.32.0", vllm_sections, Yarn(hf_multiplier, betas="strict"),
             Longrope("mscale", selects="by window"), vllm_window, vllm_rows, nested=True,
-            modelling=VLLM_MODELLING, interleaved_longrope=False, hardwired=VLLM_OWN, latent=True,
-            serve=VLLM_SERVE, default=True,
+            modelling=VLLM_MODELLING, interleaved_longrope=False, hardwired=VLLM_OWN, latent=VLLM_LATENT,
+            softmax_key="attention_factor", softmax_off=1.0, current_config=True,
+            types=VLLM_TYPES | {"proportional"}, mrope=True, query_growth="top level",
+            overrides=True, foreign=VLLM_FOREIGN, serve=VLLM_SERVE, default=True,
         ),
         Stack(
-            "vllm-0.29", "0.12 to 0.29",
+            "vllm-0.29", "0.20 to 0.29, on transformers 5",
             f"{VLLM}/v0.28.0/vllm/model_executor/layers/rotary_embedding/__init__.py#L243", "run: 0.28.0",
             vllm_sections, Yarn(old_vllm_multiplier, betas="strict"),
             Longrope("mscale", selects="by window"), old_vllm_window, vllm_rows, nested=True,
-            interleaved_longrope=False, hardwired=VLLM_OWN, latent=True,
-            serve=VLLM_SERVE, default=True,
+            interleaved_longrope=False, hardwired=VLLM_OWN, latent=VLLM_LATENT,
+            softmax_key="apply_yarn_scaling", softmax_off=False, current_config=True,
+            types=VLLM_TYPES, mrope=True, query_growth="top level",
+            overrides=True, foreign=VLLM_FOREIGN, serve=VLLM_SERVE, default=True,
+        ),
+        Stack(
+            "vllm-0.19", "0.12 to 0.19, on transformers 4",
+            f"{VLLM}/v0.16.0/vllm/transformers_utils/config.py#L300", "source",
+            vllm_v4_sections, Yarn(old_vllm_multiplier, betas="strict"),
+            Longrope("mscale", selects="by window"), old_vllm_window, vllm_rows, top_partial=True,
+            interleaved_longrope=False, hardwired=VLLM_OWN, latent=VLLM_LATENT - AFTER_4_57 | {"deepseek_v32"},
+            softmax_key="apply_yarn_scaling", softmax_off=False, lacks=AFTER_4_57 - {"deepseek_v32"},
+            types=frozenset({"default", "linear", "llama3"}), mrope=True,
+            foreign=VLLM_FOREIGN, serve=VLLM_SERVE, default=True,
         ),
         Stack(
             "vllm-0.11", "0.6 to 0.11", f"{VLLM}/v0.11.0/vllm/model_executor/layers/rotary_embedding/__init__.py",
             "source", v4_sections, Yarn(old_vllm_multiplier, truncate="always"),
             Longrope("mscale", selects="by length"), old_vllm_window, vllm_rows, top_partial=True,
-            interleaved_longrope=False,
+            interleaved_longrope=False, lacks=AFTER_4_57,
             serve=VLLM_SERVE,
         ),
         Stack(
@@ -115,13 +172,14 @@ STACKS: dict[str, Stack] = {
             "https://github.com/sgl-project/sglang/blob/v0.5.23/python/sglang/srt/layers/rotary_embedding/factory.py",
             "source", v5_sections, Yarn(sglang_multiplier), Longrope("mscale"), sglang_window,
             modelling=frozenset({"gpt_neox", "falcon"}), unscaled=SGLANG_UNSCALED, interleaved_longrope=False,
+            current_config=True, mrope=True,
             serve="python -m sglang.launch_server --model-path EXPORT --context-length WINDOW", default=True,
         ),
         Stack(
             "lmdeploy", "0.14 to 0.18, PyTorch engine",
             "https://github.com/InternLM/lmdeploy/blob/v0.18.0/lmdeploy/pytorch/nn/rotary_embedding.py",
             "run: its rotary modules of 0.18.0", lmdeploy_sections, Yarn(lmdeploy_multiplier, betas="strict"),
-            Longrope("formula"), unscaled=frozenset({"cogvlm", "minicpm3", "phimoe"}),
+            Longrope("formula"), unscaled=frozenset({"cogvlm", "minicpm3", "phimoe"}), current_config=True,
             serve="lmdeploy serve api_server EXPORT --backend pytorch --session-len WINDOW", default=True,
         ),
         Stack(
@@ -130,7 +188,7 @@ STACKS: dict[str, Stack] = {
             "run: its parse_rope_param of 0.18.0; the C++ side from source", lmdeploy_sections,
             Yarn(turbomind_multiplier, factor="ratio", ramp_over="longest", betas="strict", truncate="always"),
             "RuntimeError: Unsupported rope type: longrope",
-            serve=TURBOMIND_SERVE,
+            current_config=True, serve=TURBOMIND_SERVE,
         ),
         Stack(
             "turbomind-0.13", "LMDeploy 0.9 to 0.13, TurboMind engine",
@@ -198,7 +256,7 @@ STACKS: dict[str, Stack] = {
             "openvino", "optimum-intel 1.2x (traces transformers' modules)",
             f"{HF}/v5.23.0/src/transformers/modeling_rope_utils.py#L346", "source", v5_sections,
             Yarn(hf_multiplier, null_factor=True, nested_truncate=False), HF_LONG, nested=True,
-            latent=True,
+            latent=HF_LATENT, others_plain=True, current_config=True,
             serve="optimum-cli export openvino --model EXPORT openvino",
         ),
     )
@@ -210,7 +268,7 @@ def default_stacks() -> tuple[str, ...]:
     return tuple(name for name, stack in STACKS.items() if stack.default)
 
 
-def reading(name: str, config: Section) -> EffectiveRope:
+def reading(name: str, config: dict[str, Any]) -> EffectiveRope:
     """What the stack of that name makes of a config.json.
 
     Raises:

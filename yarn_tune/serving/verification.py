@@ -1,26 +1,30 @@
 """What each stack will serve from a checkpoint, from its config alone: any Hugging Face checkpoint, ours or not.
 
-The measure is `fidelity.json` where there is one (what was learned), else what transformers 5 computes from the same
-config. Known traps are explained in words, also where they happen to hurt no stack asked for.
+The reference is `fidelity.json` where there is one (the learned numbers), else what transformers 5 computes from the
+same config, else, where transformers 5 does not load it, the first stack asked for that does. Known mistakes are
+explained in words (`advice.py`), also where they make no difference to a stack asked for.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import UserError
-from ..files import CHECKSUMS, file_digest, read_checked
-from ..models import FULL, config_json, layout_of
-from ..rope import yarn_attention_factor
-from .conformance import ExpectedRope, frequency_error, mismatches
-from .readers import ORIGINAL, EffectiveRope, Section
-from .rules import v5_sections
+from ..files import read_checked
+from ..models import FULL, check_types, is_foreign, language_model, raw_config
+from .advice import explain
+from .conformance import ExpectedRope, changed_files, frequency_error, mismatches
+from .readers import EffectiveRope, Stack, read
+from .rules import cannot_extend, load_error
 from .selection import Target
 from .stacks import STACKS, reading
+from .tables import ORIGINAL, Refused
+
+NO_MISMATCH = ("not run by this release", "not established")
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,10 @@ class Line:
 
     stack: str
     versions: str
+    status: str
+    """ok, differs, does not load, not run by this release, not established, or RoPE cannot extend it."""
     frequencies: float | None
-    """Largest relative error over layers and regimes; None if it does not load the checkpoint."""
+    """Largest relative error over layers and regimes; None if there is nothing to compare."""
     multiplier: float | None
     """Of cos and sin in the tuned layers beyond the original window, the fold in the weights included."""
     window: int
@@ -45,87 +51,146 @@ class Verification:
     reference: str
     lines: list[Line]
     traps: list[str]
+    """Known mistakes that need not matter to the stacks asked for, and notes."""
     errors: list[str]
-    """Traps that make the config wrong for every stack."""
+    """Mistakes that make the config wrong for every stack."""
 
     @property
     def passed(self) -> bool:
-        """Whether every stack asked for serves the reference."""
-        return not self.errors and not any(line.problems for line in self.lines)
+        """Whether no stack asked for serves anything else than the reference."""
+        return not self.errors and not any(line.status in ("differs", "does not load") for line in self.lines)
 
     def text(self) -> str:
         """For people."""
         rows = []
         for line in self.lines:
             numbers = f"{_number(line.frequencies, '.1e')} | {_number(line.multiplier, '.6g')} | {line.window}"
-            rows.append(f"| {line.stack} ({line.versions}) | {numbers} | {'; '.join(line.problems) or 'ok'} |")
+            said = f"{line.status}: {'; '.join(line.problems)}" if line.problems else line.status
+            rows.append(f"| {line.stack} ({line.versions}) | {numbers} | {said} |")
         head = ["| stack | frequencies, relative error | multiplier | window | |", "|---|---|---|---|---|"]
-        notes = [f"- {text}" for text in (*self.errors, *self.traps)]
-        verdict = "all stacks serve it" if self.passed else "MISMATCH"
-        return "\n".join([f"{self.checkpoint}: {verdict} (measured against {self.reference})", "", *head, *rows,
+        notes = [*(f"- ERROR: {text}" for text in self.errors), *(f"- {text}" for text in self.traps)]
+        return "\n".join([f"{self.checkpoint}: {self._verdict()} (compared with {self.reference})", "", *head, *rows,
                           *(["", *notes] if notes else [])])  # fmt: skip
+
+    def _verdict(self) -> str:
+        if not self.passed:
+            return "MISMATCH"
+        if any(line.status == "RoPE cannot extend it" for line in self.lines):
+            return "all stacks read it alike, but RoPE cannot extend it"
+        unknown = [line.stack for line in self.lines if line.status in NO_MISMATCH]
+        if len(unknown) == len(self.lines):
+            return "nothing could be compared"
+        return "no mismatch; not compared: " + ", ".join(unknown) if unknown else "all stacks serve it"
 
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def verify(checkpoint: str, stacks: Sequence[str] | None = None) -> Verification:
-    """Check a checkpoint folder or hub id for `stacks`, the usual ones by default.
+def verify(
+    checkpoint: str, stacks: Sequence[str] | None = None, overrides: dict[str, Any] | None = None
+) -> Verification:
+    """Read a checkpoint's config as each stack would; no weights, no engine.
+
+    Args:
+        checkpoint: a folder or hub id.
+        stacks: names, or `["all"]`; by default those that an export serves and that run this family.
+        overrides: what is given to vLLM's --hf-overrides; then only vLLM is asked, about the config so changed.
 
     Raises:
-        UserError: if there is no such checkpoint or stack, or the config has no RoPE to check.
+        UserError: if there is no such checkpoint or stack, the config has no RoPE or values of a wrong type, or no
+            stack loads it.
     """
-    config = config_json(checkpoint)
-    names = Target.of(config, stacks).stacks if list(stacks or []) != ["all"] else tuple(STACKS)
-    reference, wanted = _reference(checkpoint, config)
-    lines = [_line(name, reading(name, config), wanted) for name in names]
+    config = raw_config(checkpoint)
+    check_types(config)
+    if overrides is not None:
+        return _verify_overridden(checkpoint, config, overrides, stacks)
+    names, notes = _names(config, stacks)
+    found = {name: _found(name, config) for name in names}
     traps, errors = explain(config)
+    reference, expected = _reference(checkpoint, config, found, [*errors, *traps])
+    lines = [_line(name, each, expected) for name, each in found.items()]
+    limit = cannot_extend(config)
+    if limit is not None:
+        lines = [
+            replace(line, status="RoPE cannot extend it")
+            if line.status == "ok" and line.stack.startswith(limit.stacks)
+            else line
+            for line in lines
+        ]
+        traps = [limit.reason, *traps]
     errors += changed_files(Path(checkpoint))
-    return Verification(checkpoint, reference, lines, traps, errors)
+    return Verification(checkpoint, reference, lines, [*traps, *notes], errors)
 
 
-def changed_files(folder: Path) -> list[str]:
-    """The files of an export that changed since it was written, in words; empty for a checkpoint of another tool.
-
-    Raises:
-        UserError: if the export's own list of checksums is damaged.
-    """
-    path = folder / CHECKSUMS
-    if not path.is_file():
-        return []
-    problems = []
-    for name, digest in read_checked(path, "run `yarn-tune export` again")["files"].items():
-        try:
-            if file_digest(folder / name) != digest:
-                problems.append(f"{name}: changed since it was exported")
-        except OSError as error:
-            problems.append(f"{name}: cannot be read ({error.strerror})")
-    return problems
+def _names(config: dict[str, Any], stacks: Sequence[str] | None) -> tuple[tuple[str, ...], list[str]]:
+    """The stacks to read, and a note about default ones that are left out."""
+    if list(stacks or []) == ["all"]:
+        return tuple(STACKS), []
+    target = Target.of(config, stacks)
+    return target.stacks, [f"not checked: {name} {reason}" for name, reason in (target.left_out or {}).items()]
 
 
-def _reference(checkpoint: str, config: dict[str, Any]) -> tuple[str, ExpectedRope]:
-    """fidelity.json, or transformers 5."""
-    stock = reading("transformers", config)
+def _found(name: str, config: dict[str, Any]) -> EffectiveRope:
+    """A stack's reading, with what only the whole config can tell: whether its config class and model exist there."""
+    found, stack = reading(name, config), STACKS[name]
+    if is_foreign(config) and "*" not in stack.foreign and config.get("model_type") not in stack.foreign:
+        kind = config.get("model_type")
+        if name in ("transformers", "openvino"):
+            return replace(found, state="not run by this release", reason=f"transformers has no model type {kind!r}; "
+                           "code that the checkpoint brings is never run here")  # fmt: skip
+        return replace(found, state="not established", reason=f"whether it runs model type {kind!r} is not known")
+    if found.state == "read" and stack.current_config and not is_foreign(config):
+        reason = load_error(config)
+        if reason is not None:
+            return replace(found, state="does not load", reason=reason)
+    return found
+
+
+def _reference(
+    checkpoint: str, config: dict[str, Any], found: dict[str, EffectiveRope], hints: list[str]
+) -> tuple[str, ExpectedRope]:
+    """fidelity.json, or transformers 5, or the first stack that loads the config."""
+    stock = _found("transformers", config)
     fidelity = Path(checkpoint) / "fidelity.json"
     if fidelity.is_file():
-        said = read_checked(fidelity, "run `yarn-tune export` again")
-        kind = FULL if layout_of(config).nested else ""
-        tuned = (torch.tensor(said["inv_freq"]), float(said["attention_factor"]))
-        others = {k: (tables[-1].inv_freq, tables[-1].multiplier) for k, tables in stock.tables.items() if k != kind}
-        fold = float(said.get("fold", {}).get("gain", 1.0))
-        tables = {kind: [tuned]} | {k: [t] for k, t in others.items()}
-        return "fidelity.json", ExpectedRope(tables, said["window"], said.get("softmax_gain", 1.0), fold)
-    if stock.refusal is not None:
-        raise UserError(f"{checkpoint}: transformers 5 itself does not load this rope section: {stock.refusal}")
-    tables = {kind: [(t.inv_freq, t.multiplier) for t in regimes] for kind, regimes in stock.tables.items()}
-    return "transformers 5", ExpectedRope(tables, stock.window, stock.softmax_gain)
+        return "fidelity.json", _learned(read_checked(fidelity, "run `yarn-tune export` again"), config, stock)
+    if stock.state == "read":
+        return "transformers 5", _expected(stock)
+    for name, each in found.items():
+        if each.state == "read":
+            return f"{name}, since transformers 5 does not read it", _expected(each)
+    reasons = {name: f"{each.state}: {each.reason}" for name, each in ({"transformers": stock} | found).items()}
+    raise UserError("\n  ".join([
+        f"{checkpoint}: no stack asked for loads this config",
+        *(f"{name}: {text}" for name, text in reasons.items()), *hints,
+    ]))  # fmt: skip
+
+
+def _expected(found: EffectiveRope) -> ExpectedRope:
+    tables = {kind: [(t.inv_freq, t.multiplier) for t in regimes] for kind, regimes in found.tables.items()}
+    return ExpectedRope(tables, found.window, found.softmax_gain, found.query_growth)
+
+
+def _learned(fidelity: dict[str, Any], config: dict[str, Any], stock: EffectiveRope) -> ExpectedRope:
+    """The learned table in the tuned layers, and the stock one in the others."""
+    kind = FULL if language_model(config)[1].nested else ""
+    tuned = (torch.tensor(fidelity["inv_freq"]), float(fidelity["attention_factor"]))
+    others = {k: (tables[-1].inv_freq, tables[-1].multiplier) for k, tables in stock.tables.items() if k != kind}
+    return ExpectedRope(
+        {kind: [tuned]} | {k: [t] for k, t in others.items()},
+        fidelity["window"],
+        fidelity.get("softmax_gain", 1.0),
+        stock.query_growth,
+        float(fidelity.get("fold", {}).get("gain", 1.0)),
+    )
 
 
 def _line(name: str, found: EffectiveRope, wanted: ExpectedRope) -> Line:
+    versions = STACKS[name].versions
+    if found.state != "read":
+        return Line(name, versions, found.state, None, None, found.window, [found.reason])
     problems = mismatches(found, wanted)
-    if found.refusal is not None:
-        return Line(name, STACKS[name].versions, None, None, found.window, problems)
     errors = [
         frequency_error(table.inv_freq, inv_freq)
         for kind, tables in wanted.tables.items()
@@ -133,93 +198,108 @@ def _line(name: str, found: EffectiveRope, wanted: ExpectedRope) -> Line:
     ]
     tuned = found.tables[FULL if FULL in found.tables else next(iter(found.tables))][-1]
     multiplier = tuned.multiplier * math.sqrt(wanted.fold)
-    return Line(name, STACKS[name].versions, max(errors), multiplier, found.window, problems)
+    status = "differs" if problems else "ok"
+    return Line(name, versions, status, max(errors), multiplier, found.window, problems)
 
 
-def explain(config: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """(traps, errors) of a config in plain words; an error is one for every stack."""
-    layout = layout_of(config)
-    traps, errors = [], []
-    for kind, section in v5_sections(config, layout).items():
-        where = f" ({kind})" if kind else ""
-        rope_type = section.get("rope_type") or section.get("type") or "default"
-        if rope_type == "yarn":
-            traps += [text + where for text in _yarn_traps(config, section, nested=bool(kind))]
-            errors += [text + where for text in _window_left(config, section)]
-        if rope_type in ("longrope", "su"):
-            traps += [text + where for text in _longrope_traps(section)]
-    scaling = config.get("rope_scaling") or config.get("rope_parameters")
-    if scaling and not _theta_written(config, layout.nested):
-        errors.append(
-            "theta lost: rope_theta stands neither beside the rope section nor in the one that is read, so every "
-            f"reader falls back to the family's {next(iter(layout.thetas.values())):g}"
+def _verify_overridden(
+    checkpoint: str, config: dict[str, Any], overrides: dict[str, Any], stacks: Sequence[str] | None
+) -> Verification:
+    """The vLLM rows, compared with the config that has the overrides written into it."""
+    names = tuple(stacks or [name for name, stack in STACKS.items() if stack.overrides])
+    wrong = [name for name in names if name in STACKS and not STACKS[name].overrides]
+    if wrong:
+        raise UserError(f"--hf-overrides is an option of vLLM; {', '.join(wrong)} does not take it")
+    intended = overridden(config, overrides)
+    check_types(intended)
+    found = {name: read_overridden(STACKS[name], config, overrides) for name in names}
+    stock = _found("transformers", intended)
+    if stock.state != "read":
+        raise UserError(f"--hf-overrides: transformers 5 does not load this config with them: {stock.reason}")
+    traps, errors = explain(intended)
+    lines = [_line(name, each, _expected(stock)) for name, each in found.items()]
+    reference = "transformers 5 with the overrides written into config.json"
+    return Verification(checkpoint, reference, lines, [*override_notes(config, overrides), *traps], errors)
+
+
+KEPT = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
+"""Keys of a rope section that do not scale it."""
+
+
+def overridden(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """The config.json with the overrides written into it as they are meant: theta and the like stay."""
+    inner = "text_config" if isinstance(config.get("text_config"), dict) else None
+    given = dict(overrides)
+    text = dict(config[inner]) if inner else dict(config)
+    if inner:
+        given = {k: v for k, v in given.items() if k != inner} | given.get(inner, {})
+    section = given.pop("rope_parameters", None) or given.pop("rope_scaling", None)
+    if isinstance(section, dict):
+        base = next(iter(STACKS["transformers"].sections(*language_model(config)).values()))
+        kept = {key: base[key] for key in KEPT if key in base and not language_model(config)[1].nested}
+        text = {key: value for key, value in text.items() if key not in ("rope_scaling", "rope_parameters")}
+        text["rope_parameters"] = kept | section
+    text |= given
+    return config | {inner: text} if inner else text
+
+
+def read_overridden(stack: Stack, config: dict[str, Any], overrides: dict[str, Any]) -> EffectiveRope:
+    """What vLLM computes under overrides: a dictionary replaces the whole section, except inside a text config."""
+    text, layout = language_model(config)
+    wrapped = isinstance(config.get("text_config"), dict)
+    given = overrides.get("text_config", {}) if wrapped else overrides
+    section = given.get("rope_parameters") or given.get("rope_scaling")
+    text |= {key: value for key, value in given.items() if not isinstance(value, dict) and key != "rope_theta"}
+
+    def sections(text: dict[str, Any], layout: Any) -> dict[str, dict[str, Any]]:
+        found = stack.sections(language_model(config)[0], layout)
+        if not isinstance(section, dict):
+            return found
+        if wrapped:
+            return {kind: each | (section.get(kind, {}) if layout.nested else section) for kind, each in found.items()}
+        parts = {kind: section.get(kind) for kind in layout.kinds} if layout.nested else {"": section}
+        return {kind: _replaced(part, kind) for kind, part in parts.items()}
+
+    return read(replace(stack, sections=sections, modelling=frozenset()), text)
+
+
+def _replaced(section: Any, kind: str) -> dict[str, Any]:
+    """A section as vLLM takes it from an override: nothing is filled in."""
+    if not isinstance(section, dict):
+        raise Refused(f"KeyError: the override has no section for {kind} layers")
+    if "rope_type" not in section:
+        raise Refused("KeyError: 'rope_type' (under overrides vLLM does not read type)")
+    if section["rope_type"] in ("yarn", "llama3", "longrope") and ORIGINAL not in section:
+        raise Refused(f"KeyError: {ORIGINAL!r} (under overrides vLLM does not fill it in)")
+    return {"rope_theta": 10000.0} | section
+
+
+def override_notes(config: dict[str, Any], overrides: dict[str, Any]) -> list[str]:
+    """What is easily missed about these overrides."""
+    notes = []
+    wrapped = isinstance(config.get("text_config"), dict)
+    section = overrides.get("rope_parameters") or overrides.get("rope_scaling")
+    if wrapped:
+        notes += [
+            f"{key} at the top level has no effect: the language model is configured in text_config; write "
+            f'{{"text_config": {{"{key}": ...}}}}'
+            for key in overrides
+            if key != "text_config"
+        ]
+    elif isinstance(section, dict) and "rope_theta" not in section and not language_model(config)[1].nested:
+        theta = next(iter(STACKS["transformers"].sections(*language_model(config)).values()))["rope_theta"]
+        notes.append(
+            "an override replaces the whole rope section: without rope_theta in it vLLM computes with 10000; add "
+            f'"rope_theta": {theta:g}'
         )
-    elif config.get("rope_parameters") and not config.get("rope_scaling"):
-        traps.append(
-            "written for transformers 5 only: rope_parameters without rope_scaling and rope_theta; transformers 4, "
-            "vLLM before 0.12 and others read theta 10000 and no scaling"
-        )
-    return traps, errors
-
-
-def _theta_written(config: dict[str, Any], nested: bool) -> bool:
-    if config.get("rope_theta") is not None or config.get("rotary_emb_base") is not None:
-        return True
-    section: Section = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    parts = [config.get("rope_parameters", {}).get(FULL) or {}] if nested else [section]
-    return all(part.get("rope_theta") is not None for part in parts)
-
-
-def _yarn_traps(config: dict[str, Any], section: Section, nested: bool) -> list[str]:
-    """Known ways for a yarn section to be read differently."""
-    texts = []
-    factor, longest = section.get("factor"), config["max_position_embeddings"]
-    original = section.get(ORIGINAL) or longest
-    if factor is None:
-        return ["factor is null: transformers takes max_position_embeddings / original, others fail"]
-    given = section.get("attention_factor")
-    own = yarn_attention_factor(factor)
-    if given is not None and abs(given / own - 1) > 1e-6 and "attn_factor" not in section:
-        texts.append(
-            f"attention_factor ignored: transformers and vLLM from 0.30 multiply cos and sin by {given:.6g}; vLLM up "
-            f"to 0.29 and SGLang read only attn_factor and use {own:.6g}. Write attn_factor = {given / own:.6g} too"
-        )
-    rows = math.ceil(original * factor)
-    if original * factor < longest:
-        texts.append(
-            f"table too short: {original} x {factor:g} gives vLLM cos and sin for {rows} positions, but "
-            f"max_position_embeddings lets prompts of {longest} in; beyond the table vLLM from 0.30 computes NaN "
-            f"without an error, and older releases take at most {int(original * factor)} tokens"
-        )
-    if nested and section.get("truncate", True) is False:
-        texts.append(
-            "truncate nested: transformers 5 does not see truncate inside one layer kind's section and rounds the "
-            "ramp, vLLM sees it and does not"
-        )
-    return texts
-
-
-def _window_left(config: dict[str, Any], section: Section) -> list[str]:
-    longest, original, factor = config["max_position_embeddings"], section.get(ORIGINAL), section.get("factor")
-    if not original or not factor or factor <= 1 or longest > original:
-        return []
-    return [
-        f"max_position_embeddings left at native: the section extends to {int(original * factor)} tokens, but vLLM "
-        f"from 0.30 and others take prompts of at most {longest}; write {int(original * factor)}"
+    if "rope_theta" in overrides and not wrapped:
+        notes.append("rope_theta beside the section has no effect in vLLM; write it inside rope_parameters")
+    drafts = [
+        key for key in ("num_nextn_predict_layers", "mtp_num_hidden_layers") if language_model(config)[0].get(key)
     ]
-
-
-def _longrope_traps(section: Section) -> list[str]:
-    """Known ways for a longrope section to be read differently."""
-    texts = []
-    if section.get("short_factor") != section.get("long_factor"):
-        texts.append(
-            "short_factor and long_factor differ: transformers switches at the original length in every call, vLLM "
-            "once by its longest prompt, SGLang by the longest in the batch; keys cached before a switch do not fit"
-        )
-    if not {"short_mscale", "long_mscale"} <= section.keys():
-        texts.append(
-            "no short_mscale and long_mscale: vLLM and SGLang do not read attention_factor under longrope and "
-            "compute a multiplier from the lengths instead"
-        )
-    return texts
+    has = f"; this checkpoint has such layers ({drafts[0]})" if drafts else ""
+    notes.append(
+        f"vLLM does not pass overrides to a speculative draft (MTP layers){has}: it would run on the unchanged config. "
+        "A checkpoint's own config.json reaches it"
+    )
+    return notes

@@ -1,11 +1,9 @@
-"""Ask a real engine: prompt log-probabilities of vLLM beside those of transformers, on the same token ids."""
+"""Comparison of vLLM with transformers: log-probabilities of the same prompts, as token ids."""
 
 import json
 import math
 import os
-import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,32 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckFailed, UserError
+from ..errors import CheckFailed
 from ..models import config_json, exact_nats, hidden_states, load_model, logit_transform, to_device
+from .vllm_runner import Job, vllm_logprobs
 
 TOLERANCE = 1e-3
 """Largest difference of a float32 log-probability between two engines that compute the same model. On random tokens
 float32 alone makes up to 1e-4 of it; a wrong rope makes 0.1 and more."""
-
-QUIET = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "HF_HUB_OFFLINE": "1",
-}
-"""One process, no report home; the CPU settings do nothing on a GPU."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A checkpoint and the prompts to score."""
-
-    checkpoint: str
-    prompts: list[list[int]]
-    options: dict[str, Any]
-    """Of vLLM's `LLM`, such as `kv_cache_dtype`."""
 
 
 @dataclass(frozen=True)
@@ -52,36 +31,6 @@ class Agreement:
     def worst(self) -> float:
         """Over all lengths; NaN counts as infinite."""
         return max(math.inf if math.isnan(d) else d for d in self.differences.values())
-
-
-def vllm_logprobs(jobs: list[Job], python: str, extra_path: str | None = None) -> list[dict[str, Any]]:
-    """What vLLM says, job by job; see `vllm_worker.py` for the form.
-
-    Args:
-        jobs: what to run, in one process.
-        python: an interpreter with vLLM.
-        extra_path: goes into PYTHONPATH, for another release unpacked beside the installed one.
-
-    Raises:
-        UserError: if that interpreter has no vLLM.
-    """
-    child = Path(__file__).with_name("vllm_worker.py")
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "results.json"
-        order = {"jobs": [vars(job) for job in jobs], "output": str(output)}
-        environment = os.environ | QUIET | ({"PYTHONPATH": extra_path} if extra_path else {})
-        try:
-            done = subprocess.run(
-                [python, str(child)], input=json.dumps(order), text=True, capture_output=True, env=environment
-            )
-        except OSError as error:
-            raise UserError(f"--engine-python: {python!r} cannot be run: {error}") from error
-        if output.is_file():
-            results: list[dict[str, Any]] = json.loads(output.read_text(encoding="utf-8"))
-            if len(results) == len(jobs):
-                return results
-        reason = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-        raise UserError(f"--engine-python: {python!r} could not run vLLM: {reason}")
 
 
 @torch.no_grad()

@@ -1,0 +1,6 @@
+"""Real serving engines, asked about a checkpoint and compared with transformers."""
+
+from .agreement import TOLERANCE, Agreement, ask_vllm, random_prompts
+from .vllm_runner import QUIET, Job, vllm_logprobs
+
+__all__ = ["QUIET", "TOLERANCE", "Agreement", "Job", "ask_vllm", "random_prompts", "vllm_logprobs"]
