@@ -40,7 +40,7 @@ class Target:
             return cls(base, tuple(stacks), fold)
         left_out = {}
         for name in default_stacks():
-            reason = left_out_reason(STACKS[name], language_model(base)[1])
+            reason = left_out_reason(STACKS[name], *language_model(base))
             if reason:
                 left_out[name] = reason
         return cls(base, tuple(n for n in default_stacks() if n not in left_out), fold, left_out)
@@ -51,14 +51,16 @@ class Target:
         return cls.of(base.written, export.stacks, export.fold)
 
 
-def left_out_reason(stack: Stack, layout: Layout) -> str:
-    """Why a stack cannot be expected to serve a tuned model of this layout; empty where it can."""
+def left_out_reason(stack: Stack, text: dict[str, Any], layout: Layout) -> str:
+    """Why a stack cannot be expected to serve a tuned model with this config and layout; empty where it can."""
     kind = layout.model_type
     if kind in stack.lacks:
         return f"has no {kind} in these releases"
-    if layout.rotated_apart and kind in stack.ignores_mscale:
+    section = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    if layout.rotated_apart and kind in stack.ignores_mscale and section.get("mscale_all_dim"):
         return "ignores mscale_all_dim, by which others multiply the logits of latent attention"
-    if layout.rotated_apart and kind not in stack.latent and not stack.others_plain:
+    known = stack.latent | stack.ignores_mscale
+    if layout.rotated_apart and kind not in known and not stack.others_plain:
         return "may scale the logits of latent attention in another way: this was not established"
     if kind in stack.unscaled:
         return f"runs {kind} without any RoPE scaling"
