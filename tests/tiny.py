@@ -41,20 +41,41 @@ LATENT = {
     "moe_intermediate_size": 32, "num_key_value_heads": 4, "n_shared_experts": 1,
 }  # fmt: skip
 SLIDING = {"sliding_window": 32, "layer_types": ["sliding_attention", "full_attention", "full_attention"]}
+ROUTED = {**EXPERTS, "n_routed_experts": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 16}
+HYBRID = {"layer_types": ["linear_attention", "full_attention", "full_attention"]}
+DELTA = {"linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16}
+CONVOLUTION = {"layer_types": ["conv", "full_attention", "full_attention"]}
 FAMILY_SIZES: dict[str, dict[str, object]] = {
+    "apertus": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
     "arcee": {},
+    "aria_text": {"moe_num_experts": 2, "moe_topk": 2, "moe_num_shared_experts": 1},
+    "bamba": {**MAMBA, "attn_layer_indices": [1, 2]},
+    "bitnet": {},
     "cohere": {},
+    "cwm": {"head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, **SLIDING},
     "deepseek_v2": LATENT,
     "deepseek_v3": {**LATENT, "q_lora_rank": 24},
+    "diffllama": {},
+    "doge": {},
+    "dots1": {**ROUTED, "first_k_dense_replace": 1},
     "ernie4_5": {"head_dim": 16},
+    "ernie4_5_moe": {
+        "moe_num_experts": 2, "moe_k": 2, "moe_intermediate_size": 32, "moe_num_shared_experts": 1,
+        "moe_layer_start_index": 1,
+    },
     "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 3},
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False},
+    "falcon_h1": {**MAMBA, "mamba_n_heads": 4, "mamba_d_ssm": 64, "head_dim": 16},
+    "flex_olmo": EXPERTS,
     "gemma": {"head_dim": 16},
     "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, **SLIDING},
     "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, **SLIDING},
     "glm": {"head_dim": 16, "partial_rotary_factor": 0.5},
     "glm4": {"head_dim": 16, "partial_rotary_factor": 0.5},
+    "glm4_moe": {**ROUTED, "head_dim": 16, "first_k_dense_replace": 1, "use_qk_norm": True},
     "gpt_neox": {"rotary_pct": 0.25, "hidden_size": 128},
+    "gpt_neox_japanese": {"hidden_size": 128},
     "gpt_oss": {
         "head_dim": 16, **EXPERTS, **SLIDING,
         "rope_parameters": {
@@ -64,7 +85,23 @@ FAMILY_SIZES: dict[str, dict[str, object]] = {
     },
     "granite": {"attention_multiplier": 0.25},
     "granitemoe": {**EXPERTS, "attention_multiplier": 0.25},
+    "granitemoehybrid": {
+        **EXPERTS, **MAMBA, **HYBRID, "attention_multiplier": 0.25, "shared_intermediate_size": 32,
+        "position_embedding_type": "rope",
+    },
+    "granitemoeshared": {**EXPERTS, "attention_multiplier": 0.25, "shared_intermediate_size": 32},
+    "helium": {"head_dim": 16},
+    "hy_v3": {**EXPERTS, "head_dim": 16},
+    "hyperclovax": {},
+    "internlm3": {"head_dim": 16},
+    "iquestcoder": {"head_dim": 16},
+    "jais2": {},
+    "jetmoe": {**EXPERTS, "kv_channels": 16},
+    "lfm2": CONVOLUTION,
+    "lfm2_moe": {**EXPERTS, **CONVOLUTION, "num_dense_layers": 1},
     "llama": {},
+    "minimax": {**EXPERTS, **HYBRID, "head_dim": 16, "block_size": 64},
+    "minimax_m2": {**EXPERTS, "head_dim": 16, "rotary_dim": 8},
     "ministral": {"head_dim": 16, **SLIDING},
     "mistral": {"sliding_window": None},
     "mixtral": EXPERTS,
@@ -72,12 +109,19 @@ FAMILY_SIZES: dict[str, dict[str, object]] = {
     "olmo": {},
     "olmo2": {},
     "olmo3": SLIDING,
+    "olmo_hybrid": {**HYBRID, **DELTA},
+    "olmoe": EXPERTS,
     "persimmon": {"partial_rotary_factor": 0.5},
     "phi": {"partial_rotary_factor": 0.5},
     "phi3": {"sliding_window": None, "original_max_position_embeddings": NATIVE},
     "qwen2": {},
     "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 32},
     "qwen3": {"head_dim": 32},
+    "qwen3_5_moe_text": {
+        **EXPERTS, **HYBRID, **DELTA, "head_dim": 32, "partial_rotary_factor": 0.25,
+        "shared_expert_intermediate_size": 32,
+    },
+    "qwen3_5_text": {**HYBRID, **DELTA, "head_dim": 32, "partial_rotary_factor": 0.25},
     "qwen3_moe": {**EXPERTS, "head_dim": 32},
     "qwen3_next": {
         **EXPERTS, "head_dim": 32, "partial_rotary_factor": 0.25, "shared_expert_intermediate_size": 32,
@@ -86,8 +130,10 @@ FAMILY_SIZES: dict[str, dict[str, object]] = {
     },
     "seed_oss": {"head_dim": 16},
     "smollm3": {"num_hidden_layers": 4},
+    "solar_open": {**ROUTED, "head_dim": 16},
     "stablelm": {"partial_rotary_factor": 0.25, "hidden_size": 128},
     "starcoder2": {"sliding_window": None},
+    "vaultgemma": {"head_dim": 16, "query_pre_attn_scalar": 16, **SLIDING},
 }  # fmt: skip
 """What a small config of each supported family needs beyond `SMALL`."""
 

@@ -4,14 +4,19 @@ from pathlib import Path
 
 import pytest
 from published import published
-from tiny import FAMILY_SIZES, NATIVE, YARN_ALONE, recipe_tree, save_tiny
+from tiny import FAMILY_SIZES, NATIVE, YARN_ALONE, recipe_tree, save_tiny, tiny_config
 from yarn_tune.cli.main import main
 from yarn_tune.errors import UserError
+from yarn_tune.models.families import FAMILIES
+from yarn_tune.models.query_layout import query_site
 from yarn_tune.planning.starter import Hardware, learning_rate, propose
 from yarn_tune.recipe.loading import load_recipe
 
-NORMED = ("exaone4", "gemma3_text", "olmo2", "olmo3", "persimmon", "qwen3", "qwen3_moe", "qwen3_next")
+SITES = {family: query_site(tiny_config(family).to_dict()) for family in FAMILY_SIZES if FAMILIES[family].queries}
+NORMED = [family for family, site in SITES.items() if site.normed]
+PLAIN = [family for family in FAMILY_SIZES if family not in SITES]
 WANTED = dict.fromkeys(YARN_ALONE, ("scale", "pair_phase")) | dict.fromkeys(NORMED, ("per_pair", "pair"))
+WANTED |= dict.fromkeys(PLAIN, ("per_pair", "none"))
 """Elsewhere: one factor a pair, with gains and phases."""
 
 

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from yarn_tune.errors import UserError
 from yarn_tune.export.checkpoint import export, export_overrides
 from yarn_tune.models.base import BaseModel
+from yarn_tune.models.families import FAMILIES
 from yarn_tune.models.query_layout import QuerySite, query_site, scaled
 from yarn_tune.models.rope_config import rope_facts
 from yarn_tune.planning.run_plan import plan
@@ -34,14 +35,14 @@ from yarn_tune.tunable.attachment import attach, attach_fixed, base_model_active
 from yarn_tune.tunable.parameters import Start
 from yarn_tune.tunable.query_gains import gains_for
 
-SHARED = ("exaone4", "gemma3_text", "persimmon", "qwen3", "qwen3_moe", "qwen3_next")  # one norm of the queries
-NORMED = (*SHARED, "olmo2", "olmo3")
+SITES = {family: query_site(tiny_config(family).to_dict()) for family in FAMILY_SIZES if FAMILIES[family].queries}
 RUNGS = ("layer", "head", "pair", "pair_phase")
 IDS = torch.randint(1, VOCABULARY, (2, 150), generator=torch.Generator().manual_seed(0))
 
 
 def carries(family: str, rung: str) -> bool:
-    return not (rung == "head" and family in SHARED) and not (rung == "pair_phase" and family in NORMED)
+    site = SITES.get(family)
+    return site is not None and not (rung == "head" and site.groups == 1) and not (rung == "pair_phase" and site.normed)
 
 
 CARRIED = [(family, rung) for family in sorted(FAMILY_SIZES) for rung in RUNGS if carries(family, rung)]
@@ -235,7 +236,7 @@ def test_stock_models_load_it_without_our_code(tmp_path):
 @pytest.mark.parametrize("family", ["llama", "qwen3", "cohere", "phi3"])
 def test_gains_alone_leave_yarn_as_published(tmp_path, family):
     """`frequencies: fixed`: the config is plain YaRN at the recipe's factor, and only gains move."""
-    rung = "pair" if family in SHARED else "pair_phase"
+    rung = "pair" if SITES[family].groups == 1 else "pair_phase"
     settings = ("rope.frequencies=fixed", f"rope.query_gains={rung}")
     tree = recipe_tree(save_tiny(tmp_path / "base", family), tmp_path, steps=2)
     if family == "phi3":

@@ -21,25 +21,21 @@ from .loading import (
     to_device,
 )
 from .query_layout import QuerySite, query_site, scaled
-from .query_rows import head_dim_of
 from .rope_config import (
     ROPE_KEYS,
     Layout,
     RopeFacts,
-    condensed,
-    default_window,
     has_sliding_layers,
-    is_foreign,
-    language_model,
+    head_dim_of,
     layout_of,
     logit_transform,
     refusal,
-    resembling,
     rope_facts,
     softmax_gain,
     text_section,
 )
 from .token_loss import CHUNK, HAS_FUSED, IGNORED, NextToken, Reader, Transform, by_chunks, exact_nats, hidden_states
+from .written_config import condensed, default_window, is_foreign, language_model, resembling
 
 __all__ = [
     "CHUNK",

@@ -9,11 +9,13 @@ others attend within a sliding window, which no change of RoPE extends.
 """
 
 from dataclasses import dataclass
-
-from .query_rows import RowsOf, falcon, latent, per_head, separate, shared
+from typing import Literal
 
 FULL = "full_attention"
 """The kind of layer that is tuned where a model has several."""
+
+
+Rows = Literal["separate", "per_head", "shared", "falcon", "latent"]
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,15 @@ class Place:
 
     pattern: str
     """Matches tensor names; group 1 is the layer, group `head` (if there is one) the head."""
-    rows: RowsOf
+    rows: Rows
+    """How the rows of heads are arranged in them; see `query_layout.ROWS`."""
 
 
-Q_PROJ = Place(r"layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)$", separate)
-Q_NORM = Place(r"layers\.(\d+)\.self_attn\.q_norm\.weight$", shared)
-Q_NORM_ACROSS = Place(Q_NORM.pattern, separate)
-Q_LAYERNORM = Place(r"layers\.(\d+)\.self_attn\.q_layernorm\.(weight|bias)$", shared)
-Q_LATENT = Place(r"layers\.(\d+)\.self_attn\.q(_b)?_proj\.weight$", latent)
+Q_PROJ = Place(r"layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)$", "separate")
+Q_NORM = Place(r"layers\.(\d+)\.self_attn\.q_norm\.weight$", "shared")
+Q_NORM_ACROSS = Place(Q_NORM.pattern, "separate")
+Q_LAYERNORM = Place(r"layers\.(\d+)\.self_attn\.q_layernorm\.(weight|bias)$", "shared")
+Q_LATENT = Place(r"layers\.(\d+)\.self_attn\.q(_b)?_proj\.weight$", "latent")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,32 +102,58 @@ def _refused(reason: str, *model_types: str) -> dict[str, Family]:
 
 
 _WORKING = {
-    **_plain("arcee", "gemma", "qwen2_moe", "seed_oss"),
+    **_plain("arcee", "aria_text", "diffllama", "gemma", "internlm3", "iquestcoder", "jais2", "qwen2_moe", "seed_oss",
+             "solar_open"),
     **_rows(
+        Family(model_type="apertus", queries=Q_NORM),
+        Family(model_type="bamba", note="only attention layers have positions", queries=Q_PROJ, tuned_kind=FULL),
+        Family(model_type="bitnet", note="ternary weights: frequencies alone", queries=None),
         Family(model_type="cohere", note="pairs are interleaved", interleaved=True, queries=Q_PROJ,
                query_norm=Q_NORM_ACROSS, logit_scale_key="logit_scale"),
+        Family(model_type="cwm", note="sliding layers share the table", queries=Q_PROJ),
         Family(model_type="deepseek_v2", note="latent attention; served in DeepSeek's own YaRN keys", latent=True,
                interleaved=True, queries=Q_LATENT),
         Family(model_type="deepseek_v3", note="as deepseek_v2", latent=True, interleaved=True,
                interleaved_key="rope_interleave", queries=Q_LATENT),
+        Family(model_type="doge", queries=Q_NORM),
+        Family(model_type="dots1", note="sliding layers, if there are any, share the table", queries=Q_NORM),
         Family(model_type="ernie4_5", note="pairs are interleaved", interleaved=True, queries=Q_PROJ),
+        Family(model_type="ernie4_5_moe", note="as ernie4_5", interleaved=True, queries=Q_PROJ),
         Family(model_type="exaone4", note="releases without a sliding window (1.2B)", queries=Q_NORM,
                sliding_needed=True),
+        Family(model_type="falcon_h1", queries=Q_PROJ, logit_scale_key="lm_head_multiplier"),
+        Family(model_type="flex_olmo", queries=Q_NORM_ACROSS),
         Family(model_type="falcon", note="releases with RoPE, not ALiBi",
-               queries=Place(r"h\.(\d+)\.self_attention\.query_key_value\.(weight|bias)$", falcon)),
+               queries=Place(r"h\.(\d+)\.self_attention\.query_key_value\.(weight|bias)$", "falcon")),
         Family(model_type="gemma2", note="sliding layers share the table", queries=Q_PROJ),
         Family(model_type="gemma3_text", note="only full-attention layers are tuned", since=(5, 19), queries=Q_NORM,
                norm_shift=1.0, tuned_kind=FULL, local_theta_key="rope_local_base_freq"),
         Family(model_type="glm", note="pairs are interleaved, half of each head is rotated", interleaved=True,
                queries=Q_PROJ),
         Family(model_type="glm4", note="as glm", interleaved=True, queries=Q_PROJ),
+        Family(model_type="glm4_moe", note="half of each head is rotated", queries=Q_PROJ, query_norm=Q_NORM),
         Family(model_type="gpt_neox", note="a quarter of each head is rotated", theta_key="rotary_emb_base",
                share_key="rotary_pct",
-               queries=Place(r"layers\.(\d+)\.attention\.query_key_value\.(weight|bias)$", per_head)),
+               queries=Place(r"layers\.(\d+)\.attention\.query_key_value\.(weight|bias)$", "per_head")),
+        Family(model_type="gpt_neox_japanese", note="as gpt_neox, all of each head is rotated", queries=Place(
+            r"layers\.(\d+)\.attention\.query_key_value\.weight$", "per_head"), theta_key="rotary_emb_base",
+            share_key="rotary_pct"),
         Family(model_type="gpt_oss", note="continues its own YaRN; sliding layers share the table", queries=Q_PROJ),
         Family(model_type="granite", queries=Q_PROJ, logit_divisor_key="logits_scaling", gguf="granite"),
         Family(model_type="granitemoe", queries=Q_PROJ, logit_divisor_key="logits_scaling"),
+        Family(model_type="granitemoehybrid", note="releases with RoPE in their attention layers", queries=Q_PROJ,
+               tuned_kind=FULL, logit_divisor_key="logits_scaling"),
+        Family(model_type="granitemoeshared", queries=Q_PROJ, logit_divisor_key="logits_scaling"),
+        Family(model_type="helium", note="pairs are interleaved", interleaved=True, queries=Q_PROJ),
+        Family(model_type="hy_v3", queries=Q_NORM),
+        Family(model_type="hyperclovax", queries=Q_PROJ, logit_scale_key="logits_scaling"),
+        Family(model_type="jetmoe", note="experts project the queries: frequencies alone", queries=None),
+        Family(model_type="lfm2", note="only attention layers have positions", queries=Q_LAYERNORM, tuned_kind=FULL),
+        Family(model_type="lfm2_moe", note="as lfm2", queries=Q_LAYERNORM, tuned_kind=FULL),
         Family(model_type="llama", queries=Q_PROJ, gguf="llama"),
+        Family(model_type="minimax", note="only full-attention layers have positions", queries=Q_PROJ,
+               tuned_kind=FULL),
+        Family(model_type="minimax_m2", note="half of each head is rotated", queries=Q_NORM_ACROSS),
         Family(model_type="ministral", note="sliding layers share the table", queries=Q_PROJ),
         Family(model_type="mistral", note="releases without a sliding window (v0.2 and later)", queries=Q_PROJ,
                gguf="llama"),
@@ -134,11 +163,14 @@ _WORKING = {
         Family(model_type="olmo2", queries=Q_NORM_ACROSS),
         Family(model_type="olmo3", note="only full-attention layers are tuned", since=(5, 19), queries=Q_NORM_ACROSS,
                tuned_kind=FULL, theta_everywhere=True),
+        Family(model_type="olmo_hybrid", note="only full-attention layers have positions", queries=Q_NORM_ACROSS,
+               tuned_kind=FULL),
+        Family(model_type="olmoe", note="query gains only in releases without clip_qkv", queries=Q_NORM_ACROSS),
         Family(model_type="persimmon", note="half of each head is rotated", query_norm=Q_LAYERNORM,
-               queries=Place(r"layers\.(\d+)\.self_attn\.query_key_value\.(weight|bias)$", per_head)),
+               queries=Place(r"layers\.(\d+)\.self_attn\.query_key_value\.(weight|bias)$", "per_head")),
         Family(model_type="phi", note="half of each head is rotated", queries=Q_PROJ, query_norm=Q_LAYERNORM),
         Family(model_type="phi3", longrope_only=True, queries=Place(
-            r"layers\.(\d+)\.self_attn\.qkv_proj\.weight$", separate), note="Phi-3, Phi-3.5 and Phi-4, up to their "
+            r"layers\.(\d+)\.self_attn\.qkv_proj\.weight$", "separate"), note="Phi-3, Phi-3.5 and Phi-4, up to their "
             "sliding window; served as longrope, which the config class requires"),
         Family(model_type="qwen2", note="sliding layers, if there are any, share the table", queries=Q_PROJ,
                gguf_flags=True),
@@ -146,23 +178,65 @@ _WORKING = {
         Family(model_type="qwen3_moe", since=(5, 4), queries=Q_NORM),
         Family(model_type="qwen3_next", note="only full-attention layers have positions", queries=Q_NORM,
                norm_shift=1.0, tuned_kind=FULL),
+        Family(model_type="qwen3_5_text", note="only full-attention layers have positions", queries=Q_NORM,
+               norm_shift=1.0, tuned_kind=FULL),
+        Family(model_type="qwen3_5_moe_text", note="as qwen3_5_text", queries=Q_NORM, norm_shift=1.0, tuned_kind=FULL),
         Family(model_type="smollm3", note="every fourth layer has no positions", queries=Q_PROJ,
                tuned_key="no_rope_layers"),
         Family(model_type="stablelm", note="a quarter of each head is rotated", queries=Q_PROJ, query_norm=Place(
-            r"layers\.(\d+)\.self_attn\.q_layernorm\.norms\.(?P<head>\d+)\.weight$", shared)),
+            r"layers\.(\d+)\.self_attn\.q_layernorm\.norms\.(?P<head>\d+)\.weight$", "shared")),
         Family(model_type="starcoder2", note="releases without a sliding window", queries=Q_PROJ),
+        Family(model_type="vaultgemma", note="sliding layers share the table", queries=Q_PROJ),
     ),
 }  # fmt: skip
 
 _NOT_WORKING = {
     **_refused("its positions are ALiBi, not RoPE", "bloom", "mpt"),
-    **_refused("its positions are learned, not RoPE", "gpt2", "opt"),
+    **_refused("its positions are learned or sinusoidal embeddings, not RoPE",
+               "bart", "bert", "bert-generation", "big_bird", "bigbird_pegasus", "biogpt", "blenderbot",
+               "blenderbot-small", "camembert", "cpmant", "ctrl", "data2vec-text", "electra", "ernie", "git", "gpt-sw3",
+               "gpt2", "gpt_bigcode", "gpt_neo", "marian", "mbart", "megatron-bert", "musicgen", "musicgen_melody",
+               "mvp", "openai-gpt", "opt", "pegasus", "plbart", "prophetnet", "reformer", "rembert", "roberta",
+               "roberta-prelayernorm", "roc_bert", "trocr", "whisper", "xglm", "xlm", "xlm-roberta", "xlm-roberta-xl",
+               "xlnet", "xmod", "blip_text_model", "kosmos_2_text_model", "kosmos_2_5_text_model",
+               "pix2struct_text_model", "pp_formulanet_text", "udop"),
+    **_refused("it is recurrent and has no positions", "falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"),
+    **_refused("its attention layers have no positions", "jamba", "kimi_linear", "nemotron_h", "zamba"),
+    **_refused("its positions are relative biases in the attention, not RoPE", "inkling_text", "inkling2_text"),
     **_refused("it rotates inside its attention, from a table of its own, and no config key scales that",
-               "codegen", "gptj"),
-    **_refused("its full-attention layers have no positions, and no change of RoPE extends a sliding window",
-               "cohere2"),
-    **_refused("it normalises queries after rotating them, which undoes a temperature", "hunyuan_v1_dense"),
+               "codegen", "gptj", "roformer"),
+    **_refused("its full-attention layers have no positions, and no change of RoPE extends a sliding window or chunk",
+               "afmoe", "beam", "cohere2", "cohere2_moe", "cohere_compass_text", "exaone_moe", "flint", "kolibri1",
+               "llama4", "llama4_text"),
+    **_refused("all its attention layers attend within a sliding window, which no change of RoPE extends",
+               "recurrent_gemma"),
+    **_refused("it normalises queries and keys after rotating them, which undoes a temperature", "hunyuan_v1_dense",
+               "hunyuan_v1_moe", "nanochat"),
+    **_refused("its full-attention and its sliding layers have a rotary module each, and only one can be replaced",
+               "granite_swa", "granitemoe_swa"),
+    **_refused("each of its attention layers has a rotary module of its own", "moshi"),
     **_refused("it computes its table anew in each forward, by a rule of its own", "phimoe"),
+    **_refused("queries are scaled by their position too (llama_4_scaling_beta), which an export would not keep",
+               "ministral3", "mistral4"),
+    **_refused("RoPE scaling of its latent attention was not established for the serving stacks",
+               "axk1", "axk2", "bailing_hybrid", "deepseek_v32", "deepseek_v4", "dots3_note_text", "glm4_moe_lite",
+               "glm5_next_text", "glm_moe_dsa", "hy_v4", "longcat_flash", "minicpm3", "mistral_large4_text", "youtu"),
+    **_refused("its config class scales RoPE by a rule of its own (rope_type proportional)",
+               "gemma4_text", "gemma4_unified_text", "lfm3"),
+    **_refused("it drafts tokens for another model and takes over that model's cache",
+               "gemma4_assistant", "gemma4_unified_assistant"),
+    **_refused("its config class drops the section of full-attention layers from an exported config", "mellum",
+               "mimo_v2_flash"),
+    **_refused("an indexer selects the tokens that its layers attend to", "minimax_m3_vl_text", "qwen4_exp_text"),
+    **_refused("a further layer stands between its hidden states and its vocabulary matrix", "modernbert-decoder"),
+    **_refused("its vision and audio encoders are part of the language model", "phi4_multimodal"),
+    **_refused("its layers share keys and values, which was not tested", "gemma3n_text"),
+    **_refused("a convolution over tokens stands between its queries and their rotation", "zaya"),
+    **_refused("its kinds of layers rotate different shares of each head, which not all stacks read", "laguna"),
+    **_refused("it reads bytes in patches, each with RoPE of its own", "blt"),
+    **_refused("queries are clamped and projected together with keys, which was not tested", "dbrx"),
+    **_refused("it runs its layers several times per token, which was not tested", "hrm_text"),
+    **_refused("layers that share attention weights add adapters of their own to the queries", "zamba2"),
 }  # fmt: skip
 
 FAMILIES: dict[str, Family] = dict(sorted((_WORKING | _NOT_WORKING).items()))

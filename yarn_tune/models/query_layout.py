@@ -10,16 +10,18 @@ Shapes: `rows` is `[groups, d]`, groups being query heads, or 1 where they share
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from ..errors import UserError
-from .families import FULL, family_of
-from .rope_config import Layout, layout_of, text_section
+from .families import FULL, Rows, family_of
+from .rope_config import Layout, config_object, head_dim_of, layout_of, text_section
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class QuerySite:
     def groups(self) -> int:
         """Query heads, or 1 where they share a norm."""
         return self.rows.shape[0]
+
+    @cached_property
+    def width(self) -> int:
+        """The least number of rows that a tensor of queries has."""
+        return int(self.rows.max()) + 1
 
     @property
     def normed(self) -> bool:
@@ -125,7 +132,7 @@ def query_site(config: dict[str, Any]) -> QuerySite:
         UserError: if a scale cannot be folded exactly, with the reason.
     """
     layout = layout_of(config)
-    family, bare = layout.family, CONFIG_MAPPING[layout.model_type].from_dict(text_section(config))
+    family, bare = layout.family, config_object(text_section(config))
     place = family.queries
     if place is None:
         raise UserError(f"folding: where {layout.model_type} scales its queries was not established; see export.stacks")
@@ -138,7 +145,9 @@ def query_site(config: dict[str, Any]) -> QuerySite:
     dim = _rotary_dim(bare, layout)
     half = torch.arange(dim // 2)
     pairs = half.repeat_interleave(2) if layout.interleaved else torch.cat([half, half])
-    return QuerySite(re.compile(place.pattern), place.rows(bare, dim), pairs, tuned_layers(bare), family.norm_shift)
+    return QuerySite(
+        re.compile(place.pattern), ROWS[place.rows](bare, dim), pairs, tuned_layers(bare), family.norm_shift
+    )
 
 
 def _rotary_dim(bare: PreTrainedConfig, layout: Layout) -> int:
@@ -154,3 +163,50 @@ def tuned_layers(config: PreTrainedConfig) -> frozenset[int]:
     if family.tuned_kind and kinds:
         return frozenset(i for i in range(count) if kinds[i] == family.tuned_kind)
     return frozenset(i for i in range(count) if not switched or switched[i])
+
+
+# Rows of the rotated part of every head, from (config, rotary dimensions d): `[groups, d]`.
+
+
+def _grid(starts: Tensor, dim: int) -> Tensor:
+    return starts[:, None] + torch.arange(dim)
+
+
+def separate(config: PreTrainedConfig, dim: int) -> Tensor:
+    """A query projection (or norm across heads), head after head; also the first block of a fused [q; k; v]."""
+    return _grid(torch.arange(config.num_attention_heads) * head_dim_of(config), dim)
+
+
+def per_head(config: PreTrainedConfig, dim: int) -> Tensor:
+    """[q, k, v] of head 0, then of head 1, ..."""
+    return _grid(torch.arange(config.num_attention_heads) * 3 * head_dim_of(config), dim)
+
+
+def shared(config: PreTrainedConfig, dim: int) -> Tensor:
+    """One norm for every head."""
+    return _grid(torch.zeros(1, dtype=torch.long), dim)
+
+
+def falcon(config: PreTrainedConfig, dim: int) -> Tensor:
+    """Groups of [queries, k, v] (new decoder), all queries first (multi-query), or per head."""
+    heads, size = config.num_attention_heads, head_dim_of(config)
+    if config.new_decoder_architecture:
+        each = heads // config.num_kv_heads
+        starts = torch.arange(heads) + 2 * (torch.arange(heads) // each)
+        return _grid(starts * size, dim)
+    return separate(config, dim) if config.multi_query else per_head(config, dim)
+
+
+def latent(config: PreTrainedConfig, dim: int) -> Tensor:
+    """DeepSeek's queries: in each head the unrotated part first."""
+    size = config.qk_nope_head_dim + config.qk_rope_head_dim
+    return _grid(torch.arange(config.num_attention_heads) * size + config.qk_nope_head_dim, dim)
+
+
+ROWS: dict[Rows, Callable[[PreTrainedConfig, int], Tensor]] = {
+    "separate": separate,
+    "per_head": per_head,
+    "shared": shared,
+    "falcon": falcon,
+    "latent": latent,
+}

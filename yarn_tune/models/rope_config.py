@@ -1,10 +1,7 @@
 """What a config says about rotary embeddings: the shape behind a config.json, and the facts that training needs."""
 
-import copy
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,8 +12,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from ..errors import UserError
 from ..rope import default_inv_freq, yarn_gain
 from .base_scaling import Ramp, Scaling, scaling_of
-from .families import FULL, Family, family_of
-from .query_rows import head_dim_of
+from .families import FAMILIES, FULL, Family, family_of
 
 RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 """Of the transformers that is installed."""
@@ -24,6 +20,22 @@ RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 ROPE_KEYS = {"rope_scaling", "rope_parameters", "rope_theta", "rope_local_base_freq", "partial_rotary_factor",
              "rotary_pct", "rotary_emb_base"}  # fmt: skip
 """Config keys about RoPE, as written by any release; families add their own."""
+
+
+def head_dim_of(config: PreTrainedConfig) -> int:
+    """Dimensions of one head; with latent attention, those of its rotated part.
+
+    Raises:
+        UserError: if the config does not give them.
+    """
+    # Gemma 4 has another size in full-attention layers, and its config refuses to name one for all of them.
+    per_layer = getattr(config, "is_heterogeneous", False)
+    own = config.to_dict().get("head_dim") if per_layer else getattr(config, "head_dim", None)
+    given = getattr(config, "qk_rope_head_dim", None) or own
+    try:
+        return int(given or config.hidden_size // config.num_attention_heads)
+    except AttributeError as error:
+        raise UserError(f"config.json: {config.model_type} does not say how large its heads are") from error
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,13 @@ def _bare(config: dict[str, Any]) -> PreTrainedConfig:
         kept = {key: value for key, value in part.items() if key not in left_out}
         return {key: stripped(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
-    return CONFIG_MAPPING[config["model_type"]].from_dict(stripped(config))
+    return config_object(stripped(config))
+
+
+def config_object(config: dict[str, Any]) -> PreTrainedConfig:
+    """The config object of a config.json, or of what `to_dict` gives, which some classes do not take back whole."""
+    kind = CONFIG_MAPPING[config["model_type"]]
+    return kind.from_dict({k: v for k, v in config.items() if not isinstance(getattr(kind, k, None), property)})
 
 
 def layout_of(config: dict[str, Any]) -> Layout:
@@ -205,6 +223,8 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
 def refusal(config: PreTrainedConfig) -> str | None:
     """The reason why no model with this config can be tuned; None where nothing is known against it."""
     family = family_of(config.model_type)
+    if config.model_type in FAMILIES and family.refused:
+        return family.refused
     if config.get_text_config() is not config:
         inner = config.get_text_config().model_type
         return f"it is multimodal; take its language model (model type {inner}) out of the checkpoint"
@@ -252,79 +272,3 @@ def logit_transform(config: PreTrainedConfig) -> Callable[[Tensor], Tensor] | No
         return lambda logits: logits / getattr(config, family.logit_divisor_key)
     cap = getattr(config, "final_logit_softcapping", None)
     return None if cap is None else lambda logits: torch.tanh(logits / cap) * cap
-
-
-ALIASES = {"kimi_k2": "deepseek_v3"}
-"""Model types that transformers does not have, and the type whose keys and computation they share."""
-
-
-def resembling(config: dict[str, Any]) -> dict[str, Any]:
-    """A config whose model type transformers lacks, in the keys of a type that it has; others as they are.
-
-    Code that such a checkpoint brings is not read: without an entry in `ALIASES` its keys are taken to mean what they
-    mean in a Llama-type model.
-    """
-    kind = config.get("model_type", "")
-    if kind in CONFIG_MAPPING or isinstance(config.get("text_config"), dict):
-        return config
-    if kind in ALIASES:
-        return config | {"model_type": ALIASES[kind]}
-    if not isinstance(config.get("hidden_size"), int) or not isinstance(config.get("num_attention_heads"), int):
-        return config
-    renamed = {"kv_channels": "head_dim", "rotary_emb_base": "rope_theta", "num_layers": "num_hidden_layers"}
-    made = {renamed[key]: config[key] for key in renamed if key in config}
-    if kind == "chatglm":
-        made |= {
-            "rope_theta": 1e4 * config.get("rope_ratio", 1),
-            "partial_rotary_factor": 0.5,
-            "rope_parameters": {
-                "rope_type": "default",
-                "partial_rotary_factor": 0.5,
-                "rope_theta": 1e4 * config.get("rope_ratio", 1),
-            },
-        }
-    if "seq_length" in config:
-        made["max_position_embeddings"] = config.get("max_position_embeddings", config["seq_length"])
-    return {"head_dim": None} | made | config | {"model_type": "llama"} | made
-
-
-def is_foreign(config: dict[str, Any]) -> bool:
-    """Whether transformers lacks the model type, also that of the language model in a wrapper."""
-    text = config.get("text_config")
-    inner = text.get("model_type") if isinstance(text, dict) else None
-    return config.get("model_type", "") not in CONFIG_MAPPING or (inner is not None and inner not in CONFIG_MAPPING)
-
-
-def language_model(config: dict[str, Any]) -> tuple[dict[str, Any], Layout]:
-    """The keys of the language model in a config.json, with its window filled in, and the layout behind them.
-
-    Raises:
-        UserError: if it has no RoPE, or its config class does not take the other keys.
-    """
-    text, layout = _language_model(json.dumps(config, default=str))
-    return copy.deepcopy(text), layout
-
-
-@lru_cache(maxsize=64)
-def _language_model(content: str) -> tuple[dict[str, Any], Layout]:
-    config = json.loads(content)
-    try:
-        text = resembling(text_section(resembling(config)))
-        layout = layout_of(text)
-        text = {"max_position_embeddings": default_window(layout.model_type)} | text
-    except UserError:
-        raise
-    except Exception as error:  # a damaged config makes config classes raise anything
-        raise UserError(f"config.json: {config.get('model_type')} cannot be loaded: {condensed(error)}") from error
-    return text | {"model_type": layout.model_type}, layout
-
-
-def default_window(model_type: str) -> int:
-    """max_position_embeddings of the config class, for configs that leave it out."""
-    return int(getattr(CONFIG_MAPPING[model_type](), "max_position_embeddings", 2048))
-
-
-def condensed(error: BaseException) -> str:
-    """An exception's whole text on one line."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split()) or type(error).__name__

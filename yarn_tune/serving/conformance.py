@@ -93,7 +93,8 @@ def expected_rope(learned: Learned, base: dict[str, Any], fold: float = 1.0) -> 
     if not layout.nested:
         return ExpectedRope({"": [tuned]}, learned.window, learned.facts.softmax_gain, fold=fold)
     sections = {k: default_section(base, layout.thetas[k], k) for k in layout.kinds if k != FULL}
-    others = {k: [(default_inv_freq(s["rope_theta"], learned.facts.dim), 1.0)] for k, s in sections.items()}
+    dims = {k: layout.rotary_dim(s.get("partial_rotary_factor", 1.0)) for k, s in sections.items()}
+    others = {k: [(default_inv_freq(s["rope_theta"], dims[k]), 1.0)] for k, s in sections.items()}
     return ExpectedRope({FULL: [tuned]} | others, learned.window, fold=fold)
 
 

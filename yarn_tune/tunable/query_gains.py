@@ -46,7 +46,9 @@ class GainFold(WeightFold):
     def adjust(self, module: str, output: Tensor) -> Tensor:
         """Queries `[..., rows]` of that module, multiplied in the precision of the gains."""
         own = self.site.gains_for(f"{module}.weight", self.gains)
-        return scaled(output, self.site, own).to(output.dtype)
+        # A norm across heads may return them in a dimension of their own (Cohere).
+        flat = output if self.site.width <= output.shape[-1] else output.flatten(-2)
+        return scaled(flat, self.site, own).reshape(output.shape).to(output.dtype)
 
     def holds(self, tensor: str) -> bool:
         """Whether the tensor has rows (or a norm's weights) of queries in a tuned layer."""

@@ -7,7 +7,6 @@ its own, which may be differentiable. Detaching (`tunable.py`) puts the stock mo
 
 import inspect
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -53,7 +52,18 @@ class RotaryReplacement(nn.Module):
         if isinstance(multiplier, Tensor):
             multiplier = multiplier.to(x.device)
         values = {f"{prefix}inv_freq": inv_freq.to(x.device), f"{prefix}attention_scaling": multiplier}
-        return self._layout(SimpleNamespace(**values), x, position_ids, *kind)
+        return self._layout(Overlaid(self.stock, values), x, position_ids, *kind)
+
+
+class Overlaid:
+    """The stock rotary module with other values for some attributes; the rest are its own (Qwen3.5's mrope)."""
+
+    def __init__(self, stock: nn.Module, values: dict[str, Any]) -> None:
+        self.__dict__.update(values)
+        self._stock = stock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stock, name)
 
 
 class RotaryProxy(nn.Module):
