@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from ..errors import CheckFailed
 from ..files import read_checked, unreadable
-from ..models import CHUNK, BaseModel, hidden_states, load_model, load_tokenizer, logit_transform, to_device
-from ..serving import EXTRA_KEYS, RopeEncoding
+from ..models import CHUNK, EXTRA_KEYS, BaseModel, hidden_states, load_model, load_tokenizer, logit_transform, to_device
+from ..serving import RopeEncoding
 from ..tunable import Folded, Learned, attach_fixed, detach, fold_parameters, with_lora
 from .warnings import rope_warnings
 

@@ -5,6 +5,7 @@ from .base_scaling import check_types, spelling_mistakes
 from .checkpoint_files import SECOND_COPY, UNQUANTISED, cache_folder, check_plain, kept_digest, quantisation_of
 from .families import FAMILIES, FULL, Family, Place, family_of, supported
 from .loading import (
+    EXTRA_KEYS,
     GIB,
     base_identity,
     config_json,
@@ -39,6 +40,7 @@ from .written_config import condensed, default_window, is_foreign, language_mode
 
 __all__ = [
     "CHUNK",
+    "EXTRA_KEYS",
     "FAMILIES",
     "FULL",
     "GIB",

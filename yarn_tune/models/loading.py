@@ -2,11 +2,13 @@
 
 import gc
 import itertools
+import logging
 import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,16 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as progress
 
 from ..errors import UserError
 from ..files import readable_by_all
 from ..recipe import Base, is_hub_id
 from .checkpoint_files import READ, SECOND_COPY, check_complete, check_files, checkpoint_folder
 from .families import FULL
+
+EXTRA_KEYS = {"attn_factor", "short_mscale", "long_mscale"}
+"""Keys of a rope section that an export writes for other serving stacks; transformers warns about them."""
 
 GIB = 2**30
 
@@ -196,8 +202,9 @@ def base_identity(base: Base) -> tuple[str, str | None]:
 def _from_hub(load: Callable[..., Any], model: str, **options: Any) -> Any:
     """Call a `from_pretrained`; a model that cannot be had is the user's error, not a traceback."""
     try:
-        # A checkpoint's own code is never run, and never asked about: what is exported must run on stock classes.
-        return load(model, trust_remote_code=False, **options)
+        with _quiet(model):
+            # A checkpoint's own code is never run: what is exported must run on stock classes.
+            return load(model, trust_remote_code=False, **options)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a damaged config makes config classes divide by zero, index None, and worse
@@ -205,6 +212,31 @@ def _from_hub(load: Callable[..., Any], model: str, **options: Any) -> Any:
         if "trust_remote_code" in str(error):
             reason = "it brings code of its own, which is never run here; only model classes of transformers are tuned"
         raise UserError(f"base.model: {model!r} could not be loaded: {reason}") from error
+
+
+@contextmanager
+def _quiet(model: str) -> Iterator[None]:
+    """Hide what transformers prints about a load that works: the bar of a local one, warnings about `EXTRA_KEYS`."""
+    bar = progress.is_progress_bar_enabled() and not is_hub_id(model)
+    shown = logging.getLogger("transformers").handlers
+    for handler in shown:
+        handler.addFilter(_is_news)
+    if bar:
+        progress.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bar:
+            progress.enable_progress_bar()
+        for handler in shown:
+            handler.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a warning is about more than keys that an export writes for other serving stacks."""
+    text = record.getMessage()
+    named = set(re.findall(r"'(\w+)'", text.rpartition(": ")[2]))
+    return not ("nrecognized keys" in text and named and named <= EXTRA_KEYS)
 
 
 def rotary_site(model: PreTrainedModel) -> tuple[nn.Module, str]:

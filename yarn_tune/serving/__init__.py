@@ -2,7 +2,7 @@
 
 from .advice import config_errors
 from .conformance import FREQUENCY_TOLERANCE, MULTIPLIER_TOLERANCE, frequency_error
-from .encodings import EXTRA_KEYS, RopeEncoding
+from .encodings import RopeEncoding
 from .rules import v5_sections
 from .selection import (
     Target,
@@ -16,7 +16,6 @@ from .stacks import STACKS
 from .verification import Verification, verify
 
 __all__ = [
-    "EXTRA_KEYS",
     "FREQUENCY_TOLERANCE",
     "MULTIPLIER_TOLERANCE",
     "STACKS",

@@ -49,9 +49,6 @@ from ..rope import (
 )
 from ..tunable import Learned
 
-EXTRA_KEYS = {"attn_factor", "short_mscale", "long_mscale"}
-"""Keys transformers does not know and says so: they are for other stacks."""
-
 SETTLED_A = 1e-5
 """Relative amount by which the attention factor may be moved to what the formula of longrope gives."""
 
