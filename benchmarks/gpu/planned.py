@@ -1,0 +1,32 @@
+"""The memory that `yarn-tune plan` predicts for a way of the step-cost part."""
+
+from yarn_tune.models import BaseModel
+from yarn_tune.planning import step_memory
+from yarn_tune.recipe import Base, parse_recipe
+
+from .context import ROOT, Context
+
+SETTINGS = {
+    "kept": ["train.gradient_checkpointing=false"],
+    "checkpointing": [],
+    "attention kept": ["train.keep_attention=true"],
+    "tiled MLPs": ["train.tiled_mlp=4096"],
+    "offloaded": ["train.offload_activations=true"],
+}
+"""Way -> recipe settings; forwards and the hand-written loop are not planned."""
+
+
+def predicted_mib(context: Context, way: str, length: int) -> float | None:
+    """MiB of one step above the weights; None for a way that `plan` does not know."""
+    if way not in SETTINGS:
+        return None
+    folder = ROOT / "data/tiny-base" if context.smoke else context.base
+    base = BaseModel(Base(model=str(folder)))
+    tree = {
+        "name": "planned",
+        "base": {"model": str(folder)},
+        "rope": {"window": max(length, base.facts.native), "query_gains": "pair_phase"},
+        "data": {"train": ["a"], "heldout": ["b"], "row_tokens": length},
+    }
+    recipe = parse_recipe(tree, SETTINGS[way])
+    return step_memory(recipe, base.config, length) / 2**20
