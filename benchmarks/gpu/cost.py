@@ -34,7 +34,7 @@ class Step:
 
 
 def step_cost(context: Context, results: Results) -> dict[str, Any]:
-    """Time of a step in forwards and memory in prefills, by way and row length; tokens per second, share of the peak."""
+    """Time of a step in forwards and memory in prefills, by way and row length."""
     lengths = (256, 512) if context.smoke else (8192, 32768, 65536, 131072)
     cells: dict[str, dict[str, Any]] = {}
     for length in lengths:

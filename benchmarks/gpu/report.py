@@ -38,7 +38,8 @@ def three_sentences(parts: dict[str, Any]) -> list[str]:
     if kept:
         name, one = next(iter(reversed(kept.items())))
         memory = f" and {one['prefills']} prefills of memory" if "prefills" in one else ""
-        third = f"A step that keeps its activations takes {one['forwards']} forwards{memory} at {name.split(', ')[1]} tokens."
+        tokens = name.split(", ")[1]
+        third = f"A step that keeps its activations takes {one['forwards']} forwards{memory} at {tokens} tokens."
     return [f"- {sentence}" for sentence in (first, second, third)]
 
 

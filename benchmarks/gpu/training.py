@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from yarn_tune import Tuning
 
-from .context import ROOT, Context, PartSkipped, Results, call, steps_of, yarn_tune
+from .context import ROOT, Context, PartSkipped, Results, call, in_time, steps_of, yarn_tune
 
 DEMO = "recipes/tiny-demo.yaml"
 TOLERANCE = 0.003
@@ -59,7 +60,7 @@ def window_4x(context: Context, results: Results) -> dict[str, Any]:
 def windows_2x_and_8x(context: Context, results: Results) -> dict[str, Any]:
     """The same for 16384 and 65536 tokens, with fewer steps."""
     found = {"2x": extended(context, 2, steps=40)}
-    if context.left > 90:
+    if context.left > 90 and not context.smoke:
         found["8x"] = extended(context, 8, steps=16)
     return found
 
@@ -120,21 +121,19 @@ def launched(context: Context, results: Results) -> dict[str, Any]:
     words = ["train.steps=2", "train.batch_size=2", "rope.window=512"]
     losses: dict[str, list[float]] = {}
     for name, more in ways.items():
-        run = trained(context, f"launch-{name[:5]}", DEMO, [*words, *more], tuple(launcher))
-        losses[name] = [line["loss"] for line in steps_of(run)]
+        folder = context.out / "runs" / f"launch-{name[:5]}"
+        script = str(Path(__file__).with_name("train_in.py"))
+        call(context, [sys.executable, *launcher, script, str(folder), DEMO, *words, *more], f"launching {name}")
+        losses[name] = [line["loss"] for line in steps_of(folder)]
     worst = max(abs(a - b) for each in losses.values() for a, b in zip(each, losses["plain"], strict=True))
     return {"losses": losses, "largest_difference": worst, "skipped": skipped or None}
 
 
-def trained(
-    context: Context, name: str, recipe: str, words: list[str], launcher: tuple[str, ...] = ()
-) -> Path:
+def trained(context: Context, name: str, recipe: str, words: list[str]) -> Path:
     """Train in a folder below the results, or continue there; the run folder."""
     folder = context.out / "runs" / name
     folder.parent.mkdir(exist_ok=True)
-    script = Path(__file__).with_name("train_in.py")
-    command = [sys.executable, *launcher, str(script), str(folder), recipe, f"name={name}", *words]
-    call(context, command, f"training {name}")
+    in_time(context, lambda: Tuning(recipe, [f"name={name}", *words], folder).train())
     return folder
 
 
@@ -191,4 +190,3 @@ def seconds_per_step(run: Path) -> float:
     """Median over the steps after the first."""
     seconds = [line["seconds"] for line in steps_of(run)]
     return round(statistics.median(seconds[1:] or seconds), 3)
-
