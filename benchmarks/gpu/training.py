@@ -83,7 +83,7 @@ def extended(context: Context, factor: int, steps: int) -> dict[str, Any]:
     return {
         "window": window, "tokens": sum(line["tokens"] for line in steps_of(run)),
         "seconds_per_step": seconds_per_step(run), "like": summary(rows), "unlike": summary(unlike),
-        "by_position": {row["method"]: row["by_position"] for row in rows}, "edges": rows[0]["edges"],
+        "by_position": {row["method"]: row["by_position"] for row in rows}, "edges": json.loads((run / "compare.json").read_text())["edges"],
     }  # fmt: skip
 
 
@@ -145,7 +145,7 @@ def compared(context: Context, run: Path, *words: str) -> list[dict[str, Any]]:
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """The rows of a compare.json."""
-    return list(json.loads(path.read_text()))
+    return list(json.loads(path.read_text())["like"]["rows"])
 
 
 def mean_of(row: dict[str, Any]) -> float:
