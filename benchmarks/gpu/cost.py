@@ -13,7 +13,7 @@ from yarn_tune.distributed import checkpoint_layers, offload_inputs, tile_mlps
 from yarn_tune.models import BaseModel, hidden_states, to_device
 from yarn_tune.recipe import Base, Rope
 from yarn_tune.training import Objective, ObjectiveConfig
-from yarn_tune.tunable import Start, attach, gains_for
+from yarn_tune.tunable import Start, adjustments_for, attach
 
 from . import handwritten
 from .context import ROOT, Context, PartSkipped, Results
@@ -119,8 +119,9 @@ def attached(context: Context, model: Any, length: int) -> tuple[Objective, list
     """The objective of a model with factors, temperature, gains and phases attached."""
     folder = ROOT / "data/tiny-base" if context.smoke else context.base
     base = BaseModel(Base(model=str(folder)))
-    start = Start.of(base.facts, Rope(window=max(length, base.facts.native)))
-    rotary = attach(model, start, "per_pair", gains_for(model.config.to_dict(), "pair_phase"))
+    rope = Rope(window=max(length, base.facts.native), query_gains="pair_phase")
+    start = Start.of(base.facts, rope)
+    rotary = attach(model, start, rope.frequencies, adjustments_for(model.config.to_dict(), rope))
     rotary.to(model.device)
     return Objective(model, rotary, ObjectiveConfig()), rotary.trainable()
 

@@ -77,13 +77,14 @@ def extended(context: Context, factor: int, steps: int) -> dict[str, Any]:
             "--heldout", documents(context, "heldout"), "--gpu-memory", f"{gib:.0f}", "--out", str(recipe),
         )  # fmt: skip
     words = [f"train.steps={2 if context.smoke else steps}", "train.batch_size=2", *settings(context, native, window)]
+    words.append(f"data.heldout_unlike=[{documents(context, 'unlike')}]")
     run = trained(context, f"window-{factor}x", str(recipe), words)
     rows = compared(context, run)
-    unlike = compared(context, run, f"data.heldout=[{documents(context, 'unlike')}]", "eval.retrieval=null")
+    written = json.loads((run / "compare.json").read_text())
     return {
         "window": window, "tokens": sum(line["tokens"] for line in steps_of(run)),
-        "seconds_per_step": seconds_per_step(run), "like": summary(rows), "unlike": summary(unlike),
-        "by_position": {row["method"]: row["by_position"] for row in rows}, "edges": json.loads((run / "compare.json").read_text())["edges"],
+        "seconds_per_step": seconds_per_step(run), "like": summary(rows), "unlike": summary(written["unlike"]["rows"]),
+        "by_position": {row["method"]: row["by_position"] for row in rows}, "edges": written["edges"],
     }  # fmt: skip
 
 

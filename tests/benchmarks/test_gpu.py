@@ -8,7 +8,7 @@ from tiny import NATIVE, VOCABULARY, tiny_model
 from yarn_tune.models import rope_facts
 from yarn_tune.recipe import Rope
 from yarn_tune.training import Objective, ObjectiveConfig
-from yarn_tune.tunable import Start, attach, gains_for
+from yarn_tune.tunable import Start, adjustments_for, attach
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from gpu import handwritten, report
@@ -20,8 +20,10 @@ def test_the_hand_written_loop_is_the_same_mathematics():
     torch.manual_seed(0)
     ids = torch.randint(1, VOCABULARY, (1, NATIVE + 1))
     plain, ours = tiny_model("llama"), tiny_model("llama")
-    start = Start.of(rope_facts(ours.config), Rope(window=NATIVE))  # nothing to extend: YaRN is the base
-    rotary = attach(ours, start, "per_pair", gains_for(ours.config.to_dict(), "pair_phase"))
+    rope = Rope(window=NATIVE, query_gains="pair_phase")  # nothing to extend: YaRN is the base
+    rotary = attach(
+        ours, Start.of(rope_facts(ours.config), rope), "per_pair", adjustments_for(ours.config.to_dict(), rope)
+    )
     hand = handwritten.prepare(plain)
     named = {name.rpartition(".")[2]: parameter for name, parameter in rotary.named_parameters()}
     with torch.no_grad():
