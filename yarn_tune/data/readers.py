@@ -16,12 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import datasets
-import pyarrow
-import pyarrow.parquet
-
 from ..errors import UserError
 from ..recipe import COMPRESSED, HUB, KINDS, kind_of
+
+try:  # needed for .parquet files and for datasets on the hub only
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+except ImportError:
+    datasets = pyarrow = None  # type: ignore[assignment, unused-ignore]
+ARROW_ERRORS: tuple[type[Exception], ...] = () if pyarrow is None else (pyarrow.ArrowException,)
 
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -82,7 +86,7 @@ def read_records(path: Path, place: str, columns: tuple[str, ...]) -> Iterator[R
                 yield from _json_rows(text, content, path, where)
             else:
                 yield Record(where, {columns[0]: text.replace("\r\n", "\n").replace("\r", "\n")})
-    except (pyarrow.ArrowException, OSError, EOFError, zlib.error) as error:
+    except (*ARROW_ERRORS, OSError, EOFError, zlib.error) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{where}: cannot be read ({reason}); is the file complete?") from error
 
@@ -260,6 +264,7 @@ def _json_rows(text: str, content: bytes, path: Path, where: str) -> Iterator[Re
 
 def _parquet_rows(path: Path, where: str, columns: tuple[str, ...]) -> Iterator[Record]:
     """Records of a Parquet file, with the columns that are used."""
+    _need_datasets(where)
     file = pyarrow.parquet.ParquetFile(path)
     present = file.schema_arrow.names
     used = [name for name in columns if name in present]
@@ -282,6 +287,7 @@ def hub_records(place: str, name: str, columns: tuple[str, ...]) -> Iterator[Rec
     Raises:
         UserError: if it cannot be read.
     """
+    _need_datasets(f"{place}: {name}")
     dataset, _, split = name.removeprefix(HUB).partition(":")
     dataset, _, config = dataset.partition("@")
     try:
@@ -299,3 +305,8 @@ def kind_name(value: object) -> str:
     names = {bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object",
              bytes: "bytes", type(None): "null"}  # fmt: skip
     return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _need_datasets(where: str) -> None:
+    if datasets is None:
+        raise UserError(f"{where}: reading this needs the package `datasets`; pip install datasets")
