@@ -25,7 +25,9 @@ try:  # needed for .parquet files and for datasets on the hub only
     import pyarrow.parquet
 except ImportError:
     datasets = pyarrow = None  # type: ignore[assignment, unused-ignore]
-ARROW_ERRORS: tuple[type[Exception], ...] = () if pyarrow is None else (pyarrow.ArrowException,)
+READ_ERRORS: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
+if pyarrow is not None:
+    READ_ERRORS = (*READ_ERRORS, pyarrow.ArrowException)
 
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -86,7 +88,7 @@ def read_records(path: Path, place: str, columns: tuple[str, ...]) -> Iterator[R
                 yield from _json_rows(text, content, path, where)
             else:
                 yield Record(where, {columns[0]: text.replace("\r\n", "\n").replace("\r", "\n")})
-    except (*ARROW_ERRORS, OSError, EOFError, zlib.error) as error:
+    except READ_ERRORS as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{where}: cannot be read ({reason}); is the file complete?") from error
 
