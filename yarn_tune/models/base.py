@@ -104,8 +104,9 @@ class BaseModel:
     @cached_property
     def digests(self) -> dict[str, str]:
         """SHA-256 of the config, the weights and the tokenizer's files, on which runs and measurements depend."""
-        kinds = {"config": ("config.json",), "weights": ("*.safetensors",), "tokenizer": TOKENIZER}
-        return {f"{kind} of the base": files_digest(self.files(names)) for kind, names in kinds.items()}
+        config = {"config of the base": hashlib.sha256(json.dumps(self.written).encode()).hexdigest()}
+        kinds = {"weights": ("*.safetensors",), "tokenizer": TOKENIZER}
+        return config | {f"{kind} of the base": files_digest(self.files(names)) for kind, names in kinds.items()}
 
     @cached_property
     def digest(self) -> str:

@@ -51,17 +51,6 @@ def load_config(model: str, revision: str | None = None, local_only: bool = Fals
 
 
 def config_json(model: str, revision: str | None = None) -> dict[str, Any]:
-    """A checkpoint's config.json as written, from a folder or hub id.
-
-    Raises:
-        UserError: if there is no such model.
-    """
-    _check_present(model)
-    written = _from_hub(PreTrainedConfig.get_config_dict, model, revision=revision)[0]
-    return {key: value for key, value in written.items() if key != "_commit_hash"}
-
-
-def raw_config(model: str, revision: str | None = None) -> dict[str, Any]:
     """A checkpoint's config.json as written, whether or not transformers has a class for it.
 
     Raises:

@@ -15,7 +15,7 @@ import torch
 
 from ..errors import UserError
 from ..files import read_checked
-from ..models import FULL, check_types, is_foreign, language_model, raw_config
+from ..models import FULL, check_types, config_json, is_foreign, language_model
 from .advice import explain
 from .conformance import ExpectedRope, changed_files, frequency_error, mismatches
 from .readers import EffectiveRope, Stack, read
@@ -101,7 +101,7 @@ def verify(
         UserError: if there is no such checkpoint or stack, the config has no RoPE or values of a wrong type, or no
             stack loads it.
     """
-    config = raw_config(checkpoint)
+    config = config_json(checkpoint)
     check_types(config)
     if overrides is not None:
         return _verify_overridden(checkpoint, config, overrides, stacks)
