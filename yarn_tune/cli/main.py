@@ -7,7 +7,12 @@ Exit codes: 0 success, 2 a mistake of the user, 3 a failed check, 128 + n stoppe
 import contextlib
 import errno
 import json
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
 
 from ..errors import CheckFailed, Interrupted, UserError
 from .parser import build_parser, parse
@@ -20,6 +25,51 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments:
         build_parser()[0].print_help()
         return 0
+    try:
+        with _ended_by_sigterm():
+            return _run(arguments)
+    except BrokenPipeError:  # the reader of our output ended, as `head` does
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (Python flushes it at the end)
+        return 128 + 13
+    except OSError as error:
+        print(f"yarn-tune: {_os_error_text(error)}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print("yarn-tune: out of memory; use smaller batches, lengths or documents", file=sys.stderr)
+        return 2
+    except _Terminated:
+        print("yarn-tune: stopped by SIGTERM; the same command continues", file=sys.stderr)
+        return 128 + signal.SIGTERM
+
+
+class _Terminated(BaseException):
+    """SIGTERM outside of training, which handles it itself: half-written files are deleted on the way out."""
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _os_error_text(error: OSError) -> str:
+    """What the system refused, where, and what to do."""
+    place = f"{error.filename}: " if error.filename else ""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = "make room and run the same command again: nothing saved is lost" if full else "check the path"
+    return f"{place}{error.strerror or error}; {remedy}"
+
+
+def _run(arguments: list[str]) -> int:
     try:
         options = parse(arguments)
         # DeepSpeed logs to stdout when it is imported; stdout is for the result alone.
@@ -34,16 +84,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("yarn-tune: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        print(f"yarn-tune: {error}; make room and run the same command again: nothing saved is lost", file=sys.stderr)
-        return 2
     except CheckFailed as error:
         print(f"yarn-tune: check failed: {error}", file=sys.stderr)
         return 3
     if is_main_process():
-        print(json.dumps(result.value) if options.json else _text(result))
+        print(json.dumps(result.value) if options.json else _text(result), flush=True)
     return 0 if result.passed else 3
 
 

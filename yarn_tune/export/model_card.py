@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 
 from ..evaluation import COMPARED, Comparison, tables
+from ..recipe import read_yaml
 from ..runs import Run, taught
 from ..tunable import KINDS, Learned
 from .fidelity import Fidelity
@@ -77,7 +78,7 @@ def card_header(text: str) -> dict[str, object]:
     if not text.startswith("---") or "\n---" not in text:
         return {}
     try:
-        header = yaml.safe_load(text[3 : text.index("\n---", 3)])
+        header = read_yaml(text[3 : text.index("\n---", 3)])
     except (yaml.YAMLError, ValueError):
         return {}
     return header if isinstance(header, dict) else {}

@@ -4,6 +4,7 @@ from .bundled import copy_recipe, shipped_recipes
 from .keys import Key, recipe_keys
 from .loading import checksum_line, load_recipe, open_recipe, parse_recipe, parse_rope
 from .named_files import COMPRESSED, HUB, KINDS, is_hub_id, kind_of, matching_files, missing_files, what_is
+from .parsing import read_yaml
 from .schema import (
     YARN,
     Base,
@@ -50,6 +51,7 @@ __all__ = [
     "open_recipe",
     "parse_recipe",
     "parse_rope",
+    "read_yaml",
     "recipe_keys",
     "shipped_recipes",
     "what_is",

@@ -17,7 +17,7 @@ import yaml
 
 from ..errors import UserError
 from .named_files import located, what_is
-from .parsing import Findings, apply_override, build, show
+from .parsing import Findings, apply_override, build, read_yaml, show
 from .schema import Recipe, Rope
 from .validation import ROPE_RULES, RULES, broken_rules
 
@@ -47,10 +47,10 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     try:
         text = Path(path).read_text(encoding="utf-8")
         _check_checksum(source, text)
-        tree = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = read_yaml(text)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         where = " ".join(str(error).split())
-        raise RecipeError(source, [f"not readable as YAML: {where}"]) from error
+        raise RecipeError(source, [f"not readable as YAML: {where[:300]}"]) from error
     if not isinstance(tree, dict):
         raise RecipeError(source, [f"a recipe is a mapping of sections, found {show(tree)}"])
     tree.setdefault("name", Path(path).stem)

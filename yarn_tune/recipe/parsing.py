@@ -6,6 +6,7 @@ read from the annotations of the dataclass fields.
 
 import dataclasses
 import difflib
+import itertools
 import types
 import typing
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 
-from .ranges import Constraint
+from .ranges import Bound, Constraint
 
 
 @dataclass
@@ -30,16 +31,47 @@ class Findings:
         return len(self.problems) - len(self.out_of_range)
 
 
+MOST_NODES = 100_000
+"""Values in a YAML text, with every alias written out."""
+
+
+def read_yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        yaml.YAMLError: if it is not YAML, nested too deeply, or grows beyond `MOST_NODES` values through aliases.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and _size(root, {}) > MOST_NODES:
+            raise yaml.YAMLError(f"its aliases make more than {MOST_NODES:,} values of it")
+        return yaml.safe_load(text)
+    except (ValueError, OverflowError) as error:  # a number of thousands of digits, a date that does not exist
+        raise yaml.YAMLError(str(error).split(";")[0]) from error
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply, or within itself") from error
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """The number of values below a node, with every alias written out."""
+    if id(node) not in known:
+        known[id(node)] = MOST_NODES + 1  # while it is counted: a node within itself never ends
+        children = node.value if isinstance(node, yaml.CollectionNode) else []
+        inner = itertools.chain.from_iterable(each if isinstance(each, tuple) else (each,) for each in children)
+        known[id(node)] = 1 + sum(_size(each, known) for each in inner)
+    return known[id(node)]
+
+
 def apply_override(tree: dict[str, Any], override: str, findings: Findings) -> None:
     """Set one dotted key of `tree` from a string such as `train.steps=50`; the value is YAML."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        findings.problems.append(f"override {override!r}: write it as section.key=value, as in train.steps=50")
+        findings.problems.append(f"override {show(override)}: write it as section.key=value, as in train.steps=50")
         return
     try:
-        value = yaml.safe_load(text)
+        value = read_yaml(text)
     except yaml.YAMLError:
-        findings.problems.append(f"override {override!r}: the value is not readable as YAML")
+        findings.problems.append(f"override {show(override)}: the value is not readable as YAML")
         return
     *parents, leaf = key.split(".")
     node = tree
@@ -129,7 +161,8 @@ def _annotated(hint: Any, notes: tuple[Any, ...], value: Any, place: str, findin
     value = _convert(hint, value, place, findings)
     constraints: list[Constraint] = [note for note in notes if not isinstance(note, str)]
     if findings.unusable == unusable and not all(each.holds(value) for each in constraints):
-        wanted = " and ".join(each.text for each in constraints).replace(" and be ", " and ")
+        named = [each for each in constraints if not isinstance(each, Bound) or not each.holds(value)]
+        wanted = " and ".join(each.text for each in named).replace(" and be ", " and ")
         findings.problems.append(f"{place}: must {wanted}; found {show(value)}")
         findings.out_of_range.append(place)
     reasons = "".join(f" ({note})" for note in notes if isinstance(note, str))

@@ -7,6 +7,9 @@ and is added to the message.
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+LONGEST_NAME = 200
+"""Bytes of a folder name; file systems take 255, and names of partial files are longer."""
+
 
 class Constraint(Protocol):
     """A condition on one value."""
@@ -51,6 +54,11 @@ class AtMost:
     def text(self) -> str:
         """See `Constraint`."""
         return f"be at most {self.high}"
+
+
+@dataclass(frozen=True)
+class Bound(AtMost):
+    """A limit far above every sensible value, which keeps loops finite; a message names it only if it is exceeded."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +113,10 @@ class FolderName:
 
     def holds(self, value: str) -> bool:
         """See `Constraint`."""
-        return bool(value) and "/" not in value and "\0" not in value and value not in (".", "..")
+        fits = 0 < len(value.encode(errors="replace")) <= LONGEST_NAME
+        return fits and value.isprintable() and "/" not in value and value not in (".", "..")
 
     @property
     def text(self) -> str:
         """See `Constraint`."""
-        return "be a folder name without slashes"
+        return f"be a folder name of at most {LONGEST_NAME} bytes, without slashes and control characters"

@@ -8,13 +8,13 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from .ranges import Above, AtLeast, AtMost, Below, FolderName, NotEmpty
+from .ranges import Above, AtLeast, AtMost, Below, Bound, FolderName, NotEmpty
 
-Count = Annotated[int, AtLeast(1)]
-Length = Annotated[int, AtLeast(2)]
+Count = Annotated[int, AtLeast(1), Bound(10_000_000)]
+Length = Annotated[int, AtLeast(2), Bound(100_000_000)]
 """Tokens of something that has at least one prediction."""
 Share = Annotated[float, AtLeast(0), AtMost(1)]
-Rate = Annotated[float, Above(0)]
+Rate = Annotated[float, Above(0), Bound(1e6)]
 Weight = Annotated[float, AtLeast(0)]
 Files = Annotated[list[str], NotEmpty(), "name at least one file"]
 
