@@ -62,6 +62,21 @@ def test_planted_rows_ask_for_what_they_state(demo):
         assert text.endswith(f" is {answer}")
 
 
+def test_planted_tasks_take_turns(demo):
+    recipe = demo("data.needles=0.5", "data.needle_tasks=[words, needle, variables]")
+    base = BaseModel(recipe.base)
+    planted = plant_needles(rows_of(recipe, base), recipe.data, base, 0)
+    asking = [row for row in planted.rows if row.answers]
+    marks = ("ring most often?", "What is the number of", "Which variables have the value")
+    texts = [base.tokenizer.decode(row.input_ids) for row in asking]
+    assert len(texts) == 10
+    for number, text in enumerate(texts):
+        assert [mark in text for mark in marks] == [place == number % 3 for place in range(3)]
+    for row, text in zip(asking, texts, strict=True):
+        assert len(row.input_ids) == 1024
+        assert text.endswith(base.tokenizer.decode(row.labels[-row.answers - 1 : -1]))
+
+
 def test_marks_are_on_the_answer(demo):
     recipe = demo("data.needles=1.0")
     base = BaseModel(recipe.base)

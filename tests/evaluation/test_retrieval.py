@@ -6,6 +6,7 @@ import math
 import re
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, partial
@@ -18,7 +19,8 @@ from tiny import VOCABULARY, tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer, models, normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from yarn_tune.data.needles import DEMO, PLAIN, Prompt, Wording, answer_tokens, build_prompt
+from yarn_tune.data.needles import DEMO, PLAIN, TASKS, Prompt, PromptSpec, Wording, answer_tokens, build_prompt
+from yarn_tune.data.needles import prompt_of as task_prompt
 from yarn_tune.errors import UserError
 from yarn_tune.evaluation.retrieval import (
     Cell,
@@ -207,6 +209,81 @@ def test_a_tokenizer_that_puts_a_blank_first_puts_none_inside():
     assert "".join(blank.convert_ids_to_tokens(wrapped.ids)).startswith("▁\n▁The▁special")
 
 
+def solved(task: str, text: str) -> str:
+    """The answer to a prompt of a task, found in its text alone."""
+    if task == "values":
+        word = re.search(r"Which numbers does the text above give for (\w+), in order", text)[1]
+        return ", ".join(re.findall(rf"number (?:of the|for) {word} is (\d+)\.", text))
+    if task == "variables":
+        value = re.search(r"Which variables have the value (\d+) in the text", text)[1]
+        names: list[str] = []
+        for name, given in re.findall(r" VAR (\w+) = (?:VAR )?(\w+)\.", text):
+            names += [name] if given == value or given in names else []
+        return " ".join(names)
+    calls = Counter(re.findall(r" The bell rang for (\w+)\.", text))
+    (first, most), (_, second) = calls.most_common(2)
+    assert (most, second, calls.total()) == (8, 3, 17)
+    return first
+
+
+@pytest.mark.parametrize("wording", [DEMO, PLAIN], ids=["demo", "plain"])
+@pytest.mark.parametrize("name", ["demo", "chat", "opened"])
+@pytest.mark.parametrize("task", list(TASKS))
+def test_every_tasks_prompt_has_its_length_and_the_answer_that_its_text_gives(task, name, wording):
+    tokenizer, answers = tokenizers()[name], set()
+    for seed in range(6):
+        spec = PromptSpec(task=task, length=500 + seed, depth=seed / 5, seed=seed, wording=wording)
+        prompt = task_prompt(tokenizer, prose(name), spec)
+        assert len(prompt.ids) == 500 + seed
+        assert len(prompt.answer_ids) == answer_tokens(tokenizer, seed, wording, task)
+        text = tokenizer.decode(prompt.ids)
+        assert solved(task, text) == prompt.answer
+        assert tokenizer.decode(prompt.answer_ids) == f" {prompt.answer}"
+        assert prompt == task_prompt(tokenizer, prose(name), spec)
+        answers.add(prompt.answer)
+    assert len(answers) > (1 if task == "words" else 5)
+
+
+@pytest.mark.parametrize("task", ["values", "variables"])
+def test_the_first_statement_of_a_task_is_at_its_depth(task):
+    ends = []
+    for depth in (0.0, 0.5, 1.0):
+        spec = PromptSpec(task=task, length=600, depth=depth, seed=3, wording=DEMO)
+        prompt = task_prompt(tokenizers()["demo"], prose("demo"), spec)
+        after = tokenizers()["demo"].decode(prompt.ids[prompt.needle_at :])
+        first = prompt.answer[:4] if task == "variables" else prompt.answer.split(",")[0]
+        assert re.match(
+            rf" VAR {first} = \d+\." if task == "variables" else rf" The number of the \w+ is {first}\.", after
+        )
+        ends.append(prompt.needle_at / 600)
+    assert ends[0] < 0.2
+    assert ends[0] < ends[1] < ends[2]
+    assert ends[2] > 0.6
+
+
+def test_tasks_are_asked_one_after_another_and_counted_apart():
+    grid = RetrievalGrid([400], [0.0, 1.0], 2, wording=DEMO, tasks=("needle", "values", "words"))
+    found = retrieve(lambda prompt: "," in prompt.answer, tokenizers()["demo"], prose("demo"), grid, progress=None)
+    assert [(cell.task, cell.right, cell.asked) for cell in found.cells] == [
+        (task, 2 * (task == "values"), 2) for task in ("needle", "values", "words") for _ in range(2)
+    ]
+    assert {task: one.accuracy()[0] for task, one in found.by_task().items()} == {"needle": 0, "values": 1, "words": 0}
+    assert found.accuracy()[0] == pytest.approx(1 / 3)
+    assert found.shares()[2] == [[pytest.approx(1 / 3)], [pytest.approx(1 / 3)]]
+    assert retrieval_table(found).count("| mean |") == 3
+    with pytest.raises(UserError, match="retrieval tasks: of needle, values, variables, words; found riddles"):
+        RetrievalGrid([400], [0.0], 1, tasks=("needle", "riddles"))
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_a_length_without_room_for_a_task_is_refused_with_the_smallest_possible(task):
+    spec = PromptSpec(task=task, length=20, depth=0.0, seed=0)
+    with pytest.raises(UserError, match="smallest length possible") as refused:
+        task_prompt(tokenizers()["demo"], prose("demo"), spec)
+    smallest = int(re.findall(r"\d+", str(refused.value))[-1])
+    assert len(task_prompt(tokenizers()["demo"], prose("demo"), replace(spec, length=smallest)).ids) == smallest
+
+
 @pytest.mark.parametrize(("name", "keys"), [("demo", 1), ("demo", 5), ("chat", 2), ("opened", 1), ("words", 3)])
 def test_a_length_without_room_is_refused_with_the_smallest_possible(name, keys):
     wording = WORDS if name == "words" else DEMO
@@ -368,7 +445,9 @@ def test_wilson_intervals_by_hand():
 
 
 def asks(lengths: list[int], depths: list[float], per_cell: int, seed: int = 7) -> list[tuple[int, float, int]]:
-    return [(ask.length, ask.depth, ask.seed) for ask in RetrievalGrid(lengths, depths, per_cell, 2, DEMO, seed).asks()]
+    return [
+        (spec.length, spec.depth, spec.seed) for spec in RetrievalGrid(lengths, depths, per_cell, 2, DEMO, seed).specs()
+    ]
 
 
 def test_a_grid_asks_every_cell_and_no_cell_depends_on_another():

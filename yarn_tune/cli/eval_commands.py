@@ -99,7 +99,8 @@ def retrieve_command(options: argparse.Namespace) -> CommandResult:
         score = partial(score_server, options.url, options.served_name or options.checkpoint)
     else:
         score = partial(score_transformers, to_device(base.load()))
-    grid = RetrievalGrid(lengths, depths, options.per_cell, options.keys, WORDINGS[options.wording])
+    wording, tasks = WORDINGS[options.wording], tuple(options.tasks.split(","))
+    grid = RetrievalGrid(lengths, depths, options.per_cell, options.keys, wording, tasks=tasks)
     found = retrieve(score, base.tokenizer, filler, grid)
     if options.picture:
         heat_map(found, Path(options.picture), f"Retrieval: {options.checkpoint}")

@@ -173,6 +173,9 @@ def _add_evaluation(add: Add) -> None:
     )
     command.add_argument("--per-cell", type=int, default=4, help="prompts per length and depth (default: 4)")
     command.add_argument("--keys", type=int, default=1, help="needles per prompt, one of which is asked for")
+    command.add_argument(
+        "--tasks", default="needle", metavar="TASK,...", help="of needle, values, variables, words (see eval.retrieval)"
+    )
     command.add_argument("--wording", choices=["plain", "demo"], default="plain", help="demo: for data/tiny-base")
     command.add_argument("--dtype", **dtype)  # type: ignore[arg-type]
     command.add_argument("--engine", choices=["transformers", "vllm"], default="transformers", help="what generates")

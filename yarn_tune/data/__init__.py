@@ -2,21 +2,22 @@
 
 from .coverage import Coverage
 from .heldout import check_heldout, doubled, grid_lengths, heldout_excerpts, heldout_tokens
-from .needles import PLAIN, WORDINGS, Prompt, Wording, build_prompt, plant_needles
+from .needles import PLAIN, TASKS, WORDINGS, Prompt, PromptSpec, Wording, plant_needles, prompt_of
 from .packing import pack_long
 from .positions import Placed, place_contiguous
 from .rows import RowRequest, RowSet, build_rows
 
 __all__ = [
     "PLAIN",
+    "TASKS",
     "WORDINGS",
     "Coverage",
     "Placed",
     "Prompt",
+    "PromptSpec",
     "RowRequest",
     "RowSet",
     "Wording",
-    "build_prompt",
     "build_rows",
     "check_heldout",
     "doubled",
@@ -26,4 +27,5 @@ __all__ = [
     "pack_long",
     "place_contiguous",
     "plant_needles",
+    "prompt_of",
 ]

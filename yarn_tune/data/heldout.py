@@ -10,12 +10,12 @@ from ..errors import UserError
 from ..models import BaseModel
 from ..recipe import HUB, Data, Eval, Retrieve
 from .documents import Documents, Need, read_documents
-from .needles import WORDINGS, build_prompt
+from .needles import WORDINGS, PromptSpec, prompt_of
 from .packing import Account, Tokens
 from .tokenization import control_tokens
 
-ROOM = 16
-"""Tokens left of a window for the answer to a planted question."""
+ROOM, ROOM_FOR_LISTS = 16, 48
+"""Tokens left of a window for the answer to a question: for one number, and for several numbers or names."""
 HELDOUT_FILLER = 2_000_000
 """Tokens of a streamed dataset that are enough to hide needles in."""
 
@@ -88,8 +88,10 @@ def check_heldout(data: Data, evaluation: Eval, base: BaseModel, native: int, wi
         filler = heldout_tokens(data, base)
         lengths = grid_lengths(wanted, native, window)
         try:
-            for length in (lengths[0], lengths[-1]):
-                build_prompt(base.tokenizer, filler, length, 0.0, wanted.keys, 0, WORDINGS[wanted.wording])
+            for task, length in itertools.product(wanted.tasks, (lengths[0], lengths[-1])):
+                words = WORDINGS[wanted.wording]
+                spec = PromptSpec(task=task, length=length, depth=0.0, seed=0, keys=wanted.keys, wording=words)
+                prompt_of(base.tokenizer, filler, spec)
         except UserError as error:
             raise UserError(f"eval.retrieval: {error}") from error
     return found
@@ -104,7 +106,8 @@ def _read(data: Data, base: BaseModel, streamed: int, key: str = "data.heldout")
 
 def grid_lengths(wanted: Retrieve, native: int, window: int) -> list[int]:
     """The recipe's lengths; or the native window doubled up to the window, each less the room for an answer."""
-    return sorted(set(wanted.lengths or [length - ROOM for length in doubled(native, window)]))
+    room = ROOM if wanted.tasks == ["needle"] else ROOM_FOR_LISTS
+    return sorted(set(wanted.lengths or [length - room for length in doubled(native, window)]))
 
 
 def doubled(native: int, window: int) -> list[int]:

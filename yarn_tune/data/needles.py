@@ -5,6 +5,7 @@ a question prevent that. They use the same prompts as the measurements (`evaluat
 numbers and positions, made from the training documents, and contain the answer.
 """
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -64,12 +65,104 @@ WORDINGS = {"plain": PLAIN, "demo": DEMO}
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question, token ids `[length]`; the answer, as token ids and in digits; where the needle's first token is."""
+    """A question, token ids `[length]`; the answer, as token ids and as text; where the needle's first token is."""
 
     ids: list[int]
     answer_ids: list[int]
     answer: str
     needle_at: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSpec:
+    """Everything that decides a prompt, except the tokenizer and the prose."""
+
+    task: str = "needle"
+    """A key of `TASKS`, or `needle`."""
+    length: int
+    """Tokens, without the answer."""
+    depth: float
+    """Share of the prose before the needle, or before the first statement of a task whose statements have an order."""
+    seed: int
+    """Decides words, numbers, prose and the other places."""
+    keys: int = 1
+    """Needles, each for another word; of `needle` alone."""
+    wording: Wording = PLAIN
+
+
+def prompt_of(tokenizer: Tokenizer, filler_ids: Sequence[int] | Tokens, spec: PromptSpec) -> Prompt:
+    """The prompt of any task; raises as `build_prompt`."""
+    if spec.task == "needle":
+        return build_prompt(tokenizer, filler_ids, spec.length, spec.depth, spec.keys, spec.seed, spec.wording)
+    _check_depth(spec.depth)
+    rng = random.Random(f"retrieval/{spec.task}/{spec.seed}")
+    asked = TASKS[spec.task](rng, spec.wording)
+    opening, closing, answer_ids = _frame(tokenizer, asked.question, asked.lead, asked.answer)
+    ordered, others = ([_encode(tokenizer, text) for text in texts] for texts in (asked.ordered, asked.others))
+    count = spec.length - len(opening) - sum(map(len, [*ordered, *others])) - len(closing)
+    if count < 1:
+        raise UserError(
+            f"retrieval length: {spec.length} tokens hold no prompt of the task {spec.task}; the smallest length "
+            f"possible (seed {spec.seed}) is {spec.length - count + 1}"
+        )
+    prose = _span(filler_ids, count, rng)
+    body, at = _spread(prose, ordered, others, spec.depth, rng)
+    return Prompt([*opening, *body, *closing], answer_ids, asked.answer, len(opening) + at)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a task states and asks, as text."""
+
+    ordered: list[str]
+    """Statements that appear in this order, the first one at the prompt's depth."""
+    others: list[str]
+    """Statements that appear anywhere."""
+    question: str
+    lead: str
+    """Beginning of the answer."""
+    answer: str
+
+
+def _values(rng: random.Random, wording: Wording) -> Question:
+    """All three numbers of one word; another word has numbers too."""
+    words = rng.sample(wording.words.split(), 2)
+    numbers = [str(n) for n in rng.sample(range(10 ** (wording.digits - 1), 10**wording.digits), 5)]
+    stated = [wording.needle.format(word=words[n > 2], number=number) for n, number in enumerate(numbers)]
+    question = f" Which numbers does the text above give for {words[0]}, in order of appearance?"
+    lead = f"The numbers for {words[0]} are, in order of appearance,"
+    return Question(stated[:3], stated[3:], question, lead, ", ".join(numbers[:3]))
+
+
+def _variables(rng: random.Random, _: Wording) -> Question:
+    """All variables that have one value, through two assignments of variables; another chain has another value."""
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    names: list[str] = []
+    while len(names) < 6:
+        name = "".join(rng.sample(letters, 4))
+        names += [] if name in names else [name]
+    numbers = rng.sample(range(10000, 100000), 2)
+    chains = [
+        [f" VAR {a} = {number}.", f" VAR {b} = VAR {a}.", f" VAR {c} = VAR {b}."]
+        for (a, b, c), number in zip((names[:3], names[3:]), numbers, strict=True)
+    ]
+    question = f" Which variables have the value {numbers[0]} in the text above, in order of assignment?"
+    lead = f"The variables with the value {numbers[0]} are"
+    return Question(chains[0], chains[1], question, lead, " ".join(names[:3]))
+
+
+def _words(rng: random.Random, wording: Wording) -> Question:
+    """The most frequent of four words: 8 times among three words of 3 times each, so that guessing gives 25%."""
+    words = rng.sample(wording.words.split(), 4)
+    calls = [words[0]] * 8 + words[1:] * 3
+    stated = [f" The bell rang for {word}." for word in calls]
+    question = " For which word did the bell in the text above ring most often?"
+    return Question([], stated, question, "The bell rang most often for", words[0])
+
+
+TASKS = {"values": _values, "variables": _variables, "words": _words}
+"""Tasks beside `needle`, after RULER (arXiv:2404.06654): several values of one key, variable tracking, and the most
+frequent word. An answer is right as a whole or not at all, while RULER gives credit for parts."""
 
 
 def build_prompt(
@@ -92,29 +185,43 @@ def build_prompt(
         UserError: if `length` has no room for needles and question (the message says which length has), if there is
             too little filler, or if depth, keys or the chat template are impossible.
     """
-    if not 0 <= depth <= 1:
-        raise UserError(f"retrieval depth: a share of the prompt, from 0.0 to 1.0; found {depth}")
+    _check_depth(depth)
     rng = random.Random(f"retrieval/{seed}")
     words, numbers = _drawn(rng, wording, keys)
     needles = [_encode(tokenizer, wording.needle.format(word=w, number=n)) for w, n in zip(words, numbers, strict=True)]
-    opening, closing, answer_ids = _frame(tokenizer, wording, words[0], str(numbers[0]))
+    question, lead = wording.question.format(word=words[0]), wording.lead.format(word=words[0])
+    opening, closing, answer_ids = _frame(tokenizer, question, lead, str(numbers[0]))
     count = length - len(opening) - sum(map(len, needles)) - len(closing)
     if count < keys:
         raise UserError(
             f"retrieval length: {length} tokens hold no prompt with {keys} needle(s) and the question; "
             f"the smallest length possible (seed {seed}) is {length - count + keys}"
         )
-    if len(filler_ids) < count:
-        raise UserError(f"retrieval filler: {len(filler_ids)} tokens of prose, {count} needed; name longer documents")
-    start = rng.randrange(len(filler_ids) - count + 1)
-    body, at = _place([int(token) for token in filler_ids[start : start + count]], needles, depth, rng)
+    body, at = _place(_span(filler_ids, count, rng), needles, depth, rng)
     return Prompt([*opening, *body, *closing], answer_ids, str(numbers[0]), len(opening) + at)
 
 
-def answer_tokens(tokenizer: Tokenizer, seed: int, wording: Wording = PLAIN) -> int:
-    """How many tokens the answer to the prompt of a seed with one needle has; `UserError` as `build_prompt`."""
+def _check_depth(depth: float) -> None:
+    if not 0 <= depth <= 1:
+        raise UserError(f"retrieval depth: a share of the prompt, from 0.0 to 1.0; found {depth}")
+
+
+def _span(filler_ids: Sequence[int] | Tokens, count: int, rng: random.Random) -> list[int]:
+    """`count` tokens of prose from a random place."""
+    if len(filler_ids) < count:
+        raise UserError(f"retrieval filler: {len(filler_ids)} tokens of prose, {count} needed; name longer documents")
+    start = rng.randrange(len(filler_ids) - count + 1)
+    return [int(token) for token in filler_ids[start : start + count]]
+
+
+def answer_tokens(tokenizer: Tokenizer, seed: int, wording: Wording = PLAIN, task: str = "needle") -> int:
+    """How many tokens the answer to the prompt of a seed has, with one needle; `UserError` as `build_prompt`."""
+    if task != "needle":
+        asked = TASKS[task](random.Random(f"retrieval/{task}/{seed}"), wording)
+        return len(_frame(tokenizer, asked.question, asked.lead, asked.answer)[2])
     words, numbers = _drawn(random.Random(f"retrieval/{seed}"), wording, 1)
-    return len(_frame(tokenizer, wording, words[0], str(numbers[0]))[2])
+    question, lead = wording.question.format(word=words[0]), wording.lead.format(word=words[0])
+    return len(_frame(tokenizer, question, lead, str(numbers[0]))[2])
 
 
 def _drawn(rng: random.Random, wording: Wording, keys: int) -> tuple[list[str], list[int]]:
@@ -133,9 +240,8 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return whole[len(before) :] if whole[: len(before)] == before else alone
 
 
-def _frame(tokenizer: Tokenizer, wording: Wording, word: str, number: str) -> tuple[list[int], list[int], list[int]]:
+def _frame(tokenizer: Tokenizer, question: str, lead: str, answer: str) -> tuple[list[int], list[int], list[int]]:
     """Token ids before the prose, token ids after it (the question and the answer's beginning), and the answer's."""
-    question, lead = wording.question.format(word=word), wording.lead.format(word=word)
     if tokenizer.chat_template:
         mark = "@@message@@"
         message = [{"role": "user", "content": mark}]
@@ -145,9 +251,27 @@ def _frame(tokenizer: Tokenizer, wording: Wording, word: str, number: str) -> tu
         opening, after = _encode(tokenizer, sides[0]), question + sides[1] + lead
     else:  # the token that begins a text, if the tokenizer puts one there
         opening, after = list(prefix_of(tokenizer)), f"{question} {lead}"
-    closing, answered = _encode(tokenizer, after), _encode(tokenizer, f"{after} {number}")
+    closing, answered = _encode(tokenizer, after), _encode(tokenizer, f"{after} {answer}")
     whole = answered[: len(closing)] == closing
-    return opening, closing, answered[len(closing) :] if whole else _encode(tokenizer, f" {number}")
+    return opening, closing, answered[len(closing) :] if whole else _encode(tokenizer, f" {answer}")
+
+
+def _spread(
+    filler: list[int], ordered: list[list[int]], others: list[list[int]], depth: float, rng: random.Random
+) -> tuple[list[int], int]:
+    """The prose with all statements in it, and where the first of `ordered` begins, or else the first one of all."""
+    first = round(depth * len(filler))
+    spots = [first, *sorted(rng.randint(first, len(filler)) for _ in ordered[1:])] if ordered else []
+    spots += [rng.randint(0, len(filler)) for _ in others]
+    body: list[int] = []
+    begins: dict[int, int] = {}
+    done = 0
+    for number in sorted(range(len(spots)), key=lambda number: (spots[number], number)):
+        body += filler[done : spots[number]]
+        begins[number] = len(body)
+        body += [*ordered, *others][number]
+        done = spots[number]
+    return [*body, *filler[done:]], begins[0] if ordered else min(begins.values())
 
 
 def _place(filler: list[int], needles: list[list[int]], depth: float, rng: random.Random) -> tuple[list[int], int]:
@@ -175,24 +299,30 @@ def plant_needles(rows: RowSet, data: Data, base: BaseModel, seed: int) -> RowSe
         return rows
     rng = random.Random(f"needles/{seed}")
     chosen = set(rng.sample(range(len(rows.rows)), round(data.needles * len(rows.rows))))
-    planted = [
-        _with_question(row, base, WORDINGS[data.wording], FIRST_SEED + number, rng.random())
-        if number in chosen
-        else row
-        for number, row in enumerate(rows.rows)
-    ]
+    planted, tasks = [], itertools.cycle(data.needle_tasks)
+    for number, row in enumerate(rows.rows):
+        if number in chosen:
+            spec = PromptSpec(
+                task=next(tasks),
+                length=len(row.input_ids),
+                depth=rng.random(),
+                seed=FIRST_SEED + number,
+                wording=WORDINGS[data.wording],
+            )
+            row = _with_question(row, base, spec)
+        planted.append(row)
     return replace(rows, rows=planted)
 
 
-def _with_question(row: Placed, base: BaseModel, wording: Wording, seed: int, depth: float) -> Placed:
+def _with_question(row: Placed, base: BaseModel, spec: PromptSpec) -> Placed:
     """A row of the same length that ends in a question and its answer."""
     size = len(row.input_ids)
     # Twice, since without its special tokens the text may be too short to fill a row with needle and question.
     prose = np.tile(row.input_ids, 2)
     prose = prose[~np.isin(prose, control_tokens(base))]
     try:
-        answer = answer_tokens(base.tokenizer, seed, wording)
-        prompt = build_prompt(base.tokenizer, prose, size - answer, depth, 1, seed, wording)
+        answer = answer_tokens(base.tokenizer, spec.seed, spec.wording, spec.task)
+        prompt = prompt_of(base.tokenizer, prose, replace(spec, length=size - answer))
     except UserError as error:
         raise UserError(f"data.needles: {error}") from error
     ids = [*prompt.ids, *prompt.answer_ids]

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from ..data import PLAIN, WORDINGS, Prompt, Wording, build_prompt
+from ..data import PLAIN, TASKS, WORDINGS, Prompt, PromptSpec, Wording, prompt_of
 from ..errors import UserError
 from ..files import read_checked, write_checked
 from ..models import hidden_states, logit_transform
@@ -78,7 +78,7 @@ def wilson(right: int, asked: int) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Cell:
-    """The prompts of one length and depth."""
+    """The prompts of one task, length and depth."""
 
     length: int
     """Tokens."""
@@ -86,6 +86,7 @@ class Cell:
     right: int
     """Prompts answered correctly."""
     asked: int
+    task: str = "needle"
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,11 @@ class Retrieval:
         chosen = [c for c in self.cells if length in (None, c.length) and (beyond is None or c.length > beyond)]
         return wilson(sum(cell.right for cell in chosen), sum(cell.asked for cell in chosen))
 
+    def by_task(self) -> dict[str, "Retrieval"]:
+        """The cells of each task, in the order of the grid."""
+        names = dict.fromkeys(cell.task for cell in self.cells)
+        return {name: Retrieval([cell for cell in self.cells if cell.task == name]) for name in names}
+
     def prompts(self, beyond: int = 0) -> int:
         """Number of prompts longer than `beyond` tokens."""
         return sum(cell.asked for cell in self.cells if cell.length > beyond)
@@ -109,17 +115,11 @@ class Retrieval:
     def shares(self) -> tuple[list[int], list[float], list[list[float]]]:
         """Lengths, depths, and the share right of each depth (row) and length (column), NaN where none was asked."""
         lengths, depths = sorted({c.length for c in self.cells}), sorted({c.depth for c in self.cells})
-        share = {(c.length, c.depth): wilson(c.right, c.asked)[0] for c in self.cells}
-        return lengths, depths, [[share.get((length, depth), math.nan) for length in lengths] for depth in depths]
-
-
-@dataclass(frozen=True)
-class Ask:
-    """The settings of one prompt."""
-
-    length: int
-    depth: float
-    seed: int
+        counts = {(length, depth): (0, 0) for length in lengths for depth in depths}
+        for c in self.cells:
+            right, asked = counts[c.length, c.depth]
+            counts[c.length, c.depth] = (right + c.right, asked + c.asked)
+        return lengths, depths, [[wilson(*counts[length, depth])[0] for length in lengths] for depth in depths]
 
 
 @dataclass(frozen=True)
@@ -139,24 +139,36 @@ class RetrievalGrid:
     """Needles per prompt, each for another word; one is asked for."""
     wording: Wording = field(default=PLAIN)
     seed: int = 0
+    tasks: tuple[str, ...] = ("needle",)
 
     def __post_init__(self) -> None:
         if not self.lengths or not self.depths or self.per_cell < 1:
             raise UserError("retrieval: name at least one length and one depth, and at least 1 prompt per cell")
+        known = ("needle", *TASKS)
+        unknown = [task for task in self.tasks if task not in known]
+        if unknown or not self.tasks:
+            raise UserError(f"retrieval tasks: of {', '.join(known)}; found {', '.join(unknown) or 'none'}")
 
     @classmethod
     def of(cls, settings: Retrieve, lengths: list[int]) -> "RetrievalGrid":
         """The grid of a recipe's `eval.retrieval`."""
-        return cls(lengths, settings.depths, settings.per_cell, settings.keys, WORDINGS[settings.wording])
+        wording, tasks = WORDINGS[settings.wording], tuple(settings.tasks)
+        return cls(lengths, settings.depths, settings.per_cell, settings.keys, wording, tasks=tasks)
 
-    def asks(self) -> list[Ask]:
-        """Every prompt's settings, shortest first; those of a cell do not depend on the other cells."""
-        cells = itertools.product(sorted(set(self.lengths)), sorted(set(map(float, self.depths))), range(self.per_cell))
-        return [Ask(n, d, random.Random(f"{self.seed}/{n}/{d}/{number}").randrange(2**31)) for n, d, number in cells]
-
-    def prompt(self, tokenizer: Tokenizer, filler: list[int], ask: Ask) -> Prompt:
-        """One prompt in prose from `filler`; raises as `build_prompt`."""
-        return build_prompt(tokenizer, filler, ask.length, ask.depth, self.keys, ask.seed, self.wording)
+    def specs(self) -> list[PromptSpec]:
+        """Every prompt, task by task and shortest first; those of a cell do not depend on the other cells."""
+        lengths, depths = sorted(set(self.lengths)), sorted(set(map(float, self.depths)))
+        return [
+            PromptSpec(
+                task=task,
+                length=length,
+                depth=depth,
+                seed=random.Random(f"{self.seed}/{length}/{depth}/{number}").randrange(2**31),
+                keys=self.keys,
+                wording=self.wording,
+            )
+            for task, length, depth, number in itertools.product(self.tasks, lengths, depths, range(self.per_cell))
+        ]
 
 
 def retrieve(
@@ -171,19 +183,19 @@ def retrieve(
     Args:
         score: whether a prompt is answered correctly.
         tokenizer: of the model.
-        filler: prose around the needles, as `build_prompt` takes it.
+        filler: prose around the needles, as `prompt_of` takes it.
         grid: the prompts.
         progress: title of a progress bar on stderr; None: no bar.
 
     Raises:
-        UserError: as `build_prompt`.
+        UserError: as `prompt_of`.
     """
-    counts: dict[tuple[int, float], tuple[int, int]] = {}
-    for ask in tqdm(grid.asks(), desc=progress, unit="prompt", file=sys.stderr, disable=not progress):
-        right, asked = counts.get((ask.length, ask.depth), (0, 0))
-        found = score(grid.prompt(tokenizer, filler, ask))
-        counts[ask.length, ask.depth] = (right + found, asked + 1)
-    return Retrieval([Cell(length, depth, *count) for (length, depth), count in counts.items()])
+    counts: dict[tuple[str, int, float], tuple[int, int]] = {}
+    for spec in tqdm(grid.specs(), desc=progress, unit="prompt", file=sys.stderr, disable=not progress):
+        right, asked = counts.get((spec.task, spec.length, spec.depth), (0, 0))
+        found = score(prompt_of(tokenizer, filler, spec))
+        counts[spec.task, spec.length, spec.depth] = (right + found, asked + 1)
+    return Retrieval([Cell(length, depth, *count, task) for (task, length, depth), count in counts.items()])
 
 
 @dataclass(frozen=True)
@@ -243,7 +255,13 @@ def _key(cache: NllCache, method: Method, filler: list[int], grid: RetrievalGrid
 
 
 def retrieval_table(retrieval: Retrieval) -> str:
-    """A Markdown table of shares in %: one row per depth, one column per length, and the mean with its 95% interval."""
+    """A Markdown table of shares in %: one row per depth, one column per length, and the mean with its 95% interval.
+
+    Where there are several tasks, each has a table of its own.
+    """
+    tasks = retrieval.by_task()
+    if len(tasks) > 1:
+        return "\n\n".join(f"{task}:\n\n{retrieval_table(found)}" for task, found in tasks.items())
     lengths, depths, shares = retrieval.shares()
     means = map(retrieval.accuracy, lengths)
     rows = [

@@ -77,6 +77,9 @@ class Lora:
     """Names of linear modules."""
 
 
+TaskName = Literal["needle", "values", "variables", "words"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """Documents, and how they become rows."""
@@ -109,6 +112,8 @@ class Data:
     """Order of `lengths`. mixed: they alternate. staged: one after another, each for its share of the steps."""
     needles: Share = 0.0
     """Share of the rows that end in a question for a number stated earlier in the row."""
+    needle_tasks: Annotated[list[TaskName], NotEmpty(), "name a task"] = field(default_factory=lambda: ["needle"])
+    """Tasks of these questions, in turn; see `eval.retrieval.tasks`."""
     wording: Literal["plain", "demo"] = "plain"
     """Wording of these questions; see `eval.retrieval.wording`."""
 
@@ -202,6 +207,9 @@ class Retrieve:
     """Position of the needle: 0 far from the question, 1 right before it."""
     per_cell: Count = 4
     """Prompts per length and depth."""
+    tasks: Annotated[list[TaskName], NotEmpty(), "name a task"] = field(default_factory=lambda: ["needle"])
+    """needle: a number that is stated once. values: all three numbers of one word. variables: all variables with one
+    value, through assignments. words: the most frequent of four words."""
     keys: Count = 1
     """Needles per prompt, each with another word; the question is about one of them."""
     wording: Literal["plain", "demo"] = "plain"
