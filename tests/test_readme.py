@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from test_layers import ORDER
 from tiny import recipe_tree, save_tiny
 from yarn_tune.cli.parser import parse
 from yarn_tune.evaluation.results import Comparison, table
@@ -33,15 +34,29 @@ def test_every_link_leads_somewhere(page):
         assert (page.parent / name).exists(), name
 
 
-def test_every_module_is_in_the_reading_order():
-    tree = re.search(r"## The code.*?```\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[1]
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_every_package_is_in_the_tree_in_the_order_of_imports():
+    tree = re.search(r"```\nyarn_tune/\n(.*?)\ntests/", CONTRIBUTING, re.S)[1]
     named = [line.split()[0] for line in tree.splitlines()]
-    named += re.findall(r"\((\w+\.py)[ ,)]|, (\w+\.py)\)", tree) and ["yarn_tune/packing.py", "yarn_tune/positions.py"]
-    for name in named:
-        assert (ROOT / name).exists(), name
-    modules = {path.name for path in (ROOT / "yarn_tune").glob("*.py")} - {"__init__.py", "__main__.py"}
-    unlisted = {name for name in modules if name not in tree} - {"errors.py", "cli.py", "commands.py"}
-    assert not unlisted
+    assert all((ROOT / "yarn_tune" / name).exists() for name in named)
+    order = [name for name in ORDER if name not in ("version", "__main__", "__init__")]
+    assert [name.rstrip("/").removesuffix(".py") for name in named] == order
+
+
+def test_every_file_named_in_contributing_exists():
+    """In `code`, by its path from the root or from the package."""
+    named = re.findall(r"`([\w./]+/[\w.]+\.(?:py|sh|txt|md)|[\w/]+/)`", CONTRIBUTING)
+    assert len(named) > 30
+    missing = [name for name in named if not (ROOT / name).exists() and not (ROOT / "yarn_tune" / name).exists()]
+    assert not missing
+
+
+def test_every_row_of_where_to_change_what_names_at_most_three_files():
+    rows = re.findall(r"^\| an? [^|]+\| (.*) \|$", CONTRIBUTING, re.M)
+    assert len(rows) == 6
+    assert all(1 <= len(set(re.findall(r"`(yarn_tune/[^`]+)`", row))) <= 3 for row in rows)
 
 
 def commands() -> list[str]:
