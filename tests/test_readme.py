@@ -10,8 +10,8 @@ import yaml
 from test_layers import ORDER
 from tiny import recipe_tree, save_tiny
 from yarn_tune.cli.parser import parse
+from yarn_tune.cli.terminal import summary_cells
 from yarn_tune.evaluation.results import Comparison, table
-from yarn_tune.models.families import supported
 from yarn_tune.recipe.loading import parse_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import ablation  # noqa: E402
 
 README = (ROOT / "README.md").read_text()
+SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
@@ -82,31 +83,51 @@ def test_launched_recipes_exist(path):
     assert (ROOT / path).is_file()
 
 
-def test_the_recipe_in_the_readme_is_valid():
-    text = re.search(r"```yaml\n(.*?)```", README, re.S)[1]
+def test_the_recipe_in_the_settings_is_valid():
+    text = re.search(r"```yaml\n(.*?)```", SETTINGS, re.S)[1]
     parse_recipe({"name": "readme"} | yaml.safe_load(text), [])
 
 
-def test_the_python_in_the_readme_runs(tmp_path, monkeypatch):
+def test_the_python_in_the_settings_runs(tmp_path, monkeypatch):
     """On a small model in the demo's place."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").mkdir()
     tree = recipe_tree(save_tiny(tmp_path / "base"), tmp_path)
     (tmp_path / "recipes/tiny-demo.yaml").write_text(yaml.safe_dump(tree))
-    code = re.search(r"```python\n(from yarn_tune import Tuning.*?)```", README, re.S)[1]
-    exec(compile(code, "README.md", "exec"), {})
+    code = re.search(r"```python\n(from yarn_tune import Tuning.*?)```", SETTINGS, re.S)[1]
+    exec(compile(code, "docs/settings.md", "exec"), {})
     assert (tmp_path / "runs/quick/export/config.json").is_file()
 
 
-def test_families_are_all_named():
-    listed = re.search(r"reload\): (.*?)\.\s", README, re.S)[1]
-    assert [name.strip() for name in listed.replace("\n", " ").split(",")] == sorted(supported())
+def test_the_models_in_the_readme_have_the_figures_of_the_recipes():
+    """Window and GPU-hours as in recipes/README.md, the GPU as in the recipe's first lines."""
+    rows = re.findall(r"^\| [^|]+ \| `([\w.-]+)` \| (\d+) \| (\d+) GB \| ([\d.]+) \|$", README, re.M)
+    assert len(rows) > 8
+    results = (ROOT / "recipes" / "README.md").read_text()
+    for name, window, memory, hours in rows:
+        assert re.search(rf"^\| `{re.escape(name)}.yaml` \| [^|]+ \| {window} \| [^|]+ \| {hours} \|", results, re.M)
+        assert f"one GPU with {memory} GB" in (ROOT / "recipes" / f"{name}.yaml").read_text()
+
+
+def test_the_short_tables_of_the_readme_are_the_measured_ones():
+    """The demo's rows with the best cells in bold; of SmolLM2 the means and the change on short texts."""
+    demo = Comparison.load(ROOT / "benchmarks/results/tiny-demo-compare.json")
+    for method, cells in summary_cells(demo.like):
+        if method in ("none", "native-window", "yarn", "tuned"):
+            texts = [f"**{text}**" if best else text for text, best in cells]
+            assert f"| {method} | {' | '.join(texts)} |" in README
+    for name in ("smollm2-135m-16k", "smollm2-135m-32k"):
+        found = Comparison.load(ROOT / f"benchmarks/results/{name}-compare.json")
+        base, yarn, slid, tuned = (found.row(method) for method in ("none", "yarn", "native-window", "tuned"))
+        short = [f"{row.short_nll - base.short_nll:+.3f}" for row in (yarn, tuned)]
+        means = f"{yarn.longest:.3f} | {slid.longest:.3f} | **{tuned.longest:.3f}**"
+        assert f"| {found.window} | {means} | {short[0]} | **{short[1]}** |" in README
 
 
 @pytest.mark.parametrize(
     ("name", "window", "pages"),
     [
-        ("tiny-demo", 2048, ["README.md", "recipes/README.md"]),
+        ("tiny-demo", 2048, ["recipes/README.md"]),
         ("smollm2-135m-16k", 16384, ["recipes/README.md"]),
         ("smollm2-135m-32k", 32768, ["recipes/README.md"]),
     ],
@@ -134,4 +155,4 @@ def test_tables_of_the_ablation_are_the_measured_ones(name):
 
 def test_license_and_changelog():
     assert "Apache License" in (ROOT / "LICENSE").read_text()
-    assert "0.1.0" in (ROOT / "CHANGELOG.md").read_text()
+    assert "0.2.0" in (ROOT / "CHANGELOG.md").read_text()
