@@ -16,6 +16,8 @@ from tiny import NATIVE, recipe_tree, save_tiny, tiny_config, tiny_tokenizer, wr
 from transformers import AutoModelForCausalLM
 from yarn_tune.cli.main import main
 from yarn_tune.cli.result import CommandResult
+from yarn_tune.recipe import load_recipe
+from yarn_tune.runs.folder import Run, claim_folder
 
 
 @pytest.fixture
@@ -139,6 +141,31 @@ def test_eval_protocols(recipe, capsys):
     assert mean(*sliding, "--window", "64") != pytest.approx(truncate, rel=1e-4)
     # Windows of a quarter, 50 tokens, of which half are scored.
     assert mean("--protocol", "sliding") == mean("--protocol", "sliding", "--window", "50", "--stride", "25")
+
+
+def test_eval_reads_the_beginning_of_each_document(recipe, capsys):
+    """As docs/measuring.md says: a long document does not count several times, whatever --count is."""
+    base = str(recipe.parent / "base")
+    documents = write_documents(recipe.parent / "more.jsonl", [450, 230, 100], seed=70)
+    for protocol in ("truncate", "sliding"):
+        command = ["eval", base, str(documents), "--length", "200", "--count", "9", "--protocol", protocol, "--json"]
+        assert main([*command, "--dtype", "float32"]) == 0
+        printed = capsys.readouterr()
+        assert json.loads(printed.out)["tokens"] == 2 * 199
+        assert "WARNING: --length 200 is beyond the window of" in printed.err
+    assert main(["eval", base, str(documents), "--length", "64", "--json"]) == 0
+    assert "WARNING" not in capsys.readouterr().err
+
+
+def test_retrieve_takes_the_wording_of_the_run(recipe):
+    """An export measured with other questions than its run finds less; the run's recipe is beside it."""
+    from yarn_tune.cli.eval_commands import _wording_of
+
+    folder = recipe.parent / "run"
+    for settings, wording in ((["data.wording=demo"], "demo"), (["data.wording=demo", "eval.retrieval={}"], "plain")):
+        claim_folder(Run(load_recipe(recipe, settings), folder))
+        assert _wording_of(folder / "export") == wording
+    assert _wording_of(folder / "other") == _wording_of(recipe.parent / "export") == "plain"
 
 
 @pytest.mark.parametrize(

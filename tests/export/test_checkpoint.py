@@ -17,6 +17,7 @@ from yarn_tune.runs.folder import Run
 from yarn_tune.runs.learned import learned_of
 from yarn_tune.runs.metrics import spent
 from yarn_tune.serving import selection as profiles
+from yarn_tune.serving.verification import verify
 from yarn_tune.training.loop import train
 
 
@@ -283,3 +284,46 @@ def test_a_wrong_fold_is_not_taken_for_noise(tmp_path, monkeypatch):
         monkeypatch.setattr(name, wrong)
     with pytest.raises(CheckFailed, match="no checkpoint was written"):
         export(run)
+
+
+def test_limits_of_the_bases_generation_do_not_survive(tmp_path):
+    """`generate` refuses a prompt longer than `max_length`; the base's would be its own window."""
+    base = save_tiny(tmp_path / "base")
+    limits = {"max_length": NATIVE, "max_new_tokens": 20, "temperature": 0.7, "do_sample": True, "eos_token_id": None}
+    (base / "generation_config.json").write_text(json.dumps(limits))
+    (base / "config.json").write_text(json.dumps(json.loads((base / "config.json").read_text()) | {"max_length": 20}))
+    target = export(finished_run(tmp_path, base=base))
+    kept = json.loads((target / "generation_config.json").read_text())
+    assert kept == {"temperature": 0.7, "do_sample": True, "eos_token_id": None}
+    assert "max_length" not in json.loads((target / "config.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(target)
+    found = model.generate(torch.randint(1, 100, (1, 100)), max_new_tokens=30, do_sample=False)
+    assert found.shape == (1, 130)
+    (base / "generation_config.json").write_text(json.dumps({"max_length": NATIVE}))
+    with pytest.raises(ValueError, match="max_length"):  # what the limit does
+        AutoModelForCausalLM.from_pretrained(base).generate(torch.randint(1, 100, (1, 100)), do_sample=False)
+
+
+def test_larger_limits_of_generation_stay(tmp_path):
+    base = save_tiny(tmp_path / "base")
+    (base / "generation_config.json").write_text(json.dumps({"max_length": 4096}))
+    target = export(finished_run(tmp_path, base=base))
+    assert json.loads((target / "generation_config.json").read_text()) == {"max_length": 4096}
+
+
+def test_all_chat_templates_and_licences_are_kept(tmp_path):
+    base = save_tiny(tmp_path / "base")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = {"default": "{{ messages[0].content }}", "rag": "documents: {{ messages[0].content }}"}
+    tokenizer.save_pretrained(base)
+    assert (base / "additional_chat_templates" / "rag.jinja").is_file()
+    for folder in ("LICENSES", "tokenizer_old", "onnx", "LICENSE_texts"):
+        (base / folder).mkdir()
+        (base / folder / "file").write_text("text")
+    target = export(finished_run(tmp_path, base=base))
+    assert AutoTokenizer.from_pretrained(target).chat_template == tokenizer.chat_template
+    assert (target / "LICENSES" / "file").read_text() == "text"
+    assert not (target / "onnx").exists()
+    assert verify(str(target)).passed
+    (target / "additional_chat_templates" / "rag.jinja").write_text("changed")
+    assert not verify(str(target)).passed

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..errors import UserError
-from ..recipe import HUB, Recipe, StackName, is_hub_id, missing_files, open_recipe, recipe_keys, what_is
+from ..recipe import HUB, KINDS, Recipe, StackName, is_hub_id, missing_files, open_recipe, recipe_keys, what_is
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 
@@ -101,9 +101,10 @@ def check_documents(place: str, names: list[str], prepare: str | None = None) ->
     """
     for name in missing_files(names):
         if Path(name).is_dir():
-            raise UserError(f"{place}: {name!r} is a folder; {what_is(Path(name))}")
+            raise UserError(f"{place}: {name!r} is a folder without documents; known kinds: {', '.join(KINDS)}")
         remedy = f"run `{prepare}` first" if prepare else f"check the path (a dataset on the hub begins with {HUB})"
-        raise UserError(f"{place}: no file matches {name!r}; {remedy}")
+        folder = "" if Path(name).expanduser().is_absolute() else f" in {Path.cwd()} or beside the recipe"
+        raise UserError(f"{place}: no file matches {name!r}{folder}; {remedy}")
 
 
 def stacks_of(text: str, every: bool = False) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from .arguments import check_model, stacks_of
 from .result import CommandResult
 
@@ -16,11 +17,13 @@ def verify_command(options: argparse.Namespace) -> CommandResult:
     """Check what each stack computes from a config; a mismatch is exit code 3."""
     check_model("CHECKPOINT", options.checkpoint)
     stacks = stacks_of(options.stacks, every=True) if options.stacks else None
+    if options.revision and options.engine:
+        raise UserError("--engine: the engine loads no revision; download it, and name its folder without --revision")
 
     from ..engines import TOLERANCE, ask_vllm
     from ..serving import verify
 
-    made = verify(options.checkpoint, stacks)
+    made = verify(options.checkpoint, stacks, revision=options.revision)
     text, passed = made.text(), made.passed
     value: dict[str, Any] = asdict(made) | {"passed": passed}
     if options.engine:

@@ -7,12 +7,17 @@ import argparse
 import json
 import math
 import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from .arguments import check_documents, check_model, check_picture, check_tokenizer, numbers_of
 from .result import CommandResult
+
+if TYPE_CHECKING:
+    from ..models import BaseModel
 
 
 def eval_command(options: argparse.Namespace) -> CommandResult:
@@ -25,9 +30,10 @@ def eval_command(options: argparse.Namespace) -> CommandResult:
     from ..models import BaseModel, to_device
     from ..recipe import Base, Data, Eval
 
-    base = BaseModel(Base(model=options.checkpoint, dtype=options.dtype))
+    base = BaseModel(Base(model=options.checkpoint, revision=options.revision, dtype=options.dtype))
+    _warn_beyond_window(base, "--length", options.length)
     data = Data(train=[], heldout=options.documents)
-    excerpts = heldout_excerpts(data, base, options.length, options.count)
+    excerpts = heldout_excerpts(data, base, options.length, options.count, beginnings=True)
     model = to_device(base.load())
     if options.protocol == "sliding":
         documents = [slid_nll(model, ids, window, stride, base.prefix) for _, ids in excerpts]
@@ -46,6 +52,30 @@ def eval_command(options: argparse.Namespace) -> CommandResult:
     value = {"edges": edges, "nll": [n.mean for n in sums], "mean": mean, "ppl": math.exp(mean), "tokens": total.count}
     retrieve = shlex.join(["yarn-tune", "retrieve", options.checkpoint, *options.documents])
     return CommandResult(text, value, f"{retrieve} --lengths {options.length}")
+
+
+def _warn_beyond_window(base: "BaseModel", flag: str, length: int) -> None:
+    """Say on stderr that a length is beyond the window that a checkpoint's config serves."""
+    try:
+        window = base.facts.native
+    except UserError:  # not a RoPE model, which can be measured all the same
+        window = getattr(base.text_config, "max_position_embeddings", length)
+    if length > window:
+        print(
+            f"yarn-tune: WARNING: {flag} {length} is beyond the window of {base.source.model}, {window} tokens; the "
+            "numbers are those of a model outside of its window",
+            file=sys.stderr,
+        )
+
+
+def _wording_of(checkpoint: Path) -> str:
+    """The wording that the run of an export measures with, or else trains with; `plain` for other checkpoints."""
+    if not (checkpoint.name == "export" and (checkpoint.parent / "recipe.yaml").is_file()):
+        return "plain"
+    from ..recipe import load_recipe
+
+    recipe = load_recipe(checkpoint.parent / "recipe.yaml")
+    return recipe.eval.retrieval.wording if recipe.eval.retrieval else recipe.data.wording
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -93,20 +123,23 @@ def retrieve_command(options: argparse.Namespace) -> CommandResult:
     from ..recipe import Base, Data
     from ..report import heat_map
 
-    base = BaseModel(Base(model=options.checkpoint, dtype=options.dtype))
+    base = BaseModel(Base(model=options.checkpoint, revision=options.revision, dtype=options.dtype))
+    _warn_beyond_window(base, "--lengths", max(lengths))
+    wording = options.wording or _wording_of(Path(options.checkpoint))
     filler = heldout_tokens(Data(train=[], heldout=options.documents), base).tolist()
     if options.engine == "vllm":
         score = partial(score_server, options.url, options.served_name or options.checkpoint)
     else:
         score = partial(score_transformers, to_device(base.load()))
-    wording, tasks = WORDINGS[options.wording], tuple(options.tasks.split(","))
-    grid = RetrievalGrid(lengths, depths, options.per_cell, options.keys, wording, tasks=tasks)
+    tasks = tuple(options.tasks.split(","))
+    grid = RetrievalGrid(lengths, depths, options.per_cell, options.keys, WORDINGS[wording], tasks=tasks)
     found = retrieve(score, base.tokenizer, filler, grid)
     if options.picture:
         heat_map(found, Path(options.picture), f"Retrieval: {options.checkpoint}")
     share, low, high = found.accuracy()
-    text = f"{retrieval_table(found)}\n\nfound {share:.1%} of all needles (95% interval {low:.1%} to {high:.1%})"
-    value = {"accuracy": share, "interval": [low, high], "cells": asdict(found)["cells"]}
+    summary = f"found {share:.1%} of all needles (95% interval {low:.1%} to {high:.1%}; wording: {wording})"
+    text = f"{retrieval_table(found)}\n\n{summary}"
+    value = {"wording": wording, "accuracy": share, "interval": [low, high], "cells": asdict(found)["cells"]}
     return CommandResult(text, value, f"yarn-tune lm-eval {options.checkpoint}")
 
 

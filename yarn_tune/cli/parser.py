@@ -130,6 +130,7 @@ def _add_run(add: Add) -> None:
 def _add_checkpoint(add: Add) -> None:
     command = add("verify", checkpoint_commands.verify_command, "check what each serving stack computes from a config")
     command.add_argument("checkpoint", help=f"{CHECKPOINT}, made by yarn_tune or not")
+    command.add_argument("--revision", help="of a hub id")
     command.add_argument("--for", dest="stacks", metavar="STACK,...", help="stacks to check, or `all`")
     command.add_argument("--engine", choices=["vllm"], help="also run the real engine and compare log-probabilities")
     command.add_argument(
@@ -150,14 +151,15 @@ def _add_evaluation(add: Add) -> None:
     command = add("eval", eval_commands.eval_command, "measure the NLL of a checkpoint by position")
     command.add_argument("checkpoint", help=CHECKPOINT)
     command.add_argument("documents", nargs="+", help="files, as in data.heldout")
-    command.add_argument("--length", type=int, required=True, help="tokens per excerpt")
-    command.add_argument("--count", type=int, default=4, help="excerpts (default: 4)")
+    command.add_argument("--revision", help="of a hub id")
+    command.add_argument("--length", type=int, required=True, help="tokens read of each document, from its beginning")
+    command.add_argument("--count", type=int, default=4, help="most documents (default: 4)")
     command.add_argument("--dtype", **dtype)  # type: ignore[arg-type]
     command.add_argument(
         "--protocol",
         choices=["truncate", "sliding"],
         default="truncate",
-        help="one pass over the excerpt, or a sliding window (docs/measuring.md)",
+        help="one pass over these tokens, or a sliding window (docs/measuring.md)",
     )
     command.add_argument("--window", type=int, help="sliding: tokens per window (default: a quarter of --length)")
     command.add_argument(
@@ -167,6 +169,7 @@ def _add_evaluation(add: Add) -> None:
     command = add("retrieve", eval_commands.retrieve_command, "measure needle retrieval by length and depth")
     command.add_argument("checkpoint", help=f"{CHECKPOINT} (with --engine vllm: the tokenizer)")
     command.add_argument("documents", nargs="+", help="files that the needles are hidden in")
+    command.add_argument("--revision", help="of a hub id")
     command.add_argument("--lengths", required=True, metavar="N,N,...", help="tokens per prompt")
     command.add_argument(
         "--depths", default="0,0.25,0.5,0.75,1", metavar="D,D,...", help="place of the needle: 0 start, 1 end"
@@ -176,7 +179,9 @@ def _add_evaluation(add: Add) -> None:
     command.add_argument(
         "--tasks", default="needle", metavar="TASK,...", help="of needle, values, variables, words (see eval.retrieval)"
     )
-    command.add_argument("--wording", choices=["plain", "demo"], default="plain", help="demo: for data/tiny-base")
+    command.add_argument(
+        "--wording", choices=["plain", "demo"], help="of the needles (default: as the export's run measured, or plain)"
+    )
     command.add_argument("--dtype", **dtype)  # type: ignore[arg-type]
     command.add_argument("--engine", choices=["transformers", "vllm"], default="transformers", help="what generates")
     command.add_argument("--url", default="http://127.0.0.1:8000", help="of a running OpenAI-compatible server")

@@ -9,6 +9,7 @@ a comparison fails, nothing is left, and an earlier export stays.
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from ..files import (
@@ -48,6 +49,8 @@ COPIED = (
     "USE_POLICY*",
 )
 """Names of the base's files that belong to an export."""
+FOLDERS = ("additional_chat_templates", "LICENSES")
+"""Names of the base's folders that belong to an export."""
 FOREIGN = ("auto_map", "attn_implementation", "_attn_implementation")
 """Keys of a config that name code of the base's own, which is not copied, or kernels to download."""
 OVERRIDABLE = ("vllm", "vllm-0.29")
@@ -75,7 +78,8 @@ def export(run: Run) -> Path:
             page = serving_page(run.recipe.base.model, learned, served, target, fidelity)
             write_atomically(partial / "SERVING.md", page.encode())
             write_atomically(partial / CARD, model_card(run, learned, fidelity, run.base.folder()).encode())
-            digests = {path.name: file_digest(path) for path in sorted(partial.iterdir())}
+            files = sorted(path for path in partial.rglob("*") if path.is_file())
+            digests = {path.relative_to(partial).as_posix(): file_digest(path) for path in files}
             write_checked(partial / CHECKSUMS, {"files": digests})
             put_in_place(partial, final)
         except OSError as error:
@@ -116,8 +120,14 @@ def write_checkpoint(
     """
     for source in base.files(COPIED, but=SECOND_COPY):
         shutil.copyfile(source, folder / source.name)
+    for name in FOLDERS:
+        for source in base.files_in(name):
+            (folder / name).mkdir(exist_ok=True)
+            shutil.copyfile(source, folder / name / source.name)
+    _lift_generation_limits(folder / "generation_config.json", served.max_position_embeddings)
     config = served.config(target.base)
-    write_json(folder / "config.json", {key: value for key, value in config.items() if key not in FOREIGN})
+    written = {key: value for key, value in config.items() if key not in FOREIGN}
+    write_json(folder / "config.json", _without_limits(written, served.max_position_embeddings))
     folds = served.folds(learned)
     if learned.lora is not None:
         merge_checkpoint(folder, learned.lora)
@@ -128,3 +138,18 @@ def write_checkpoint(
         tokenizer = read_json(settings, "it is the base's; repair it")
         write_json(settings, tokenizer | {"model_max_length": served.max_position_embeddings})
     return fold_checkpoint(folder, target.base, served.fold, learned.folds) if folds else None
+
+
+def _lift_generation_limits(path: Path, window: int) -> None:
+    """Remove the base's limits on generated lengths where the export's window is longer.
+
+    A `max_length` of the base's own window would make `generate` refuse any longer prompt.
+    """
+    if path.is_file():
+        write_json(path, _without_limits(read_json(path, "it is the base's; repair it"), window))
+
+
+def _without_limits(settings: dict[str, Any], window: int) -> dict[str, Any]:
+    """Settings without a `max_length` or `max_new_tokens` below the window; other values stay."""
+    limits = ("max_length", "max_new_tokens")
+    return {key: value for key, value in settings.items() if key not in limits or not value or value >= window}

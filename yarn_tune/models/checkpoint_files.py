@@ -53,8 +53,8 @@ def checkpoint_folder(model: str, revision: str | None, patterns: Sequence[str],
     return Path(found)
 
 
-def own_files(folder: Path, patterns: Sequence[str], but: str | None = None) -> list[Path]:
-    """The files in a checkpoint folder that match the patterns, sorted by name.
+def own_files(folder: Path, patterns: Sequence[str], but: str | None = None, root: Path | None = None) -> list[Path]:
+    """The files in a checkpoint folder (or in one below `root`, the checkpoint's) that match, sorted by name.
 
     Raises:
         UserError: if one of them is a link to a file outside the folder.
@@ -62,7 +62,7 @@ def own_files(folder: Path, patterns: Sequence[str], but: str | None = None) -> 
     found = sorted(path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in patterns))
     kept = [path for path in found if path.is_file() and not (but and fnmatch(path.name, but))]
     for path in kept:
-        if path.is_symlink() and not _inside(path, folder):
+        if path.is_symlink() and not _inside(path, root or folder):
             raise UserError(
                 f"base.model: {path} is a link to {os.path.realpath(path)}, outside of the checkpoint's folder; put "
                 "the file itself there"

@@ -88,7 +88,10 @@ def _number(value: float | None, form: str) -> str:
 
 
 def verify(
-    checkpoint: str, stacks: Sequence[str] | None = None, overrides: dict[str, Any] | None = None
+    checkpoint: str,
+    stacks: Sequence[str] | None = None,
+    overrides: dict[str, Any] | None = None,
+    revision: str | None = None,
 ) -> Verification:
     """Read a checkpoint's config as each stack would; no weights, no engine.
 
@@ -96,12 +99,13 @@ def verify(
         checkpoint: a folder or hub id.
         stacks: names, or `["all"]`; by default those that an export serves and that run this family.
         overrides: what is given to vLLM's --hf-overrides; then only vLLM is asked, about the config so changed.
+        revision: of a hub id.
 
     Raises:
         UserError: if there is no such checkpoint or stack, the config has no RoPE or values of a wrong type, or no
             stack loads it.
     """
-    config = config_json(checkpoint)
+    config = config_json(checkpoint, revision)
     check_types(config)
     if overrides is not None:
         return _verify_overridden(checkpoint, config, overrides, stacks)
