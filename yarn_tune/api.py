@@ -47,9 +47,12 @@ class Tuning:
         """Measure every method, and other runs and checkpoints, on the same held-out tokens."""
         return compare(self.run, *named_rows(self.run, [Path(other) for other in others]))
 
-    def export(self) -> Path:
-        """Write the checkpoint to serve, and its card; raises `CheckFailed` if its logits are not the tuned model's."""
-        return export(self.run)
+    def export(self, anyway: bool = False) -> Path:
+        """Write the checkpoint to serve, and its card; raises `CheckFailed` if its logits are not the tuned model's.
+
+        A run that learned nothing better than search-free YaRN (`train.decide`) is exported only with `anyway`.
+        """
+        return export(self.run, anyway)
 
     def verify(self) -> Verification:
         """Check what each serving stack computes from the export; `.passed`, `.text()`."""

@@ -23,7 +23,8 @@ from yarn_tune.evaluation.results import CompareRow, Comparison, TextResult, tab
 from yarn_tune.files import write_checked
 from yarn_tune.models import loading as models
 from yarn_tune.recipe.loading import load_recipe, parse_recipe
-from yarn_tune.recipe.schema import Recipe, Retrieve
+from yarn_tune.recipe.results_schema import Retrieve
+from yarn_tune.recipe.schema import Recipe
 from yarn_tune.runs.folder import Run
 from yarn_tune.runs.learned import tuned_row
 from yarn_tune.training.loop import train

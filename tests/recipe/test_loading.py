@@ -76,7 +76,7 @@ def test_rates_by_kind():
         ("eval.retrieval={lengths: [2000]}", "eval.retrieval.lengths: a length must not exceed rope.window (1024)"),
         ("train.warmup=1", "train.warmup: must be at least 0 and less than 1; found 1.0"),
         ("train.learning_rate=0", "train.learning_rate: must be greater than 0; found 0.0"),
-        ("name=a/b", "name: must be a folder name without slashes; found 'a/b'"),
+        ("name=a/b", "name: must be a folder name of at most 200 bytes, without slashes"),
         ("train.learning_rate.frequency=-1", "train.learning_rate.frequency: must be greater than 0; found -1.0"),
         ("train.steps", "write it as section.key=value"),
         ("train.steps=[1", "the value is not readable as YAML"),

@@ -5,7 +5,7 @@ from typing import get_args
 from tiny import recipe_tree, save_tiny
 from yarn_tune.export.checkpoint import export
 from yarn_tune.recipe.loading import parse_recipe
-from yarn_tune.recipe.schema import StackName
+from yarn_tune.recipe.results_schema import StackName
 from yarn_tune.runs.folder import Run
 from yarn_tune.serving.readers import Stack
 from yarn_tune.serving.rules import v5_sections

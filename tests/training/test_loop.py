@@ -20,7 +20,6 @@ from yarn_tune.data.positions import place_contiguous
 from yarn_tune.data.rows import RowSet
 from yarn_tune.errors import CheckFailed, UserError
 from yarn_tune.files import write_json
-from yarn_tune.models.base import BaseModel
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.runs.checkpoint import latest_state
 from yarn_tune.runs.folder import Run
@@ -28,7 +27,7 @@ from yarn_tune.runs.metrics import EARLIER, spent
 from yarn_tune.training.loop import train
 from yarn_tune.training.objective import Objective
 from yarn_tune.training.optimizer import rate_share
-from yarn_tune.training.resuming import facts_to_agree_on
+from yarn_tune.training.resuming import Progress, facts_to_agree_on
 from yarn_tune.tunable.rotary import at_start
 
 
@@ -233,14 +232,14 @@ def test_asked_to_stop_it_saves_the_step_it_is_in(make_run, tmp_path, number):
 
 def test_processes_with_other_rows_disagree(make_run):
     """The tokens of all rows, in their order, are compared before the first step."""
-    recipe = make_run().recipe
+    run = make_run()
     rows = [place_contiguous(Row(np.arange(at, at + 50, dtype=np.int32), (50,))) for at in (1, 2)]
     packed = Packed([], 2, 100, 2)
-    begin = at_start(BaseModel(recipe.base), recipe.rope)
-    told = [facts_to_agree_on(recipe, begin, RowSet(own, packed, 2), 0) for own in (rows, rows[::-1], rows)]
+    begin = at_start(run.base, run.recipe.rope)
+    sets = [RowSet(own, packed, 2) for own in (rows, rows[::-1], rows)]
+    told = [facts_to_agree_on(Progress.of(run, None, begin, None, (each, None)), 0) for each in sets]
     assert told[0] == told[2]
-    assert told[0]["rows"] != told[1]["rows"]
-    assert {name for name in told[0] if told[0][name] != told[1][name]} == {"rows"}
+    assert {name for name in told[0] if told[0][name] != told[1][name]} == {"training documents"}
 
 
 def test_a_run_learns_on_from_an_earlier_one(make_run):

@@ -110,6 +110,11 @@ def _add_run(add: Add) -> None:
                 choices=["auto", "never", "always"],
                 help="fold the temperature into the query weights (export.fold)",
             )
+            command.add_argument(
+                "--anyway",
+                action="store_true",
+                help="export what is no better than search-free YaRN too (train.decide)",
+            )
             command.add_argument("--overrides-only", action="store_true", help="print only the JSON for --hf-overrides")
             command.add_argument("--gguf", metavar="FILE", help="also write a GGUF for llama.cpp (Llama-type models)")
             command.add_argument(

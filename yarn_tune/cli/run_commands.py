@@ -53,10 +53,17 @@ def plan_command(options: argparse.Namespace) -> CommandResult:
 def train_command(options: argparse.Namespace) -> CommandResult:
     """Train."""
     tuning = _open(options, documents=True)
+
+    from ..runs import read_decision
+
     run, learned = tuning.run, tuning.train()
     values = "\n".join(f"  {name} {value:.6g}" for name, value in learned.summary().items())
     value = {"run": str(run.folder), "learned": learned.as_json()}
-    return CommandResult(f"learned, in {run.folder}:\n{values}", value, f"yarn-tune compare {run.folder}")
+    text = f"learned, in {run.folder}:\n{values}"
+    if is_main_process() and (decision := read_decision(run)) is not None:
+        text += f"\n{decision.text()}"
+        value["decision"] = decision.as_json()
+    return CommandResult(text, value, f"yarn-tune compare {run.folder}")
 
 
 def compare_command(options: argparse.Namespace) -> CommandResult:
@@ -103,11 +110,11 @@ def export_command(options: argparse.Namespace) -> CommandResult:
 
     run = Run(adapter_recipe(folder, options.overrides), folder) if adapter else _open(options).run
     if options.overrides_only:
-        path = export_overrides(run)
+        path = export_overrides(run, options.anyway)
         overrides = json.loads(path.read_text(encoding="utf-8"))
         text = f"vllm serve {run.recipe.base.model} --hf-overrides '{json.dumps(overrides)}'"
         return CommandResult(text, {"path": str(path), "overrides": overrides})
-    path = export(run)
+    path = export(run, options.anyway)
     fidelity = Fidelity.read(path)
     serve = serve_line(path, fidelity.window)
     text = f"{path}: reloaded; largest logit difference {difference_text(fidelity)}\n{serve}"
@@ -146,6 +153,7 @@ def run_command(options: argparse.Namespace) -> CommandResult:
 
     from ..evaluation import compare, learn_native_adapted, named_rows, tables
     from ..report import write_report
+    from ..runs import read_decision
 
     run = tuning.run
     if is_main_process():
@@ -156,6 +164,11 @@ def run_command(options: argparse.Namespace) -> CommandResult:
         return CommandResult("", {})
     tuned, _ = named_rows(run, [])
     comparison = compare(run, tuned)
+    decision = read_decision(run)
+    if decision is not None and decision.keeps_yarn:
+        shown = tables(comparison) if options.all else summary(comparison)
+        value = {"decision": decision.as_json(), "comparison": asdict(comparison), "passed": False}
+        return CommandResult(f"{shown}\n\n{decision.text()}", value, passed=False)
     path = tuning.export()
     checked = tuning.verify()
     report = write_report(run, comparison, next(iter(tuned.values())))

@@ -5,7 +5,7 @@ from .heldout import check_heldout, doubled, grid_lengths, heldout_excerpts, hel
 from .needles import PLAIN, TASKS, WORDINGS, Prompt, PromptSpec, Wording, plant_needles, prompt_of
 from .packing import pack_long
 from .positions import Placed, place_contiguous
-from .rows import RowRequest, RowSet, build_rows
+from .rows import RowRequest, RowSet, build_rows, build_rows_apart
 
 __all__ = [
     "PLAIN",
@@ -19,6 +19,7 @@ __all__ = [
     "RowSet",
     "Wording",
     "build_rows",
+    "build_rows_apart",
     "check_heldout",
     "doubled",
     "grid_lengths",

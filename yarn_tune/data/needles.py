@@ -289,7 +289,7 @@ def _place(filler: list[int], needles: list[list[int]], depth: float, rng: rando
     return [*body[:at], *needles[0], *body[at:]], at
 
 
-def plant_needles(rows: RowSet, data: Data, base: BaseModel, seed: int) -> RowSet:
+def plant_needles(rows: RowSet, data: Data, base: BaseModel, seed: int, first: int = FIRST_SEED) -> RowSet:
     """Put a question at the end of a share `data.needles` of the rows; the seed decides which ones.
 
     Raises:
@@ -306,7 +306,7 @@ def plant_needles(rows: RowSet, data: Data, base: BaseModel, seed: int) -> RowSe
                 task=next(tasks),
                 length=len(row.input_ids),
                 depth=rng.random(),
-                seed=FIRST_SEED + number,
+                seed=first + number,
                 wording=WORDINGS[data.wording],
             )
             row = _with_question(row, base, spec)

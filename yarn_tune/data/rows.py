@@ -2,7 +2,7 @@
 
 import os
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import UserError
@@ -10,8 +10,8 @@ from ..files import file_digest
 from ..models import BaseModel
 from ..recipe import Data, matching_files
 from .coverage import Coverage, count_distances
-from .documents import Need, read_documents
-from .packing import Account, Packed, pack_concat, pack_long
+from .documents import Documents, Need, read_documents
+from .packing import Account, Packed, Tokens, pack_concat, pack_long
 from .positions import Placed, place_contiguous
 
 
@@ -64,31 +64,79 @@ def build_rows(data: Data, base: BaseModel, request: RowRequest) -> RowSet:
         UserError: if files are missing or unreadable, hold too little text for one row, or are held out too.
     """
     _check_apart(data)
-    row_tokens, wanted = request.row_tokens, request.rows
-    documents = read_documents(
-        data, "data.train", data.train, base, Need(2 * wanted * row_tokens, row_tokens, request.seed)
-    )
+    documents = _read(data, "data.train", data.train, base, request)
+    return _rows(list(documents), documents.account, data, base, request)
+
+
+def build_rows_apart(data: Data, base: BaseModel, request: RowRequest, count: int) -> tuple[RowSet, RowSet]:
+    """Training rows, and up to `count` validation rows of documents that no training row has a token of.
+
+    The validation documents are `data.validation`; where it is null, up to a quarter of the training documents, chosen
+    by the seed among the longest ones, are held back.
+
+    Raises:
+        UserError: as `build_rows`; or if there is too little text for one validation row, or only one document.
+    """
+    _check_apart(data)
+    own = replace(request, rows=count)
+    if data.validation is not None:
+        documents = _read(data, "data.validation", data.validation, base, own)
+        kept = _rows(list(documents), documents.account, data, base, own, "data.validation")
+        return build_rows(data, base, request), kept
+    documents = _read(data, "data.train", data.train, base, replace(request, rows=request.rows + count))
+    train, held_back = _hold_back(list(documents), own)
+    rows = _rows(train, documents.account, data, base, request)
+    return rows, _rows(held_back, Account(), data, base, own, "data.validation")
+
+
+def _read(data: Data, key: str, names: list[str], base: BaseModel, request: RowRequest) -> Documents:
+    """The documents under a key of the recipe, with twice the text that the rows take if there is so much."""
+    need = Need(2 * request.rows * request.row_tokens, request.row_tokens, request.seed)
+    return read_documents(data, key, names, base, need)
+
+
+def _hold_back(documents: list[Tokens], request: RowRequest) -> tuple[list[Tokens], list[Tokens]]:
+    """The documents to train on, and those held back to measure on."""
+    if len(documents) < 2:
+        raise UserError(
+            "data.validation: data.train holds one document only, so none can be held back for train.decide; name "
+            "validation documents"
+        )
+    order = list(range(len(documents)))
+    random.Random(f"validation/{request.seed}").shuffle(order)
+    order.sort(key=lambda index: len(documents[index]) < request.row_tokens)  # those that fill a row first
+    chosen: set[int] = set()
+    for index in order[: max(1, len(documents) // 4)]:
+        if sum(len(documents[i]) for i in chosen) < request.rows * request.row_tokens:
+            chosen.add(index)
+    return [d for i, d in enumerate(documents) if i not in chosen], [documents[i] for i in sorted(chosen)]
+
+
+def _rows(
+    documents: list[Tokens], account: Account, data: Data, base: BaseModel, request: RowRequest, key: str = "data.train"
+) -> RowSet:
+    """Pack and place documents; `key` begins the message if they do not fill a row."""
     filler = base.tokenizer.eos_token_id or 0
     pack = pack_long if data.packing == "long" else pack_concat
-    packed = pack(documents, row_tokens, filler)
+    packed = pack(documents, request.row_tokens, filler)
     usable = [row for row in packed.rows if row.padding == 0]
-    if packed.tokens < row_tokens:
+    if packed.tokens < request.row_tokens:
         raise UserError(
-            f"data.train: {packed.tokens} tokens in {packed.documents} documents do not fill one row of "
-            f"{row_tokens}; add documents or lower data.row_tokens"
+            f"{key}: {packed.tokens} tokens in {packed.documents} documents do not fill one row of "
+            f"{request.row_tokens}; add documents or lower data.row_tokens"
         )
     rng = random.Random(request.seed)
     whole = packed.whole_rows
     # Rows that come from one document train true long distances: they come first when not all are needed.
     order = [*rng.sample(range(whole), whole), *rng.sample(range(whole, len(usable)), len(usable) - whole)]
-    rows = [place_contiguous(usable[i]).with_prefix(base.prefix) for i in order[:wanted]]
-    return RowSet(rows, packed, len(usable), base.prefix, documents.account)
+    rows = [place_contiguous(usable[i]).with_prefix(base.prefix) for i in order[: request.rows]]
+    return RowSet(rows, packed, len(usable), base.prefix, account)
 
 
 def _check_apart(data: Data) -> None:
-    """Refuse held-out files that are among the training files too, also under another name."""
+    """Refuse held-out and validation files that are among the training files too, also under another name."""
     train = _real_paths(data.train)
-    for key, names in data.heldout_files().items():
+    for key, names in (data.heldout_files() | {"data.validation": data.validation or []}).items():
         heldout = _real_paths(names)
         sizes = {os.path.getsize(path) for path in heldout} - {0}
         digests = {file_digest(Path(path)): path for path in sorted(train) if os.path.getsize(path) in sizes}

@@ -25,7 +25,7 @@ from ..files import (
     write_json,
 )
 from ..models import SECOND_COPY, BaseModel
-from ..runs import Run, learned_of
+from ..runs import Run, check_worth_serving, learned_of
 from ..serving import RopeEncoding, Target, choose_encoding
 from ..tunable import KINDS, Folded, Learned, fold_checkpoint, merge_checkpoint
 from .fidelity import FIDELITY, compare_with_memory
@@ -56,13 +56,20 @@ FOREIGN = ("auto_map", "attn_implementation", "_attn_implementation")
 OVERRIDABLE = ("vllm", "vllm-0.29")
 
 
-def export(run: Run) -> Path:
+def export(run: Run, anyway: bool = False) -> Path:
     """Write the checkpoint of a finished run, with its pages, into the run folder; returns its folder.
 
+    Args:
+        run: the run.
+        anyway: also export a run whose decision (`train.decide`) was for search-free YaRN.
+
     Raises:
-        UserError: if no config serves what was learned on all requested stacks, or another process writes there.
+        UserError: if nothing that was learned is better than search-free YaRN; if no config serves what was learned on
+            all requested stacks; or if another process writes there.
         CheckFailed: if the reloaded checkpoint does not compute what was learned.
     """
+    if not anyway:
+        check_worth_serving(run)
     with locked(run.folder):
         learned = learned_of(run)
         target = Target.of_model(run.base, run.recipe.export)
@@ -89,12 +96,14 @@ def export(run: Run) -> Path:
     return final
 
 
-def export_overrides(run: Run) -> Path:
+def export_overrides(run: Run, anyway: bool = False) -> Path:
     """Write overrides.json: what vLLM's --hf-overrides needs to serve the base as tuned, without a checkpoint.
 
     Raises:
-        UserError: if what was learned is in the weights, or vLLM does not read it from a config.
+        UserError: if what was learned is in the weights, or vLLM does not read it from a config; or as `export`.
     """
+    if not anyway:
+        check_worth_serving(run)
     with locked(run.folder):
         learned = learned_of(run)
         for name in [*(fold.kind for fold in learned.folds), *(["lora"] if learned.lora else [])]:

@@ -127,7 +127,7 @@ def _rows(recipe: Recipe, base: BaseModel, notes: list[str]) -> RowSet | None:
     if any(name.startswith(HUB) for name in recipe.data.train):
         notes.append("documents are streamed from the hub, so a plan does not read them")
         return None
-    if missing_files([*recipe.data.train, *recipe.data.heldout, *recipe.data.heldout_unlike]) and recipe.data.prepare:
+    if missing_files(recipe.data.named_files()) and recipe.data.prepare:
         notes.append(f"the documents do not exist yet: run `{recipe.data.prepare}`")
         return None
     return build_rows(recipe.data, base, RowRequest(recipe.row_tokens(), recipe.rows(), recipe.train.seed))

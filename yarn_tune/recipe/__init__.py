@@ -5,22 +5,8 @@ from .keys import Key, recipe_keys
 from .loading import checksum_line, load_recipe, open_recipe, parse_recipe, parse_rope
 from .named_files import COMPRESSED, HUB, KINDS, is_hub_id, kind_of, matching_files, missing_files, what_is
 from .parsing import read_yaml
-from .schema import (
-    YARN,
-    Base,
-    Data,
-    Decays,
-    Eval,
-    Export,
-    Lora,
-    Rates,
-    Recipe,
-    Retrieve,
-    Rope,
-    Runtime,
-    StackName,
-    Train,
-)
+from .results_schema import Eval, Export, Retrieve, StackName
+from .schema import YARN, Base, Data, Decays, Lora, Rates, Recipe, Rope, Runtime, Train
 
 __all__ = [
     "COMPRESSED",

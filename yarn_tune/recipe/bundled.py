@@ -52,7 +52,7 @@ def _same(one: Path, other: Path) -> bool:
 def _files_of(name: str) -> list[Path]:
     """A recipe, that of the earlier run it learns on from, and their files; from `home()`."""
     recipe = load_recipe(home() / "recipes" / f"{name}.yaml")
-    named = [recipe.base.model, *recipe.data.train, *recipe.data.heldout, *recipe.data.heldout_unlike]
+    named = [recipe.base.model, *recipe.data.named_files()]
     for command in (recipe.base.prepare, recipe.data.prepare):
         named += re.findall(r"\S+\.py", command or "")
     files = [Path("recipes") / f"{name}.yaml"]

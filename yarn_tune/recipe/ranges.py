@@ -5,7 +5,7 @@ and is added to the message.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 LONGEST_NAME = 200
 """Bytes of a folder name; file systems take 255, and names of partial files are longer."""
@@ -120,3 +120,12 @@ class FolderName:
     def text(self) -> str:
         """See `Constraint`."""
         return f"be a folder name of at most {LONGEST_NAME} bytes, without slashes and control characters"
+
+
+Count = Annotated[int, AtLeast(1), Bound(10_000_000)]
+Length = Annotated[int, AtLeast(2), Bound(100_000_000)]
+"""Tokens of something that has at least one prediction."""
+Share = Annotated[float, AtLeast(0), AtMost(1)]
+Rate = Annotated[float, Above(0), Bound(1e6)]
+Weight = Annotated[float, AtLeast(0)]
+Files = Annotated[list[str], NotEmpty(), "name at least one file"]

@@ -1,4 +1,6 @@
-"""The sections of a recipe: frozen dataclasses with every default and every range, here and nowhere else.
+"""The sections of a recipe: frozen dataclasses with every default and every range.
+
+The sections for what follows training, `eval` and `export`, are in `results_schema.py`.
 
 Units: lengths and positions are in tokens; learning rates are per step, in log space (a rate of 0.01 moves a
 number by about 1% per step). Ranges are annotations, explained in `ranges.py`.
@@ -8,15 +10,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from .ranges import Above, AtLeast, AtMost, Below, Bound, FolderName, NotEmpty
-
-Count = Annotated[int, AtLeast(1), Bound(10_000_000)]
-Length = Annotated[int, AtLeast(2), Bound(100_000_000)]
-"""Tokens of something that has at least one prediction."""
-Share = Annotated[float, AtLeast(0), AtMost(1)]
-Rate = Annotated[float, Above(0), Bound(1e6)]
-Weight = Annotated[float, AtLeast(0)]
-Files = Annotated[list[str], NotEmpty(), "name at least one file"]
+from .ranges import Above, AtLeast, AtMost, Below, Count, Files, FolderName, Length, NotEmpty, Rate, Share, Weight
+from .results_schema import Eval, Export, TaskName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +72,6 @@ class Lora:
     """Names of linear modules."""
 
 
-TaskName = Literal["needle", "values", "variables", "words"]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """Documents, and how they become rows."""
@@ -92,6 +84,8 @@ class Data:
     heldout_unlike: list[str] = field(default_factory=list)
     """More documents for measuring, by other authors and of other genres than those of `train`: a gain on `heldout`
     alone may be adaptation to a style. Empty: not measured."""
+    validation: Annotated[list[str], NotEmpty(), "name a file, or null"] | None = None
+    """Documents that `train.decide` measures on, never trained on; null: some documents of `train` are held back."""
     prepare: str | None = None
     """The command that creates the files, shown when they do not exist."""
     text_key: str = "text"
@@ -120,6 +114,10 @@ class Data:
     def heldout_files(self) -> dict[str, list[str]]:
         """Recipe key -> files, of all documents for measuring."""
         return {"data.heldout": self.heldout, "data.heldout_unlike": self.heldout_unlike}
+
+    def named_files(self) -> list[str]:
+        """All documents that the recipe names."""
+        return [*self.train, *(self.validation or []), *self.heldout, *self.heldout_unlike]
 
     def length_at(self, step: int, steps: int) -> int | None:
         """The length that rows are cut to in a step; None where they are read whole."""
@@ -185,6 +183,9 @@ class Train:
     """Keep the inputs of checkpointed layers in CPU memory."""
     tiled_mlp: Count | None = None
     """Tokens of a row that pass an MLP at a time; null: all. Saves memory for one more forward pass of the MLP."""
+    decide: bool = False
+    """At the end, keep the state with the lowest loss on validation rows (`data.validation`): the final or the averaged
+    numbers, their offsets from search-free YaRN multiplied by 1, 0.75, 0.5, 0.25 or 0."""
     checkpoint_every: Count = 10
     """Steps between saved states; an interrupted run loses at most this many."""
     keep_checkpoints: Annotated[int, AtLeast(2)] = 3
@@ -193,80 +194,6 @@ class Train:
     def compares_with_base(self) -> bool:
         """Whether the loss compares with the base's own predictions."""
         return self.objective != "next-token" or self.short_context_kl > 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Retrieve:
-    """Retrieval of numbers that are hidden in the held-out documents."""
-
-    lengths: Annotated[list[Length], NotEmpty(), "name a length, or null"] | None = None
-    """Lengths of the prompts; null: the native window doubled up to the window, each less 16 tokens for the answer."""
-    depths: Annotated[list[Share], NotEmpty(), "name a depth"] = field(
-        default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0]
-    )
-    """Position of the needle: 0 far from the question, 1 right before it."""
-    per_cell: Count = 4
-    """Prompts per length and depth."""
-    tasks: Annotated[list[TaskName], NotEmpty(), "name a task"] = field(default_factory=lambda: ["needle"])
-    """needle: a number that is stated once. values: all three numbers of one word. variables: all variables with one
-    value, through assignments. words: the most frequent of four words."""
-    keys: Count = 1
-    """Needles per prompt, each with another word; the question is about one of them."""
-    wording: Literal["plain", "demo"] = "plain"
-    """demo: the wording that data/tiny-base was trained on."""
-
-
-MethodName = Literal["linear", "ntk", "dynamic", "ntk-by-parts", "llama3", "abf", "cope"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Eval:
-    """What `compare` measures on the held-out documents."""
-
-    methods: list[MethodName] = field(default_factory=lambda: ["linear", "ntk", "dynamic"])
-    """Search-free methods measured beside the base, its slid native window and YaRN."""
-    native_adapted: bool = False
-    """Train a control: the same kinds of numbers except frequencies, learned at the native window from the same rows,
-    cut, and measured with the native window slid. A gain that the control has too is adaptation to the text, not a
-    longer reach. Costs a second training."""
-
-    lengths: Annotated[list[Length], NotEmpty(), "name a length, or null"] | None = None
-    """Lengths of the excerpts; null: native window and window."""
-    documents: Count = 4
-    """Excerpts per length, taken from the documents in turn."""
-    buckets: Count = 8
-    """Position buckets per window."""
-    stride: Count | None = None
-    """Step of the native window that is slid over the document; null: a quarter of the native window."""
-    chunk: Count | None = None
-    """Tokens per forward pass over a KV cache, for documents too long for one pass; null: the whole document."""
-    key_gain: Annotated[float, Above(0)] = 2.0
-    """A key token is one whose NLL far context lowers by at least this much ..."""
-    key_floor: Annotated[float, Above(0)] = 2.0
-    """... to at most this much (the thresholds of LongPPL)."""
-    retrieval: Retrieve | None = None
-    """null: retrieval is not measured."""
-
-
-StackName = Literal[
-    "transformers", "transformers-4.57", "transformers-4.55", "transformers-4.50", "vllm", "vllm-0.29", "vllm-0.19",
-    "vllm-0.11",
-    "sglang", "lmdeploy", "turbomind", "turbomind-0.13", "tgi", "llama.cpp", "mlx-lm", "tensorrt-llm", "exllamav2",
-    "exllamav3", "onnx-genai", "ctranslate2", "openvino",
-]  # fmt: skip
-"""The serving stacks of `serving.stacks`, which lists the versions that each name covers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Export:
-    """The checkpoint to serve."""
-
-    stacks: Annotated[list[StackName], NotEmpty(), "name a stack, or null"] | None = None
-    """Serving stacks that must compute what was learned; null: the usual ones that run this family."""
-    fold: Literal["auto", "never", "always"] = "auto"
-    """Multiply the temperature into the query projections; auto: only where a stack needs it."""
-    tolerance: Annotated[float, Above(0)] = 1e-4
-    """Largest difference of a float32 logit between the tuned model and the reloaded export."""
 
 
 STAGES = "stages 1 and 2 shard gradients and optimizer state, which here belong to a few thousand numbers"

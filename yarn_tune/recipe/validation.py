@@ -99,6 +99,15 @@ _DATA: list[Rule[Recipe]] = [
         "a document of data.train or data.heldout is listed here too; name documents of other authors and genres",
     ),
     Rule(
+        "data.validation", ("data.train", "data.heldout"),
+        lambda r: not {*(r.data.validation or [])} & {*r.data.train, *r.data.heldout, *r.data.heldout_unlike},
+        "a document of data.train, data.heldout or data.heldout_unlike is listed here too; name other documents",
+    ),
+    Rule(
+        "data.validation", (), lambda r: r.data.validation is None or r.train.decide,
+        "only train.decide reads validation documents; set it to true",
+    ),
+    Rule(
         "data.row_tokens", ("rope.window",), lambda r: r.row_tokens() <= r.rope.window,
         "a row cannot be longer than rope.window ({r.rope.window})",
     ),

@@ -1,6 +1,7 @@
 """The run folder: recipe, checkpoints, metrics, learned parameters, and earlier runs to start from."""
 
 from .checkpoint import State, check_inputs, latest_state, load_optimizer_tensors, optimizer_tensors, save_state
+from .decision import Candidate, Decision, Iterate, check_worth_serving, read_decision, write_decision
 from .folder import Run, claimed
 from .initial import previous_run
 from .learned import TunedRow, learned_of, tuned_row, write_learned
@@ -8,11 +9,15 @@ from .metrics import EARLIER, MetricsLog, end_training, read_metrics, taught
 
 __all__ = [
     "EARLIER",
+    "Candidate",
+    "Decision",
+    "Iterate",
     "MetricsLog",
     "Run",
     "State",
     "TunedRow",
     "check_inputs",
+    "check_worth_serving",
     "claimed",
     "end_training",
     "latest_state",
@@ -20,9 +25,11 @@ __all__ = [
     "load_optimizer_tensors",
     "optimizer_tensors",
     "previous_run",
+    "read_decision",
     "read_metrics",
     "save_state",
     "taught",
     "tuned_row",
+    "write_decision",
     "write_learned",
 ]

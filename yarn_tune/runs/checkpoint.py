@@ -34,6 +34,8 @@ class State:
     numbers: Tensors
     """Learned offsets by name."""
     optimizer: Tensors
+    average: Tensors = field(default_factory=dict)
+    """Sums of the learned offsets for their average, where the run averages them."""
     inputs: dict[str, str] = field(default_factory=dict)
     """Name of an input of the run (documents, weights, ...) -> digest."""
 
@@ -46,6 +48,7 @@ def save_state(folder: Path, state: State, keep: int) -> None:
     """
     tensors = {f"numbers.{name}": tensor.contiguous() for name, tensor in state.numbers.items()}
     tensors |= {f"optimizer.{name}": tensor.contiguous() for name, tensor in state.optimizer.items()}
+    tensors |= {f"average.{name}": tensor.contiguous() for name, tensor in state.average.items()}
     content = save(tensors)
     target = folder / f"step-{state.step:06d}"
     partial = partial_of(target)
@@ -98,7 +101,8 @@ def load_state(target: Path) -> State:
         if hashlib.sha256(content).hexdigest() != about["tensors"] or (match and int(match[1]) != about["step"]):
             raise ValueError("its checksum does not match its content")
         tensors = load(content)
-        return State(about["step"], _part(tensors, "numbers."), _part(tensors, "optimizer."), about["inputs"])
+        numbers, optimizer, average = (_part(tensors, part) for part in ("numbers.", "optimizer.", "average."))
+        return State(about["step"], numbers, optimizer, average, about["inputs"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{target}: the checkpoint cannot be used ({error})") from error
 

@@ -7,22 +7,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Placed, RowRequest, RowSet, build_rows, plant_needles
+from ..data import Placed, RowRequest, RowSet, build_rows, build_rows_apart, plant_needles
 from ..distributed import Release, World
 from ..models import BaseModel
 from ..recipe import Recipe
 from .objective import Objective
 
+VALIDATION_ROWS = 16
+"""Rows that `train.decide` measures on, if the documents suffice."""
+VALIDATION_SEED = 2_000_000
+"""Seed of the first planted question of validation rows; those of training rows have other words and numbers."""
 
-def read_rows(recipe: Recipe, base: BaseModel) -> RowSet:
-    """The training rows of a run, with the planted questions.
+
+def read_rows(recipe: Recipe, base: BaseModel) -> tuple[RowSet, RowSet | None]:
+    """The training rows of a run and, with `train.decide`, its validation rows; both with planted questions.
 
     Raises:
         UserError: if documents are missing or unreadable, or hold too little text.
     """
-    seed = recipe.train.seed
-    rows = build_rows(recipe.data, base, RowRequest(recipe.row_tokens(), recipe.rows(), seed))
-    return plant_needles(rows, recipe.data, base, seed)
+    data, seed = recipe.data, recipe.train.seed
+    request = RowRequest(recipe.row_tokens(), recipe.rows(), seed)
+    if not recipe.train.decide:
+        return plant_needles(build_rows(data, base, request), data, base, seed), None
+    rows, validation = build_rows_apart(data, base, request, VALIDATION_ROWS)
+    planted = plant_needles(validation, data, base, seed, VALIDATION_SEED)
+    return plant_needles(rows, data, base, seed), planted
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,21 @@ from ..adapter import place_of
 from ..data import RowSet, check_heldout
 from ..distributed import Request, World, report_lost_peers, spread, start, stop_on_signal, world_text
 from ..errors import CheckFailed, Interrupted
-from ..runs import MetricsLog, Run, claimed, end_training, latest_state, previous_run, write_learned
+from ..runs import (
+    Decision,
+    MetricsLog,
+    Run,
+    claimed,
+    end_training,
+    latest_state,
+    previous_run,
+    write_decision,
+    write_learned,
+)
 from ..serving import Target, check_mergeable, make_representable
 from ..tunable import Learned, TunableRotary, at_start
 from .batches import Batch, backward, read_rows
+from .decision import decide
 from .objective import Objective, ObjectiveConfig
 from .optimizer import make_optimizer, set_rates
 from .preparation import prepare, sharding_of
@@ -42,30 +53,38 @@ def train(run: Run) -> Learned:
     if latest_state(run.checkpoints) is None:
         previous_run(recipe)
     check_heldout(recipe.data, recipe.eval, base, begin.start.native, recipe.rope.window)
-    rows = read_rows(recipe, base)
+    rows, validation = read_rows(recipe, base)
 
     world = start(recipe.runtime, settings.seed, settings.batch_size, settings.micro_batch_size, run.folder)
     with report_lost_peers(world, run.folder), claimed(run, world.main):
         model, rotary = prepare(recipe, base, world, begin)
         objective = Objective(model, rotary, ObjectiveConfig.of(settings, rotary.start.native, rows.prefix))
         with stop_on_signal() as request:
-            fit(run, world, objective, rows, request)
+            decision = fit(run, world, objective, rows, validation, request)
         learned = _representable(rotary, target)
         if world.main:
+            if decision is not None:
+                write_decision(run, decision)
             write_learned(run, rotary, learned, place_of(model))
         end_training(world)
     return learned
 
 
-def fit(run: Run, world: World, objective: Objective, rows: RowSet, request: Request) -> None:
-    """Run the remaining steps and save checkpoints.
+def fit(
+    run: Run, world: World, objective: Objective, rows: RowSet, validation: RowSet | None, request: Request
+) -> Decision | None:
+    """Run the remaining steps and save checkpoints; then decide which state is kept (`train.decide`).
 
     Args:
         run: the run, with its folder.
         world: the processes.
         objective: the loss, with the model and the learned numbers.
         rows: the training rows.
+        validation: the rows of the decision; None: no decision.
         request: a signal to stop, which is checked after each step.
+
+    Returns:
+        the decision, with the chosen state loaded; None where there is none.
 
     Raises:
         CheckFailed: if the loss or its gradient became NaN or infinite.
@@ -74,10 +93,10 @@ def fit(run: Run, world: World, objective: Objective, rows: RowSet, request: Req
     recipe, settings, rotary = run.recipe, run.recipe.train, objective.rotary
     parameters, sharding = rotary.trainable(), sharding_of(recipe)
     optimizer = make_optimizer(rotary, settings)
-    progress = Progress.of(run, world, rotary, optimizer, rows)
+    progress = Progress.of(run, world, rotary, optimizer, (rows, validation))
     done = progress.resume()
     if world.processes > 1:
-        world.check_agreement(facts_to_agree_on(recipe, rotary, rows, done))
+        world.check_agreement(facts_to_agree_on(progress, done))
     log = MetricsLog(run.folder, recipe, world, done)
     request.announce = log.announce
 
@@ -106,6 +125,9 @@ def fit(run: Run, world: World, objective: Objective, rows: RowSet, request: Req
             tokens = settings.batch_size * recipe.row_tokens()
             log.write(step + 1, nll, norm, tokens, seconds, learned)
 
+            if validation is not None:
+                progress.average.add(step, rotary.numbers())
+
             # A checkpoint; and the end of the run, if a signal was received.
             stopped = request.agreed(world.accelerator)
             if stopped or (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
@@ -116,6 +138,11 @@ def fit(run: Run, world: World, objective: Objective, rows: RowSet, request: Req
                     f"stopped by {signal.Signals(stopped).name} after step {step + 1} of {settings.steps}, which is "
                     "saved; the same command continues from there",
                 )
+
+        if validation is None:
+            return None
+        average, length = progress.average.mean(settings.steps), max(recipe.data.lengths or [recipe.row_tokens()])
+        return decide(objective, average, validation, length, world, release, request)
 
 
 def _not_finite_text(run: Run, step: int, loss: float, norm: float) -> str:

@@ -8,7 +8,6 @@ from safetensors.torch import save
 
 from ..data import RowSet
 from ..distributed import World
-from ..recipe import Recipe
 from ..runs import (
     EARLIER,
     Run,
@@ -21,6 +20,7 @@ from ..runs import (
     save_state,
 )
 from ..tunable import TunableRotary
+from .decision import TailAverage
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,21 @@ class Progress:
     optimizer: torch.optim.Optimizer
     inputs: dict[str, str]
     """Name of an input of the run -> digest."""
+    average: TailAverage
 
     @classmethod
     def of(
-        cls, run: Run, world: World, rotary: TunableRotary, optimizer: torch.optim.Optimizer, rows: RowSet
+        cls,
+        run: Run,
+        world: World,
+        rotary: TunableRotary,
+        optimizer: torch.optim.Optimizer,
+        rows: tuple[RowSet, RowSet | None],
     ) -> "Progress":
-        """The progress of a run on these rows."""
-        return cls(run, world, rotary, optimizer, {**run.base.digests, "training documents": rows_digest(rows)})
+        """The progress of a run on these training and validation rows."""
+        inputs = {**run.base.digests, "training documents": rows_digest(rows[0])}
+        inputs |= {"validation documents": rows_digest(rows[1])} if rows[1] is not None else {}
+        return cls(run, world, rotary, optimizer, inputs, TailAverage(run.recipe.train.steps))
 
     def resume(self) -> int:
         """Load the newest intact checkpoint, else the numbers of `rope.init`; returns the number of steps done.
@@ -54,6 +62,7 @@ class Progress:
         check_inputs(state, self.inputs, self.run.folder)
         self.rotary.load_numbers(state.numbers)
         load_optimizer_tensors(self.optimizer, state.optimizer)
+        self.average.sums = state.average
         return state.step
 
     def _begin(self) -> None:
@@ -70,17 +79,18 @@ class Progress:
     def save(self, step: int) -> None:
         """Save the state after `step` steps."""
         if self.world.main:
-            state = State(step, self.rotary.numbers(), optimizer_tensors(self.optimizer), self.inputs)
+            numbers, optimizer = self.rotary.numbers(), optimizer_tensors(self.optimizer)
+            state = State(step, numbers, optimizer, self.average.sums, self.inputs)
             save_state(self.run.checkpoints, state, self.run.recipe.train.keep_checkpoints)
 
 
-def facts_to_agree_on(recipe: Recipe, rotary: TunableRotary, rows: RowSet, done: int) -> dict[str, object]:
-    """What all processes must start from, by name; rows and learned values as digests."""
+def facts_to_agree_on(progress: Progress, done: int) -> dict[str, object]:
+    """What all processes must start from, by name; inputs and learned values as digests."""
     return {
-        "recipe": recipe.to_dict(),
-        "learned values": hashlib.sha256(save(rotary.numbers())).hexdigest(),
+        "recipe": progress.run.recipe.to_dict(),
+        "learned values": hashlib.sha256(save(progress.rotary.numbers())).hexdigest(),
         "checkpoint": done,
-        "rows": rows_digest(rows),
+        **progress.inputs,
     }
 
 
