@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save, save_file
 from tiny import NATIVE, VOCABULARY, finished_run, recipe_tree, save_tiny, tiny_config, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from yarn_tune.adapter.config import extended
-from yarn_tune.adapter.files import adapter_recipe, write_adapter
-from yarn_tune.adapter.model import YarnTuneConfig, YarnTuneLayer, place_of
+from yarn_tune.adapter.files import read_sections, write_adapter
+from yarn_tune.adapter.layer import YarnTuneLayer, place_of
+from yarn_tune.adapter.model import YarnTuneConfig
 from yarn_tune.cli.main import main
 from yarn_tune.errors import UserError
 from yarn_tune.export.checkpoint import export
@@ -25,7 +26,7 @@ from yarn_tune.files import read_tensors
 from yarn_tune.models.rope_config import rope_facts
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Rope
-from yarn_tune.runs.folder import Run
+from yarn_tune.runs.folder import AdapterRun, Run
 from yarn_tune.runs.learned import learned_of
 from yarn_tune.training.loop import train
 from yarn_tune.tunable.attachment import attach
@@ -141,7 +142,7 @@ def test_the_revision_of_the_base_is_kept(tmp_path):
     assert PeftConfig.from_pretrained(tmp_path).revision == "abc"
     folder = adapter_of(finished_run(tmp_path, settings=("base.revision=abc",)))
     assert PeftConfig.from_pretrained(folder).revision == "abc"
-    assert adapter_recipe(folder, []).base.revision == "abc"
+    assert read_sections(folder).base.revision == "abc"
 
 
 def test_disabled_and_unloaded_it_is_the_base():
@@ -280,10 +281,10 @@ def test_the_adapter_is_exported_as_the_run_is(trained, tmp_path, capsys):
     folder = shutil.copytree(run.folder / "adapter", tmp_path / "adapter")
     assert main(["export", str(folder), "--json"]) == 0
     assert torch.equal(logits(load(folder / "export")), expected)
-    found = learned_of(Run(adapter_recipe(folder, []), folder))
+    found = learned_of(AdapterRun(read_sections(folder), folder))
     assert found.as_json() == learned_of(run).as_json()
     with pytest.raises(UserError, match="learned with other settings"):
-        learned_of(Run(adapter_recipe(folder, ["rope.window=512"]), folder))
+        learned_of(AdapterRun(read_sections(folder, ["rope.window=512"]), folder))
     made = prepare_upload(folder, "someone/adapter", "someone/base")
     assert sorted(made.files) == sorted(
         ["README.md", "adapter_config.json", "adapter_model.safetensors"]
@@ -377,7 +378,7 @@ def test_lora_with_another_scale_is_not_merged_by_the_export(tmp_path):
     folder = adapter_of(finished_run(tmp_path))
     LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], use_dora=True).save_pretrained(folder / "lora")
     with pytest.raises(UserError, match="plain LoRA only, and here use_dora True is not False, lora_alpha 8 is not 4"):
-        adapter_recipe(folder, [])
+        read_sections(folder)
 
 
 def test_the_snippet_of_the_documents_runs(tmp_path, monkeypatch):
@@ -415,3 +416,41 @@ def test_an_enum_that_takes_no_member_is_an_import_error():
     with pytest.raises(ImportError, match="lets no member YARN_TUNE into Numbers"):
         extended(Numbers, "YARN_TUNE")
     assert list(Numbers) == [Numbers.ONE]
+
+
+OLD_KINDS = [
+    (("fixed", "layer"), ("yarn", "layer")),
+    (("scale", "none"), ("scale", "global")),
+    (("ramp", "head"), ("ramp", "head")),
+    (("per_pair", "pair"), ("frequency", "spectral")),
+    (("per_pair", "pair_phase"), ("frequency", "phase")),
+]
+
+
+@pytest.mark.parametrize(("now", "then"), OLD_KINDS)
+def test_adapters_of_0_1_0_load(tmp_path, now, then):
+    """Their config has `learn` and `temperature` in place of today's keys, and their numbers have no checksum."""
+    run = finished_run(tmp_path, now[0], settings=(f"rope.query_gains={now[1]}",))
+    folder = adapter_of(run)
+    expected = learned_of(AdapterRun(read_sections(folder), folder))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config.pop("frequencies"), config.pop("query_gains")) == now
+    assert not {"learn", "temperature"} & config.keys()
+    old = config | {"learn": then[0], "temperature": then[1]}
+    (folder / "adapter_config.json").write_text(json.dumps(old))
+    numbers = load_file(folder / "adapter_model.safetensors")
+    save_file(numbers, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    sections = read_sections(folder)
+    assert (sections.rope.frequencies, sections.rope.query_gains) == now
+    assert learned_of(AdapterRun(sections, folder)).as_json() == expected.as_json()
+    loaded = PeftModel.from_pretrained(load(run.recipe.base.model), str(folder))
+    assert (loaded.peft_config["default"].frequencies, loaded.peft_config["default"].query_gains) == now
+    layer = next(module for module in loaded.modules() if isinstance(module, YarnTuneLayer))
+    own, saved = layer.rotary("default").numbers(), read_tensors(run.numbers_path)
+    assert own.keys() == saved.keys()
+    assert all(torch.equal(own[name], saved[name]) for name in saved)
+
+
+def test_an_unknown_value_of_0_1_0_is_named():
+    with pytest.raises(UserError, match="learn: 'all' is none of yarn, scale, ramp, frequency"):
+        YarnTuneConfig(window=512, learn="all")

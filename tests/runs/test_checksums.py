@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from tiny import finished_run, recipe_tree, save_tiny, write_documents, write_metrics
-from yarn_tune.adapter.files import adapter_recipe
+from yarn_tune.adapter.files import read_sections
 from yarn_tune.errors import UserError
 from yarn_tune.evaluation.comparison import compare, named_rows
 from yarn_tune.evaluation.methods import Method
@@ -20,7 +20,7 @@ from yarn_tune.models.base import BaseModel
 from yarn_tune.recipe.loading import RecipeError, load_recipe, parse_recipe
 from yarn_tune.recipe.schema import Base
 from yarn_tune.runs.checkpoint import State, checkpoints, latest_state, save_state
-from yarn_tune.runs.folder import Run
+from yarn_tune.runs.folder import AdapterRun, Run
 from yarn_tune.runs.learned import learned_of, tuned_row
 from yarn_tune.runs.metrics import spent
 from yarn_tune.training.loop import train
@@ -241,7 +241,7 @@ def test_a_damaged_adapter_is_refused(make_run, settings):
     run = make_run("small", *settings, steps=1)
     train(run)
     folder = run.folder / "adapter"
-    adapter = Run(adapter_recipe(folder, []), folder)
+    adapter = AdapterRun(read_sections(folder), folder)
     whole = learned_of(adapter)
     for path in folder.rglob("adapter_model.safetensors"):
         content = bytearray(path.read_bytes())

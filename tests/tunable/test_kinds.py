@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tiny import NATIVE, recipe_tree, save_tiny
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
-from yarn_tune.adapter.model import place_of
+from yarn_tune.adapter.layer import place_of
 from yarn_tune.export.checkpoint import export
 from yarn_tune.models.query_layout import QuerySite, query_site
 from yarn_tune.planning.run_plan import plan

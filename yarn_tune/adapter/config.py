@@ -4,7 +4,7 @@ One source for what the numbers mean: adapter_config.json holds the window, nati
 are offsets for, the base they belong to, and what a merge is to be served on.
 """
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -54,6 +54,12 @@ def layout_keys(facts: RopeFacts) -> dict[str, Any]:
 
 YARN_TUNE: PeftType = extended(PeftType, "YARN_TUNE")
 
+NAMES_OF_0_1_0 = {
+    "frequencies": {"yarn": "fixed", "scale": "scale", "ramp": "ramp", "frequency": "per_pair"},
+    "query_gains": {"global": "none", "layer": "layer", "head": "head", "spectral": "pair", "phase": "pair_phase"},
+}
+"""Value that yarn_tune 0.1.0 wrote, as `learn` and `temperature` -> the value of today's key."""
+
 
 @dataclass
 class YarnTuneConfig(PeftConfig):
@@ -81,9 +87,19 @@ class YarnTuneConfig(PeftConfig):
     """What the base's own config does to its frequencies, or "none"."""
     target_modules: list[str] | None = None
     """The base's rotary module; filled in when it is attached."""
+    learn: InitVar[str | None] = None
+    """The key of 0.1.0 for `frequencies`; it is read, and not written."""
+    temperature: InitVar[str | None] = None
+    """The same for `query_gains`."""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, learn: str | None, temperature: str | None) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
+        for key, old, value in (("frequencies", "learn", learn), ("query_gains", "temperature", temperature)):
+            if value is not None:
+                names = NAMES_OF_0_1_0[key]
+                if value not in names:
+                    raise UserError(f"adapter_config.json: {old}: {value!r} is none of {', '.join(names)}")
+                setattr(self, key, names[value])
         self.peft_type, self.task_type = YARN_TUNE, TaskType.CAUSAL_LM
         self.rope()
 

@@ -1,4 +1,4 @@
-"""Adapters on disk: what a run leaves for PEFT, and adapters trained elsewhere, read for the export.
+"""Adapters on disk: written by a run for PEFT, and read, also those trained elsewhere, for the export.
 
 adapter_config.json         `YarnTuneConfig`
 adapter_model.safetensors   the offsets from search-free YaRN, float32
@@ -6,6 +6,8 @@ lora/                       an ordinary PEFT LoRA adapter, where LoRA was learne
 """
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,10 @@ from peft import LoraConfig, PeftConfig, TaskType
 
 from ..errors import UserError
 from ..files import Tensors, read_json, read_tensors, save_tensors, unreadable, write_atomically, write_json
-from ..recipe import Recipe, parse_recipe
+from ..recipe import Base, Export, Lora, Recipe, Rope, parse_sections
 from ..tunable import PREFIX, TunableRotary, lora_config
 from .config import YARN_TUNE, YarnTuneConfig, layout_keys
-from .model import NUMBERS, last_names
+from .layer import NUMBERS, last_names
 
 CONFIG, WEIGHTS, BESIDE = "adapter_config.json", "adapter_model.safetensors", "lora"
 """Names of the files, PEFT's, and of the folder with LoRA."""
@@ -28,37 +30,49 @@ FACTOR = ".lora_{}.weight"
 """How PEFT ends the names of LoRA's factors A and B."""
 
 
-def write_adapter(folder: Path, recipe: Recipe, rotary: TunableRotary, place: str) -> None:
-    """Write what a run has learned.
+@dataclass(frozen=True)
+class AdapterSections:
+    """The sections of a recipe that say what an adapter's numbers mean and how they are served."""
+
+    name: str
+    base: Base
+    rope: Rope
+    export: Export = field(default_factory=Export)
+    lora: Lora | None = None
+
+
+def write_adapter(folder: Path, sections: AdapterSections | Recipe, rotary: TunableRotary, place: str) -> None:
+    """Write the learned numbers of a run as a PEFT adapter.
 
     Args:
         folder: of the adapter.
-        recipe: of the run.
-        rotary: with the numbers, settled.
+        sections: what the numbers mean; a recipe has them all.
+        rotary: with the learned numbers, adjusted to what a config can carry.
         place: dotted name of the base's rotary module.
     """
+    base, export = sections.base, sections.export
     start, whole = rotary.start, rotary.numbers()
     config = YarnTuneConfig(
-        base_model_name_or_path=recipe.base.model,
-        revision=recipe.base.revision,
+        base_model_name_or_path=base.model,
+        revision=base.revision,
         inference_mode=True,
         window=start.window,
         native=start.native,
         factor=start.factor,
         frequencies=rotary.frequencies,
-        query_gains=recipe.rope.query_gains,
+        query_gains=sections.rope.query_gains,
         beta_fast=start.beta_fast,
         beta_slow=start.beta_slow,
-        stacks=list(recipe.export.stacks) if recipe.export.stacks else None,
-        fold=recipe.export.fold,
+        stacks=list(export.stacks) if export.stacks else None,
+        fold=export.fold,
         target_modules=[place],
         **layout_keys(start.facts),
     )
     numbers = {f"{ROOT}{place}.{NUMBERS}.{last}": whole[name] for last, name in last_names(rotary).items()}
     _write(folder, config, numbers)
-    if recipe.lora is not None:
-        beside = lora_config(recipe.lora)
-        beside.base_model_name_or_path, beside.revision = recipe.base.model, recipe.base.revision
+    if sections.lora is not None:
+        beside = lora_config(sections.lora)
+        beside.base_model_name_or_path, beside.revision = base.model, base.revision
         beside.task_type, beside.inference_mode = TaskType.CAUSAL_LM, True
         factors = {name.removeprefix(PREFIX): tensor for name, tensor in whole.items() if name.startswith(PREFIX)}
         _write(folder / BESIDE, beside, {_as_peft(name): tensor for name, tensor in factors.items()})
@@ -101,8 +115,12 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def adapter_recipe(folder: Path, overrides: list[str]) -> Recipe:
-    """A recipe that names the base, the rungs and the stacks of an adapter, for the functions that read one.
+def read_sections(folder: Path, overrides: Sequence[str] = ()) -> AdapterSections:
+    """What the numbers of an adapter mean and how they are served, by its config.
+
+    Args:
+        folder: of the adapter.
+        overrides: `section.key=value` strings, for the `export` section.
 
     Raises:
         UserError: if the adapter is of another type, or its config cannot be read.
@@ -112,14 +130,13 @@ def adapter_recipe(folder: Path, overrides: list[str]) -> Recipe:
         "name": folder.resolve().name,
         "base": {"model": config.base_model_name_or_path, "revision": config.revision},
         "rope": vars(config.rope()),
-        "data": {"train": ["none"], "heldout": ["nothing"]},
         "export": {"stacks": config.stacks, "fold": config.fold},
     }
     if is_adapter(folder / BESIDE):
         beside = _lora_beside(folder)
         named = beside.target_modules or ()
         tree["lora"] = {"rank": beside.r, "targets": [named] if isinstance(named, str) else sorted(named)}
-    return parse_recipe(tree, overrides, str(folder / CONFIG))
+    return parse_sections(AdapterSections, tree, list(overrides), str(folder / CONFIG))
 
 
 def read_config(folder: Path) -> YarnTuneConfig:

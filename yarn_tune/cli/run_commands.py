@@ -104,15 +104,15 @@ def export_command(options: argparse.Namespace) -> CommandResult:
     if not adapter:
         open_run(options)
 
-    from ..adapter import adapter_recipe
+    from ..adapter import read_sections
     from ..export import Fidelity, difference_text, export, export_overrides
-    from ..runs import Run
+    from ..runs import AdapterRun
 
-    run = Run(adapter_recipe(folder, options.overrides), folder) if adapter else _open(options).run
+    run = AdapterRun(read_sections(folder, options.overrides), folder) if adapter else _open(options).run
     if options.overrides_only:
         path = export_overrides(run, options.anyway)
         overrides = json.loads(path.read_text(encoding="utf-8"))
-        text = f"vllm serve {run.recipe.base.model} --hf-overrides '{json.dumps(overrides)}'"
+        text = f"vllm serve {run.base.source.model} --hf-overrides '{json.dumps(overrides)}'"
         return CommandResult(text, {"path": str(path), "overrides": overrides})
     path = export(run, options.anyway)
     fidelity = Fidelity.read(path)

@@ -25,7 +25,7 @@ from ..files import (
     write_json,
 )
 from ..models import SECOND_COPY, BaseModel
-from ..runs import Run, check_worth_serving, learned_of
+from ..runs import AdapterRun, Run, check_worth_serving, learned_of
 from ..serving import RopeEncoding, Target, choose_encoding
 from ..tunable import KINDS, Folded, Learned, fold_checkpoint, merge_checkpoint
 from .fidelity import FIDELITY, compare_with_memory
@@ -56,7 +56,7 @@ FOREIGN = ("auto_map", "attn_implementation", "_attn_implementation")
 OVERRIDABLE = ("vllm", "vllm-0.29")
 
 
-def export(run: Run, anyway: bool = False) -> Path:
+def export(run: Run | AdapterRun, anyway: bool = False) -> Path:
     """Write the checkpoint of a finished run, with its pages, into the run folder; returns its folder.
 
     Args:
@@ -68,21 +68,21 @@ def export(run: Run, anyway: bool = False) -> Path:
             all requested stacks; or if another process writes there.
         CheckFailed: if the reloaded checkpoint does not compute what was learned.
     """
-    if not anyway:
+    if not anyway and isinstance(run, Run):
         check_worth_serving(run)
     with locked(run.folder):
         learned = learned_of(run)
-        target = Target.of_model(run.base, run.recipe.export)
+        target = Target.of_model(run.base, run.sections.export)
         served = choose_encoding(learned, target)
         final = run.folder / "export"
         partial = partial_of(final)
         try:
             partial.mkdir(parents=True)
             folded = write_checkpoint(run.base, learned, served, target, partial)
-            fidelity = compare_with_memory(run.base, learned, served, partial, run.recipe.export.tolerance)
+            fidelity = compare_with_memory(run.base, learned, served, partial, run.sections.export.tolerance)
             fidelity = replace(fidelity, fold=folded)
             write_checked(partial / FIDELITY, fidelity.as_json())
-            page = serving_page(run.recipe.base.model, learned, served, target, fidelity)
+            page = serving_page(run.sections.base.model, learned, served, target, fidelity)
             write_atomically(partial / "SERVING.md", page.encode())
             write_atomically(partial / CARD, model_card(run, learned, fidelity, run.base.folder()).encode())
             files = sorted(path for path in partial.rglob("*") if path.is_file())
@@ -96,13 +96,13 @@ def export(run: Run, anyway: bool = False) -> Path:
     return final
 
 
-def export_overrides(run: Run, anyway: bool = False) -> Path:
+def export_overrides(run: Run | AdapterRun, anyway: bool = False) -> Path:
     """Write overrides.json: what vLLM's --hf-overrides needs to serve the base as tuned, without a checkpoint.
 
     Raises:
         UserError: if what was learned is in the weights, or vLLM does not read it from a config; or as `export`.
     """
-    if not anyway:
+    if not anyway and isinstance(run, Run):
         check_worth_serving(run)
     with locked(run.folder):
         learned = learned_of(run)
@@ -111,7 +111,7 @@ def export_overrides(run: Run, anyway: bool = False) -> Path:
                 f"{KINDS[name].key}: {KINDS[name].label} are in the weights, which overrides of the base's config do "
                 "not change; export a checkpoint"
             )
-        target = Target.of_model(run.base, run.recipe.export)
+        target = Target.of_model(run.base, run.sections.export)
         # Only vLLM has overrides, so the other stacks need not be able to read the values.
         vllm = tuple(name for name in target.stacks if name.startswith("vllm")) or OVERRIDABLE
         path = run.folder / "overrides.json"

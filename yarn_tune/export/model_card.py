@@ -6,7 +6,7 @@ import yaml
 
 from ..evaluation import COMPARED, Comparison, tables
 from ..recipe import read_yaml
-from ..runs import Run, taught
+from ..runs import AdapterRun, Run, taught
 from ..tunable import KINDS, Learned
 from .fidelity import Fidelity
 
@@ -14,7 +14,7 @@ CARD = "README.md"
 """Of an export, and of its base."""
 
 
-def model_card(run: Run, learned: Learned, fidelity: Fidelity, base: Path) -> str:
+def model_card(run: Run | AdapterRun, learned: Learned, fidelity: Fidelity, base: Path) -> str:
     """The card of an export, in Markdown, with the comparison if the run has one.
 
     Args:
@@ -23,12 +23,12 @@ def model_card(run: Run, learned: Learned, fidelity: Fidelity, base: Path) -> st
         fidelity: how nearly the export computes them.
         base: folder with the base's licence.
     """
-    name = run.recipe.base.model
+    name = run.sections.base.model
     header = {"base_model": name, **licence_from(base), "tags": ["long-context", "rope", "yarn_tune"]}
     numbers = f"RoPE scale {learned.scale:.6g}" if learned.factors is None else "one factor per rotary pair"
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
-        f"# {run.recipe.name}",
+        f"# {run.sections.name}",
         f"{name}, extended from {learned.native} to {learned.window} tokens by yarn_tune. The weights are the base's"
         f"{_changed(learned, fidelity)}. Learned: {numbers}, the attention temperature {learned.temperature:.6g}"
         f"{_folds_text(learned)}{taught(run)}.",
@@ -84,7 +84,7 @@ def card_header(text: str) -> dict[str, object]:
     return header if isinstance(header, dict) else {}
 
 
-def _measured(run: Run, native: int) -> list[str]:
+def _measured(run: Run | AdapterRun, native: int) -> list[str]:
     path = run.folder / COMPARED
     if not path.is_file():
         return []

@@ -2,7 +2,7 @@
 
 from .bundled import copy_recipe, shipped_recipes
 from .keys import Key, recipe_keys
-from .loading import checksum_line, load_recipe, open_recipe, parse_recipe, parse_rope
+from .loading import checksum_line, load_recipe, open_recipe, parse_recipe, parse_rope, parse_sections
 from .named_files import COMPRESSED, HUB, KINDS, is_hub_id, kind_of, matching_files, missing_files, what_is
 from .parsing import read_yaml
 from .results_schema import Eval, Export, Retrieve, StackName
@@ -37,6 +37,7 @@ __all__ = [
     "open_recipe",
     "parse_recipe",
     "parse_rope",
+    "parse_sections",
     "read_yaml",
     "recipe_keys",
     "shipped_recipes",

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import yaml
 
@@ -128,6 +128,33 @@ def parse_recipe(tree: dict[str, Any], overrides: list[str], source: str = "reci
     if findings.problems:
         raise RecipeError(source, findings.problems)
     return cast(Recipe, recipe)
+
+
+SectionsT = TypeVar("SectionsT")
+
+
+def parse_sections(kind: type[SectionsT], tree: dict[str, Any], overrides: list[str], source: str) -> SectionsT:
+    """Build and check a dataclass of some of a recipe's sections.
+
+    Args:
+        kind: the dataclass; its `rope` is checked as that of a recipe.
+        tree: the sections as nested dicts.
+        overrides: `section.key=value` strings.
+        source: named in errors.
+
+    Raises:
+        RecipeError: with every problem found.
+    """
+    findings = Findings()
+    tree = copy.deepcopy(tree)  # overrides are applied to the copy
+    for override in overrides:
+        apply_override(tree, override, findings)
+    made: Any = build(kind, tree, "", findings)
+    if made is not None:
+        findings.problems += broken_rules(ROPE_RULES, made.rope, findings.out_of_range, "rope.")
+    if findings.problems:
+        raise RecipeError(source, findings.problems)
+    return cast(SectionsT, made)
 
 
 def parse_rope(tree: dict[str, Any], source: str) -> Rope:

@@ -2,13 +2,14 @@
 
 from .checkpoint import State, check_inputs, latest_state, load_optimizer_tensors, optimizer_tensors, save_state
 from .decision import Candidate, Decision, Iterate, check_worth_serving, read_decision, write_decision
-from .folder import Run, claimed
+from .folder import AdapterRun, Run, claimed
 from .initial import previous_run
 from .learned import TunedRow, learned_of, tuned_row, write_learned
 from .metrics import EARLIER, MetricsLog, end_training, read_metrics, taught
 
 __all__ = [
     "EARLIER",
+    "AdapterRun",
     "Candidate",
     "Decision",
     "Iterate",

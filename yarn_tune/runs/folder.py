@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from ..adapter import AdapterSections
 from ..errors import UserError
 from ..files import locked, write_atomically
 from ..models import BaseModel
@@ -31,6 +32,11 @@ class Run:
         return BaseModel(self.recipe.base)
 
     @property
+    def sections(self) -> Recipe:
+        """What its numbers mean and how they are served; an `AdapterRun` has these sections alone."""
+        return self.recipe
+
+    @property
     def recipe_path(self) -> Path:
         """The recipe of the run, with all defaults written out."""
         return self.folder / "recipe.yaml"
@@ -44,6 +50,19 @@ class Run:
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.folder / "checkpoints"
+
+
+@dataclass(frozen=True)
+class AdapterRun:
+    """An adapter in place of a finished run."""
+
+    sections: AdapterSections
+    folder: Path
+
+    @cached_property
+    def base(self) -> BaseModel:
+        """The base model that the adapter names, resolved once."""
+        return BaseModel(self.sections.base)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ earlier folder is needed only to begin.
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..adapter import adapter_numbers, adapter_recipe, is_adapter
+from ..adapter import AdapterSections, adapter_numbers, is_adapter, read_sections
 from ..errors import UserError
 from ..files import Tensors, read_tensors, write_checked
 from ..models import BaseModel, base_identity
@@ -54,25 +54,26 @@ def previous_run(recipe: Recipe) -> PreviousRun | None:
         _check_fit(folder, load_recipe(run / "recipe.yaml"), recipe)
         return PreviousRun(folder, state.numbers, *spent(run, state.step))
     if is_adapter(folder):
-        before = adapter_recipe(folder, [])
-        _check_fit(folder, before, recipe)
-        return PreviousRun(folder, adapter_numbers(folder, at_start(BaseModel(before.base), before.rope)), 0, 0, 0.0)
+        sections = read_sections(folder)
+        _check_fit(folder, sections, recipe)
+        rotary = at_start(BaseModel(sections.base), sections.rope)
+        return PreviousRun(folder, adapter_numbers(folder, rotary), 0, 0, 0.0)
     raise UserError(
         f"rope.init: {folder} is no finished run (with {LEARNED}), no checkpoint of one (checkpoints/step-...) and no "
         f"adapter of yarn_tune; train that one to the end first, or set it to {YARN}"
     )
 
 
-def _check_fit(folder: Path, before: Recipe, now: Recipe) -> None:
+def _check_fit(folder: Path, before: Recipe | AdapterSections, now: Recipe) -> None:
     """Refuse offsets that were learned with another base, other kinds of parameters or other LoRA targets."""
     found, wanted = (
         {
-            "base.model, base.revision": base_identity(recipe.base),
-            "rope.frequencies": recipe.rope.frequencies,
-            "rope.query_gains": recipe.rope.query_gains,
-            "lora": recipe.lora and (recipe.lora.rank, sorted(recipe.lora.targets)),
+            "base.model, base.revision": base_identity(each.base),
+            "rope.frequencies": each.rope.frequencies,
+            "rope.query_gains": each.rope.query_gains,
+            "lora": each.lora and (each.lora.rank, sorted(each.lora.targets)),
         }
-        for recipe in (before, now)
+        for each in (before, now)
     )
     if changed := [f"{key}: {found[key]} there, {wanted[key]} here" for key in wanted if found[key] != wanted[key]]:
         raise UserError(f"rope.init: what was learned in {folder} does not fit this recipe:\n  " + "\n  ".join(changed))

@@ -1,43 +1,42 @@
 """The learned parameters of a finished run: written at its end, and read back for comparison and export."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from ..adapter import adapter_numbers, adapter_recipe, is_adapter, write_adapter
+from ..adapter import adapter_numbers, read_sections, write_adapter
 from ..errors import UserError
 from ..files import read_tensors, save_tensors, write_atomically, write_checked
 from ..serving import Target, representable_parameters
 from ..tunable import Learned, TunableRotary, at_start
-from .folder import Run, changes
+from .folder import AdapterRun, Run, changes
 from .metrics import SUMMARY, spent
 
 MEANING = ("rope", "lora")
 """Sections that determine what the learned numbers are offsets from."""
 
 
-def learned_of(run: Run) -> Learned:
+def learned_of(run: Run | AdapterRun) -> Learned:
     """The learned parameters of a finished run (or of an adapter), adjusted to what a config can carry.
 
     Raises:
         UserError: if the run is not finished, or its parameters are damaged, or belong to another base or recipe.
     """
-    recipe = run.recipe
-    rotary = at_start(run.base, recipe.rope)
-    own = adapter_recipe(run.folder, []) if is_adapter(run.folder) else None
-    changed = changes(run, MEANING, begins=False)
-    if own is not None and own.rope != replace(recipe.rope, init=own.rope.init):
-        changed = ["rope"]
+    rotary = at_start(run.base, run.sections.rope)
+    if isinstance(run, Run):
+        changed = changes(run, MEANING, begins=False)
+    else:
+        changed = [] if read_sections(run.folder).rope == run.sections.rope else ["rope"]
     if changed:
         raise UserError(
             f"{run.folder}: its parameters were learned with other settings, and mean something else with these; leave "
             "the settings as they were, or train anew under another name=:\n  " + "\n  ".join(changed)
         )
-    if run.numbers_path.is_file():
-        rotary.load_numbers(read_tensors(run.numbers_path))
-    elif own is not None:
+    if isinstance(run, AdapterRun):
         rotary.load_numbers(adapter_numbers(run.folder, rotary))
+    elif run.numbers_path.is_file():
+        rotary.load_numbers(read_tensors(run.numbers_path))
     else:
         raise UserError(f"{run.folder}: holds no finished run; run `yarn-tune train` to the end first")
-    return representable_parameters(rotary, Target.of_model(run.base, recipe.export))
+    return representable_parameters(rotary, Target.of_model(run.base, run.sections.export))
 
 
 def write_learned(run: Run, rotary: TunableRotary, learned: Learned, place: str) -> None:

@@ -26,7 +26,7 @@ from ..files import (
 )
 from ..recipe import Recipe
 from ..tunable import Learned
-from .folder import Run
+from .folder import AdapterRun, Run
 from .progress import ProgressLine
 
 EARLIER = "earlier.json"
@@ -174,7 +174,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str | int | float
     return flat
 
 
-def taught(run: Run) -> str:
+def taught(run: Run | AdapterRun) -> str:
     """The phrase ", in N steps on N tokens"; empty where that is not known, as of an adapter."""
     if not (run.folder / "metrics.jsonl").is_file() and not (run.folder / SUMMARY).is_file():
         return ""
