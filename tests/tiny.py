@@ -243,7 +243,7 @@ def finished_run(
     numbers |= {name: torch.full_like(numbers[name], value) for name, value in offsets.items()}
     rotary.load_numbers(numbers)
     if frequencies != "per_pair":
-        settled = make_representable(rotary.learned(), Target.of_model(run.base, recipe.export))
+        settled = make_representable(rotary.learned(), Target.of_model(run.base, recipe.export, recipe.rope))
         if settled.scale is not None:
             rotary.set_scale(settled.scale)
     run.numbers_path.write_bytes(save_tensors(rotary.numbers()))

@@ -53,7 +53,9 @@ def row(family: str, folder: Path) -> str:
         recipe = parse_recipe(recipe_tree(base, folder), [f"rope.frequencies={frequencies}"])
         rotary = at_start(BaseModel(recipe.base), recipe.rope)
         rotary.load_numbers({name: numbers + 0.07 for name, numbers in rotary.numbers().items()})  # off the start
-        return lambda: make_representable(rotary.learned(), Target.of_model(BaseModel(recipe.base), recipe.export))
+        return lambda: make_representable(
+            rotary.learned(), Target.of_model(BaseModel(recipe.base), recipe.export, recipe.rope)
+        )
 
     parameterisations = [frequencies for frequencies in ("scale", "ramp", "per_pair") if allowed(settles(frequencies))]
     rungs = [r for r in ("layer", "head", "pair", "pair_phase") if allowed(lambda r=r: gains_for(config, r))]

@@ -25,7 +25,7 @@ from yarn_tune.tunable.kinds import KINDS, Kind, decay_of, kinds_of, rate_of
 from yarn_tune.tunable.parameters import Adjustment, WeightFold
 from yarn_tune.tunable.rotary import at_start
 
-EVERY = Rope(window=4 * NATIVE, query_gains="pair_phase")
+EVERY = Rope(window=4 * NATIVE, query_gains="pair_phase", qk_bias=True)
 
 
 def test_the_recipe_has_a_rate_and_a_decay_for_every_kind():
@@ -38,8 +38,8 @@ def test_the_recipe_has_a_rate_and_a_decay_for_every_kind():
 
 def test_rates_and_decays_come_from_the_recipe_or_else_from_the_row():
     given = Train(learning_rate=Rates(frequency=0.5), weight_decay=Decays(phase=2.0))
-    assert [rate_of(kind, given, EVERY) for kind in KINDS] == [0.5, 0.01, 0.03, 0.03, 0.002]
-    assert [decay_of(kind, given) for kind in KINDS] == [0.0, 0.0, 0.0, 2.0, 0.0]
+    assert [rate_of(kind, given, EVERY) for kind in KINDS] == [0.5, 0.01, 0.01, 0.03, 0.03, 0.002]
+    assert [decay_of(kind, given) for kind in KINDS] == [0.0, 0.0, 0.0, 0.0, 2.0, 0.0]
     by_gains = [
         rate_of("gain", given, Rope(window=256, query_gains=g)) for g in ("layer", "head", "pair", "pair_phase")
     ]

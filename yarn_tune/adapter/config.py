@@ -74,6 +74,7 @@ class YarnTuneConfig(PeftConfig):
     factor: float | None = None
     frequencies: str = Rope.frequencies
     query_gains: str = Rope.query_gains
+    qk_bias: bool = Rope.qk_bias
     beta_fast: float = Rope.beta_fast
     beta_slow: float = Rope.beta_slow
     stacks: list[str] | None = None
@@ -105,7 +106,7 @@ class YarnTuneConfig(PeftConfig):
 
     def rope(self) -> Rope:
         """These values as the section of a recipe."""
-        keys = ("window", "native", "factor", "frequencies", "query_gains", "beta_fast", "beta_slow")
+        keys = ("window", "native", "factor", "frequencies", "query_gains", "qk_bias", "beta_fast", "beta_slow")
         return parse_rope({key: getattr(self, key) for key in keys}, "YarnTuneConfig")
 
     def start(self, facts: RopeFacts) -> Start:

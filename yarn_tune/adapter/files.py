@@ -61,6 +61,7 @@ def write_adapter(folder: Path, sections: AdapterSections | Recipe, rotary: Tuna
         factor=start.factor,
         frequencies=rotary.frequencies,
         query_gains=sections.rope.query_gains,
+        qk_bias=sections.rope.qk_bias,
         beta_fast=start.beta_fast,
         beta_slow=start.beta_slow,
         stacks=list(export.stacks) if export.stacks else None,

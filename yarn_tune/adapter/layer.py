@@ -12,11 +12,21 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ..errors import UserError
 from ..models import rotary_site
-from ..tunable import FollowingHooks, RotaryProxy, Start, TunableRotary, WeightFold, adjustments_for, move_only
+from ..tunable import (
+    FollowingHooks,
+    RotaryProxy,
+    Start,
+    TunableRotary,
+    WeightFold,
+    adjustments_for,
+    move_only,
+    observe,
+)
 from .config import YarnTuneConfig
 
 NUMBERS = "yarn_tune_numbers"
@@ -50,6 +60,9 @@ class YarnTuneLayer(nn.Module, BaseTunerLayer):
         self.yarn_tune_numbers = nn.ModuleDict()
         self.rotaries: dict[str, TunableRotary] = {}
         """The modules that compute; not registered, their parameters are those of `yarn_tune_numbers`."""
+        self._frozen: dict[str, list[str]] = {}
+        """Parameters that are saved and not trained, by adapter."""
+        self._observing: list[RemovableHandle] = []
         self._used: set[str] = set()
         # In a tuple, so that the model is not registered as a child of this module.
         self._model = (model,)
@@ -61,6 +74,7 @@ class YarnTuneLayer(nn.Module, BaseTunerLayer):
         rotary = TunableRotary(self.base_layer, start, config.frequencies, adjustments)
         named = {last: rotary.get_parameter(name) for last, name in last_names(rotary).items()}
         self.rotaries[adapter] = rotary
+        self._frozen[adapter] = [last for last, parameter in named.items() if not parameter.requires_grad]
         self._used.discard(adapter)
         self.yarn_tune_numbers[adapter] = nn.ParameterDict(named)
         self._move_adapter_to_device_of_base_layer(adapter)
@@ -92,7 +106,20 @@ class YarnTuneLayer(nn.Module, BaseTunerLayer):
         if rotary is None:
             return self.base_layer(*args, **kwargs)
         self._hooks.follow()
+        self._measure(rotary)
         return rotary(*args, **kwargs)
+
+    def _measure(self, rotary: TunableRotary) -> None:
+        """In the first training pass, measure the sizes that rates are relative to; the second pass uses them."""
+        if self._observing:
+            for handle in self._observing:
+                handle.remove()
+            self._observing = []
+            for adjustment in rotary.adjustments:
+                if adjustment.unscaled():
+                    adjustment.set_scale(_sum_over_processes)
+        elif self.training and torch.is_grad_enabled():
+            self._observing = observe(self._model[0], rotary)
 
     def _values(self, place: str) -> WeightFold | None:
         rotary = self.active()
@@ -118,10 +145,9 @@ class YarnTuneLayer(nn.Module, BaseTunerLayer):
         self._freeze()
 
     def _freeze(self) -> None:
-        for adapter, rotary in self.rotaries.items():
-            if rotary.frequencies == "fixed":
-                for name in ("log_scale", "log_temperature"):
-                    self.yarn_tune_numbers[adapter][name].requires_grad_(False)  # type: ignore[index]
+        for adapter, frozen in self._frozen.items():
+            for last in frozen:
+                self.yarn_tune_numbers[adapter][last].requires_grad_(False)  # type: ignore[index]
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Not supported in place: the numbers belong into the config too, which a loaded model does not read again."""
@@ -156,3 +182,9 @@ class YarnTuneLayer(nn.Module, BaseTunerLayer):
             names = last_names(rotary)
             rotary.load_numbers({names.get(last, last): tensor for last, tensor in numbers.items()})
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _sum_over_processes(tensor: Tensor) -> Tensor:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(tensor)
+    return tensor

@@ -18,7 +18,7 @@ from torch import nn
 from ..errors import UserError
 from ..models import rope_facts, rotary_site
 from ..serving import RopeEncoding, Target, choose_encoding, representable_parameters
-from ..tunable import Learned, fold_parameters
+from ..tunable import Learned, config_changes, fold_parameters, set_parameters
 from .config import YarnTuneConfig
 from .layer import YarnTuneLayer, place_of
 
@@ -72,7 +72,7 @@ class YarnTuneModel(BaseTuner):
         if len(own) != 1:
             raise UserError(f"merge_and_unload: name one of {', '.join(layer.rotaries)}; found {own}")
         config: Any = self.peft_config[own[0]]
-        target = Target.of(self.model.config.to_dict(), config.stacks, config.fold)
+        target = Target.of(self.model.config.to_dict(), config.stacks, config.fold, config.qk_bias)
         learned = representable_parameters(layer.rotary(own[0]), target)
         served = choose_encoding(learned, target)
         self._take_out()
@@ -100,10 +100,8 @@ def make_served(model: Any, learned: Learned, served: RopeEncoding) -> None:
     """Turn a stock model into what its checkpoint would be: the config as loaded from disk, the weights folded."""
     base = model.config.to_dict()
     if served.folds(learned):
-        named = dict(model.named_parameters())
-        for name, folded in fold_parameters(model, base, served.fold, learned.folds).items():
-            named[name].copy_(folded)
-    config = type(model.config).from_dict(served.config(base))
+        set_parameters(model, fold_parameters(model, base, served.fold, learned.folds))
+    config = type(model.config).from_dict(served.config(base | config_changes(learned.folds)))
     for key, value in config.to_dict().items():
         if base.get(key) != value:
             setattr(model.config, key, value)

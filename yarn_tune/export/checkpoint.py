@@ -27,7 +27,7 @@ from ..files import (
 from ..models import SECOND_COPY, BaseModel
 from ..runs import AdapterRun, Run, check_worth_serving, learned_of
 from ..serving import RopeEncoding, Target, choose_encoding
-from ..tunable import KINDS, Folded, Learned, fold_checkpoint, merge_checkpoint
+from ..tunable import KINDS, Folded, Learned, config_changes, fold_checkpoint, merge_checkpoint
 from .fidelity import FIDELITY, compare_with_memory
 from .model_card import CARD, model_card
 from .serving_page import serving_page
@@ -72,7 +72,7 @@ def export(run: Run | AdapterRun, anyway: bool = False) -> Path:
         check_worth_serving(run)
     with locked(run.folder):
         learned = learned_of(run)
-        target = Target.of_model(run.base, run.sections.export)
+        target = Target.of_model(run.base, run.sections.export, run.sections.rope)
         served = choose_encoding(learned, target)
         final = run.folder / "export"
         partial = partial_of(final)
@@ -111,7 +111,7 @@ def export_overrides(run: Run | AdapterRun, anyway: bool = False) -> Path:
                 f"{KINDS[name].key}: {KINDS[name].label} are in the weights, which overrides of the base's config do "
                 "not change; export a checkpoint"
             )
-        target = Target.of_model(run.base, run.sections.export)
+        target = Target.of_model(run.base, run.sections.export, run.sections.rope)
         # Only vLLM has overrides, so the other stacks need not be able to read the values.
         vllm = tuple(name for name in target.stacks if name.startswith("vllm")) or OVERRIDABLE
         path = run.folder / "overrides.json"
@@ -134,7 +134,7 @@ def write_checkpoint(
             (folder / name).mkdir(exist_ok=True)
             shutil.copyfile(source, folder / name / source.name)
     _lift_generation_limits(folder / "generation_config.json", served.max_position_embeddings)
-    config = served.config(target.base)
+    config = served.config(target.base | config_changes(learned.folds))
     written = {key: value for key, value in config.items() if key not in FOREIGN}
     write_json(folder / "config.json", _without_limits(written, served.max_position_embeddings))
     folds = served.folds(learned)

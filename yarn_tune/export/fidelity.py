@@ -16,7 +16,7 @@ from ..errors import CheckFailed
 from ..files import read_checked, unreadable
 from ..models import CHUNK, EXTRA_KEYS, BaseModel, hidden_states, load_model, load_tokenizer, logit_transform, to_device
 from ..serving import RopeEncoding
-from ..tunable import Folded, Learned, attach_fixed, detach, fold_parameters, with_lora
+from ..tunable import Folded, Learned, attach_fixed, detach, fold_parameters, set_parameters, with_lora
 from .warnings import rope_warnings
 
 FIDELITY = "fidelity.json"
@@ -202,7 +202,7 @@ class Comparison:
         if not changed or max(differences.values()) <= self.tolerance:
             return Measured(differences, {})
         # The files have rounded weights. That is reported; with the exact ones the difference must be small.
-        _set(stock, changed)
+        set_parameters(stock, changed)
         return Measured(_differences(stock, prompts, expected), differences)
 
     def _in_memory(
@@ -220,7 +220,7 @@ class Comparison:
             changed = self._changed_weights(tuned)
         if folded:
             factor = learned.attention_factor / math.sqrt(self.served.fold)
-            _set(tuned, changed)
+            set_parameters(tuned, changed)
             attach_fixed(tuned, lambda length: (learned.inv_freq(), factor))
             expected = _hidden(tuned, prompts)
         return expected, changed, tuned.device
@@ -242,12 +242,6 @@ class Comparison:
         if bad:
             raise CheckFailed(f"export: transformers warns about the exported rope section: {bad[0]}")
         return stock
-
-
-def _set(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        if name in weights:
-            parameter.copy_(weights[name])
 
 
 def _hidden(model: PreTrainedModel, prompts: dict[int, Tensor]) -> dict[int, Tensor]:

@@ -20,11 +20,12 @@ from .loading import (
     switch_off_dropout,
     to_device,
 )
-from .query_layout import QuerySite, query_site, scaled
+from .query_layout import QuerySite, query_site, scaled, tuned_layers
 from .rope_config import (
     ROPE_KEYS,
     Layout,
     RopeFacts,
+    config_object,
     has_sliding_layers,
     head_dim_of,
     layout_of,
@@ -64,6 +65,7 @@ __all__ = [
     "check_types",
     "condensed",
     "config_json",
+    "config_object",
     "decoder_layers",
     "default_window",
     "exact_nats",
@@ -95,4 +97,5 @@ __all__ = [
     "switch_off_dropout",
     "text_section",
     "to_device",
+    "tuned_layers",
 ]

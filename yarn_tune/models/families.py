@@ -28,6 +28,7 @@ class Place:
     """How the rows of heads are arranged in them; see `query_layout.ROWS`."""
 
 
+BIAS = "attention_bias"
 Q_PROJ = Place(r"layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)$", "separate")
 Q_NORM = Place(r"layers\.(\d+)\.self_attn\.q_norm\.weight$", "shared")
 Q_NORM_ACROSS = Place(Q_NORM.pattern, "separate")
@@ -54,6 +55,12 @@ class Family:
     norm_keys: tuple[str, ...] = ("use_qk_norm", "qk_layernorm")
     norm_shift: float = 0.0
     """1 where the query norm multiplies by 1 + weight."""
+    biased: bool = False
+    """Whether releases have biases on queries and keys, so that every stack that runs them reads these."""
+    bias_key: str = ""
+    """Config key that switches biases of the attention projections on or off; empty where none is known."""
+    gated: bool = False
+    """Whether the query projection holds an output gate beside the query of each head."""
     interleaved: bool = False
     """Whether the pairs are neighbours (2i, 2i + 1); elsewhere pair i is (i, i + d/2)."""
     interleaved_key: str = ""
@@ -102,13 +109,16 @@ def _refused(reason: str, *model_types: str) -> dict[str, Family]:
 
 
 _WORKING = {
-    **_plain("arcee", "aria_text", "diffllama", "gemma", "internlm3", "iquestcoder", "jais2", "qwen2_moe", "seed_oss",
-             "solar_open"),
+    **_plain("aria_text", "diffllama", "internlm3", "iquestcoder", "jais2", "solar_open"),
     **_rows(
-        Family(model_type="apertus", queries=Q_NORM),
+        Family(model_type="arcee", queries=Q_PROJ, bias_key=BIAS),
+        Family(model_type="gemma", queries=Q_PROJ, bias_key=BIAS),
+        Family(model_type="qwen2_moe", queries=Q_PROJ, biased=True, bias_key="qkv_bias"),
+        Family(model_type="seed_oss", queries=Q_PROJ, biased=True, bias_key=BIAS),
+        Family(model_type="apertus", bias_key=BIAS, queries=Q_NORM),
         Family(model_type="bamba", note="only attention layers have positions", queries=Q_PROJ, tuned_kind=FULL),
         Family(model_type="bitnet", note="ternary weights: frequencies alone", queries=None),
-        Family(model_type="cohere", note="pairs are interleaved", interleaved=True, queries=Q_PROJ,
+        Family(model_type="cohere", bias_key=BIAS, note="pairs are interleaved", interleaved=True, queries=Q_PROJ,
                query_norm=Q_NORM_ACROSS, logit_scale_key="logit_scale"),
         Family(model_type="cwm", note="sliding layers share the table", queries=Q_PROJ),
         Family(model_type="deepseek_v2", note="latent attention; served in DeepSeek's own YaRN keys", latent=True,
@@ -117,7 +127,8 @@ _WORKING = {
                interleaved_key="rope_interleave", queries=Q_LATENT),
         Family(model_type="doge", queries=Q_NORM),
         Family(model_type="dots1", note="sliding layers, if there are any, share the table", queries=Q_NORM),
-        Family(model_type="ernie4_5", note="pairs are interleaved", interleaved=True, queries=Q_PROJ),
+        Family(model_type="ernie4_5", bias_key="use_bias",
+               note="pairs are interleaved", interleaved=True, queries=Q_PROJ),
         Family(model_type="ernie4_5_moe", note="as ernie4_5", interleaved=True, queries=Q_PROJ),
         Family(model_type="exaone4", note="releases without a sliding window (1.2B)", queries=Q_NORM,
                sliding_needed=True),
@@ -125,22 +136,26 @@ _WORKING = {
         Family(model_type="flex_olmo", queries=Q_NORM_ACROSS),
         Family(model_type="falcon", note="releases with RoPE, not ALiBi",
                queries=Place(r"h\.(\d+)\.self_attention\.query_key_value\.(weight|bias)$", "falcon")),
-        Family(model_type="gemma2", note="sliding layers share the table", queries=Q_PROJ),
-        Family(model_type="gemma3_text", note="only full-attention layers are tuned", since=(5, 19), queries=Q_NORM,
+        Family(model_type="gemma2", bias_key=BIAS, note="sliding layers share the table", queries=Q_PROJ),
+        Family(model_type="gemma3_text", bias_key=BIAS,
+               note="only full-attention layers are tuned", since=(5, 19), queries=Q_NORM,
                norm_shift=1.0, tuned_kind=FULL, local_theta_key="rope_local_base_freq"),
-        Family(model_type="glm", note="pairs are interleaved, half of each head is rotated", interleaved=True,
+        Family(model_type="glm", biased=True, bias_key=BIAS,
+               note="pairs are interleaved, half of each head is rotated", interleaved=True,
                queries=Q_PROJ),
-        Family(model_type="glm4", note="as glm", interleaved=True, queries=Q_PROJ),
+        Family(model_type="glm4", bias_key=BIAS, note="as glm", interleaved=True, queries=Q_PROJ),
         Family(model_type="glm4_moe", note="half of each head is rotated", queries=Q_PROJ, query_norm=Q_NORM),
-        Family(model_type="gpt_neox", note="a quarter of each head is rotated", theta_key="rotary_emb_base",
+        Family(model_type="gpt_neox", biased=True, bias_key=BIAS,
+               note="a quarter of each head is rotated", theta_key="rotary_emb_base",
                share_key="rotary_pct",
                queries=Place(r"layers\.(\d+)\.attention\.query_key_value\.(weight|bias)$", "per_head")),
         Family(model_type="gpt_neox_japanese", note="as gpt_neox, all of each head is rotated", queries=Place(
             r"layers\.(\d+)\.attention\.query_key_value\.weight$", "per_head"), theta_key="rotary_emb_base",
             share_key="rotary_pct"),
-        Family(model_type="gpt_oss", note="continues its own YaRN; sliding layers share the table", queries=Q_PROJ),
-        Family(model_type="granite", queries=Q_PROJ, logit_divisor_key="logits_scaling", gguf="granite"),
-        Family(model_type="granitemoe", queries=Q_PROJ, logit_divisor_key="logits_scaling"),
+        Family(model_type="gpt_oss", biased=True, bias_key=BIAS,
+               note="continues its own YaRN; sliding layers share the table", queries=Q_PROJ),
+        Family(model_type="granite", bias_key=BIAS, queries=Q_PROJ, logit_divisor_key="logits_scaling", gguf="granite"),
+        Family(model_type="granitemoe", bias_key=BIAS, queries=Q_PROJ, logit_divisor_key="logits_scaling"),
         Family(model_type="granitemoehybrid", note="releases with RoPE in their attention layers", queries=Q_PROJ,
                tuned_kind=FULL, logit_divisor_key="logits_scaling"),
         Family(model_type="granitemoeshared", queries=Q_PROJ, logit_divisor_key="logits_scaling"),
@@ -150,7 +165,7 @@ _WORKING = {
         Family(model_type="jetmoe", note="experts project the queries: frequencies alone", queries=None),
         Family(model_type="lfm2", note="only attention layers have positions", queries=Q_LAYERNORM, tuned_kind=FULL),
         Family(model_type="lfm2_moe", note="as lfm2", queries=Q_LAYERNORM, tuned_kind=FULL),
-        Family(model_type="llama", queries=Q_PROJ, gguf="llama"),
+        Family(model_type="llama", bias_key=BIAS, queries=Q_PROJ, gguf="llama"),
         Family(model_type="minimax", note="only full-attention layers have positions", queries=Q_PROJ,
                tuned_kind=FULL),
         Family(model_type="minimax_m2", note="half of each head is rotated", queries=Q_NORM_ACROSS),
@@ -158,34 +173,42 @@ _WORKING = {
         Family(model_type="mistral", note="releases without a sliding window (v0.2 and later)", queries=Q_PROJ,
                gguf="llama"),
         Family(model_type="mixtral", queries=Q_PROJ, gguf="llama"),
-        Family(model_type="nemotron", note="half of each head is rotated", queries=Q_PROJ),
-        Family(model_type="olmo", note="query gains only in releases without clip_qkv", queries=Q_PROJ),
-        Family(model_type="olmo2", queries=Q_NORM_ACROSS),
-        Family(model_type="olmo3", note="only full-attention layers are tuned", since=(5, 19), queries=Q_NORM_ACROSS,
+        Family(model_type="nemotron", bias_key=BIAS, note="half of each head is rotated", queries=Q_PROJ),
+        Family(model_type="olmo", bias_key=BIAS, note="query gains only in releases without clip_qkv", queries=Q_PROJ),
+        Family(model_type="olmo2", bias_key=BIAS, queries=Q_NORM_ACROSS),
+        Family(model_type="olmo3", bias_key=BIAS,
+               note="only full-attention layers are tuned", since=(5, 19), queries=Q_NORM_ACROSS,
                tuned_kind=FULL, theta_everywhere=True),
         Family(model_type="olmo_hybrid", note="only full-attention layers have positions", queries=Q_NORM_ACROSS,
                tuned_kind=FULL),
         Family(model_type="olmoe", note="query gains only in releases without clip_qkv", queries=Q_NORM_ACROSS),
-        Family(model_type="persimmon", note="half of each head is rotated", query_norm=Q_LAYERNORM,
+        Family(model_type="persimmon", biased=True, note="half of each head is rotated", query_norm=Q_LAYERNORM,
                queries=Place(r"layers\.(\d+)\.self_attn\.query_key_value\.(weight|bias)$", "per_head")),
-        Family(model_type="phi", note="half of each head is rotated", queries=Q_PROJ, query_norm=Q_LAYERNORM),
+        Family(model_type="phi", biased=True,
+               note="half of each head is rotated", queries=Q_PROJ, query_norm=Q_LAYERNORM),
         Family(model_type="phi3", longrope_only=True, queries=Place(
             r"layers\.(\d+)\.self_attn\.qkv_proj\.weight$", "separate"), note="Phi-3, Phi-3.5 and Phi-4, up to their "
             "sliding window; served as longrope, which the config class requires"),
-        Family(model_type="qwen2", note="sliding layers, if there are any, share the table", queries=Q_PROJ,
+        Family(model_type="qwen2", biased=True,
+               note="sliding layers, if there are any, share the table", queries=Q_PROJ,
                gguf_flags=True),
-        Family(model_type="qwen3", note="as qwen2", queries=Q_NORM, gguf_flags=True),
-        Family(model_type="qwen3_moe", since=(5, 4), queries=Q_NORM),
-        Family(model_type="qwen3_next", note="only full-attention layers have positions", queries=Q_NORM,
+        Family(model_type="qwen3", bias_key=BIAS, note="as qwen2", queries=Q_NORM, gguf_flags=True),
+        Family(model_type="qwen3_moe", bias_key=BIAS, since=(5, 4), queries=Q_NORM),
+        Family(model_type="qwen3_next", bias_key=BIAS, gated=True,
+               note="only full-attention layers have positions", queries=Q_NORM,
                norm_shift=1.0, tuned_kind=FULL),
-        Family(model_type="qwen3_5_text", note="only full-attention layers have positions", queries=Q_NORM,
+        Family(model_type="qwen3_5_text", bias_key=BIAS, gated=True,
+               note="only full-attention layers have positions", queries=Q_NORM,
                norm_shift=1.0, tuned_kind=FULL),
-        Family(model_type="qwen3_5_moe_text", note="as qwen3_5_text", queries=Q_NORM, norm_shift=1.0, tuned_kind=FULL),
-        Family(model_type="smollm3", note="every fourth layer has no positions", queries=Q_PROJ,
+        Family(model_type="qwen3_5_moe_text", bias_key=BIAS, gated=True,
+               note="as qwen3_5_text", queries=Q_NORM, norm_shift=1.0, tuned_kind=FULL),
+        Family(model_type="smollm3", bias_key=BIAS, note="every fourth layer has no positions", queries=Q_PROJ,
                tuned_key="no_rope_layers"),
-        Family(model_type="stablelm", note="a quarter of each head is rotated", queries=Q_PROJ, query_norm=Place(
+        Family(model_type="stablelm", bias_key="use_qkv_bias",
+               note="a quarter of each head is rotated", queries=Q_PROJ, query_norm=Place(
             r"layers\.(\d+)\.self_attn\.q_layernorm\.norms\.(?P<head>\d+)\.weight$", "shared")),
-        Family(model_type="starcoder2", note="releases without a sliding window", queries=Q_PROJ),
+        Family(model_type="starcoder2", biased=True, bias_key="use_bias",
+               note="releases without a sliding window", queries=Q_PROJ),
         Family(model_type="vaultgemma", note="sliding layers share the table", queries=Q_PROJ),
     ),
 }  # fmt: skip

@@ -88,7 +88,7 @@ def _untrained_text(recipe: Recipe, share: float) -> str:
 
 def _target(recipe: Recipe, base: BaseModel, begin: TunableRotary, notes: list[str]) -> Target:
     """The serving stacks; raises if one that the recipe names cannot serve the run."""
-    target = Target.of_model(base, recipe.export)
+    target = Target.of_model(base, recipe.export, recipe.rope)
     make_representable(begin.learned(), target)
     check_mergeable(target.base, recipe.lora)
     notes += [f"not served: {name} {reason}" for name, reason in (target.left_out or {}).items()]

@@ -107,7 +107,7 @@ def _richest(base: BaseModel, tree: dict[str, Any]) -> tuple[dict[str, Any], lis
         section = tree["rope"] | {"frequencies": frequencies, "query_gains": query_gains}
         recipe = parse_recipe(tree | {"rope": section}, [], "init")
         try:
-            make_representable(at_start(base, recipe.rope).learned(), Target.of_model(base, recipe.export))
+            make_representable(at_start(base, recipe.rope).learned(), Target.of_model(base, recipe.export, recipe.rope))
         except UserError as error:
             refusals.append(f"{frequencies}, {query_gains}: {str(error).splitlines()[0]}")
         else:

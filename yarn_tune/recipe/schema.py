@@ -50,6 +50,8 @@ class Rope:
     """Gains on the queries, folded into the query weights at export. none: only the temperature t of the whole model.
     layer, head: one gain per layer or head. pair: one per head and rotary pair. pair_phase: one gain and one angle per
     head and rotary pair."""
+    qk_bias: bool = False
+    """Learn offsets of queries and keys, exported as biases of their projections, where the family can have them."""
     init: Annotated[str, NotEmpty()] = YARN
     """yarn: every parameterisation starts as search-free YaRN, exactly. Or the folder of a finished run, of a run's
     checkpoint, or of an adapter, on the same base and with the same `frequencies`, `query_gains` and `lora`: its
@@ -133,6 +135,8 @@ class Rates:
 
     frequency: Rate = 0.02
     temperature: Rate = 0.01
+    bias: Rate = 0.01
+    """Relative to the RMS size of queries or keys in their layer."""
     gain: Rate | None = None
     """null: 0.01 for gains per layer, 0.02 per head, 0.03 per rotary pair."""
     phase: Rate = 0.03
@@ -146,6 +150,7 @@ class Decays:
 
     frequency: Weight = 0.0
     temperature: Weight = 0.0
+    bias: Weight = 0.0
     gain: Weight = 0.0
     phase: Weight = 0.0
     lora: Weight = 0.0

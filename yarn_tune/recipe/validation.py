@@ -82,8 +82,11 @@ ROPE_RULES: list[Rule[Rope]] = [
 _LEARNED: list[Rule[Recipe]] = [
     Rule(
         "rope.frequencies", (),
-        lambda r: r.rope.frequencies != "fixed" or r.rope.query_gains != "none" or r.lora is not None,
-        "with fixed frequencies there is nothing to learn: choose other frequencies, set rope.query_gains, or add lora",
+        lambda r: (
+            r.rope.frequencies != "fixed" or r.rope.query_gains != "none" or r.rope.qk_bias or r.lora is not None
+        ),
+        "with fixed frequencies there is nothing to learn: choose other frequencies, set rope.query_gains or "
+        "rope.qk_bias, or add lora",
     ),
 ]  # fmt: skip
 

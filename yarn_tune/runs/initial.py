@@ -71,6 +71,7 @@ def _check_fit(folder: Path, before: Recipe | AdapterSections, now: Recipe) -> N
             "base.model, base.revision": base_identity(each.base),
             "rope.frequencies": each.rope.frequencies,
             "rope.query_gains": each.rope.query_gains,
+            "rope.qk_bias": each.rope.qk_bias,
             "lora": each.lora and (each.lora.rank, sorted(each.lora.targets)),
         }
         for each in (before, now)

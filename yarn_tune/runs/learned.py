@@ -36,7 +36,7 @@ def learned_of(run: Run | AdapterRun) -> Learned:
         rotary.load_numbers(read_tensors(run.numbers_path))
     else:
         raise UserError(f"{run.folder}: holds no finished run; run `yarn-tune train` to the end first")
-    return representable_parameters(rotary, Target.of_model(run.base, run.sections.export))
+    return representable_parameters(rotary, Target.of_model(run.base, run.sections.export, run.sections.rope))
 
 
 def write_learned(run: Run, rotary: TunableRotary, learned: Learned, place: str) -> None:

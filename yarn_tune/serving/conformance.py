@@ -33,6 +33,8 @@ class ExpectedRope:
     """As in `EffectiveRope`."""
     fold: float = 1.0
     """What the weights of the tuned layers multiply logits by, on top of the stack's own multiplier."""
+    qk_bias: bool = False
+    """Whether biases of queries and keys were learned."""
 
     def pairs(self, kind: str, found: tuple[Table, ...]) -> list[tuple[Table, tuple[Tensor, float]]]:
         """Each of a stack's tables beside the one wanted for prompts of that length."""
@@ -62,6 +64,8 @@ def mismatches(found: EffectiveRope, wanted: ExpectedRope) -> list[str]:
         problems.append(f"multiplies all logits by {found.softmax_gain:.6g} instead of {wanted.softmax_gain:.6g}")
     if found.query_growth != wanted.query_growth:
         problems.append(f"{_growth(found.query_growth)} instead of {_growth(wanted.query_growth)}")
+    if wanted.qk_bias and not found.qk_bias:
+        problems.append("is not known to read biases of queries and keys in this family, and may drop them")
     if found.window < wanted.window:
         problems.append(f"takes prompts of at most {found.window} tokens instead of {wanted.window}")
     if found.rows is not None and found.rows < found.window:
@@ -90,12 +94,13 @@ def expected_rope(learned: Learned, base: dict[str, Any], fold: float = 1.0) -> 
     """What every stack must compute for these numbers."""
     layout = layout_of(base)
     tuned = (learned.inv_freq(), learned.attention_factor)
+    biased = any(each.kind == "bias" for each in learned.folds)
     if not layout.nested:
-        return ExpectedRope({"": [tuned]}, learned.window, learned.facts.softmax_gain, fold=fold)
+        return ExpectedRope({"": [tuned]}, learned.window, learned.facts.softmax_gain, fold=fold, qk_bias=biased)
     sections = {k: default_section(base, layout.thetas[k], k) for k in layout.kinds if k != FULL}
     dims = {k: layout.rotary_dim(s.get("partial_rotary_factor", 1.0)) for k, s in sections.items()}
     others = {k: [(default_inv_freq(s["rope_theta"], dims[k]), 1.0)] for k, s in sections.items()}
-    return ExpectedRope({FULL: [tuned]} | others, learned.window, fold=fold)
+    return ExpectedRope({FULL: [tuned]} | others, learned.window, fold=fold, qk_bias=biased)
 
 
 def changed_files(folder: Path) -> list[str]:

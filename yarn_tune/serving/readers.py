@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ..models import Layout, language_model
+from ..models import Family, Layout, language_model
 from ..rope import default_inv_freq
 from ..rope import yarn_gain as gain
 from .tables import (
@@ -47,6 +47,8 @@ class EffectiveRope:
     """Multiplier of all logits on top, which latent attention derives from mscale_all_dim."""
     query_growth: tuple[float, int] | None = None
     """(beta, O): queries at position p are multiplied by 1 + beta ln(1 + floor(p / O)) (Ministral 3, Mistral 4)."""
+    qk_bias: bool = False
+    """Whether it is known to add biases of queries and keys in models of this family."""
 
     @property
     def refusal(self) -> str | None:
@@ -103,6 +105,8 @@ class Stack:
     """Whether it runs models with a position per axis of an image; on text they rotate as others do."""
     query_growth: Literal["section", "top level", ""] = ""
     """Where it reads the growth of queries with the position; empty where that was not established."""
+    biases: frozenset[str] | None = frozenset()
+    """Model types, beside those whose releases have them, whose biases of queries and keys it reads; None for all."""
     lacks: frozenset[str] = frozenset()
     """Model types, known to the installed transformers, that this release does not have."""
     current_config: bool = False
@@ -116,6 +120,11 @@ class Stack:
     default: bool = False
     """Whether an export serves it unless the recipe names stacks."""
     read_on: str = "2026-11-22"
+
+    def reads_biases(self, family: Family) -> bool:
+        """Whether it is known to add biases of queries and keys in models of a family."""
+        own = self.biases is None or family.model_type in self.biases | self.modelling
+        return family.biased or own
 
     def command(self, window: int) -> str:
         """`serve` with the window filled in; empty where no command is known."""
@@ -166,6 +175,7 @@ def _read(stack: Stack, text: Section, layout: Layout) -> EffectiveRope:
         {kind: _tables(stack, view, window) for kind, view in views.items()},
         softmax_gain=_softmax_gain(stack, next(iter(views.values()))),
         query_growth=_query_growth(stack, next(iter(views.values()))),
+        qk_bias=stack.reads_biases(layout.family),
     )
 
 

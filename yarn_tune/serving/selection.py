@@ -10,8 +10,8 @@ from typing import Any
 
 from ..errors import CheckFailed, UserError
 from ..models import UNQUANTISED, BaseModel, Layout, language_model, quantisation_of, query_site
-from ..recipe import Export, Lora
-from ..tunable import KINDS, GainFold, Learned, TunableRotary
+from ..recipe import Export, Lora, Rope
+from ..tunable import KINDS, GainFold, Learned, TunableRotary, config_changes
 from .conformance import expected_rope, mismatches
 from .encodings import RopeEncoding, forms, longrope_carriers, yarn_carriers
 from .readers import Stack
@@ -34,21 +34,26 @@ class Target:
     """Default stacks that cannot serve this family, with the reason."""
 
     @classmethod
-    def of(cls, base: dict[str, Any], stacks: Sequence[str] | None = None, fold: str = "auto") -> "Target":
-        """The stacks asked for, or the default ones that run this family's scaling at all."""
+    def of(
+        cls, base: dict[str, Any], stacks: Sequence[str] | None = None, fold: str = "auto", qk_bias: bool = False
+    ) -> "Target":
+        """The named stacks, or the default ones that run this family's scaling and, if learned, read its biases."""
         if stacks is not None:
             return cls(base, tuple(stacks), fold)
         left_out = {}
         for name in default_stacks():
-            reason = left_out_reason(STACKS[name], *language_model(base))
+            text, layout = language_model(base)
+            reason = left_out_reason(STACKS[name], text, layout)
+            if qk_bias and not STACKS[name].reads_biases(layout.family):
+                reason = reason or f"is not known to read biases of queries and keys in {layout.model_type}"
             if reason:
                 left_out[name] = reason
         return cls(base, tuple(n for n in default_stacks() if n not in left_out), fold, left_out)
 
     @classmethod
-    def of_model(cls, base: BaseModel, export: Export) -> "Target":
+    def of_model(cls, base: BaseModel, export: Export, rope: Rope) -> "Target":
         """`of` for a base model and the `export` section of a recipe; reads the base's config, no weights."""
-        return cls.of(base.written, export.stacks, export.fold)
+        return cls.of(base.written, export.stacks, export.fold, rope.qk_bias)
 
 
 def left_out_reason(stack: Stack, text: dict[str, Any], layout: Layout) -> str:
@@ -123,7 +128,8 @@ def _first(numbers: Learned, target: Target, folded: bool) -> RopeEncoding | Non
 
 def unserved(served: RopeEncoding, numbers: Learned, target: Target) -> dict[str, list[str]]:
     """Stack -> what it would lose under this carrier; empty if all serve it."""
-    config, wanted = served.config(target.base), expected_rope(numbers, target.base, served.fold)
+    config = served.config(target.base | config_changes(numbers.folds))
+    wanted = expected_rope(numbers, target.base, served.fold)
     found = {name: mismatches(reading(name, config), wanted) for name in target.stacks}
     return {name: problems for name, problems in found.items() if problems}
 

@@ -99,6 +99,11 @@ HF_SERVE = "python -c \"from transformers import pipeline; pipeline('text-genera
 VLLM_SERVE = "vllm serve EXPORT --max-model-len WINDOW"
 TURBOMIND_SERVE = "lmdeploy serve api_server EXPORT --backend turbomind --session-len WINDOW"
 
+VLLM_BIASES = frozenset(
+    {"gemma2", "gemma3_text", "glm4", "granite", "llama", "nemotron", "qwen3", "qwen3_moe", "stablelm"}
+)
+"""Read from its model files; for cohere, ernie4_5, gemma and granitemoe it has projections without biases."""
+
 STACKS: dict[str, Stack] = {
     stack.name: stack
     for stack in (
@@ -107,6 +112,7 @@ STACKS: dict[str, Stack] = {
             v5_sections, Yarn(hf_multiplier, null_factor=True, nested_truncate=False), HF_LONG,
             nested=True, latent=HF_LATENT,
             others_plain=True, types=HF_TYPES | {"proportional"}, mrope=True, query_growth="section",
+            biases=None,
             current_config=True, serve=HF_SERVE, default=True,
         ),
         Stack(
@@ -115,6 +121,7 @@ STACKS: dict[str, Stack] = {
             Longrope("attention_factor", original="top", ratio="key without top"), top_partial=True, nested=True,
             latent=frozenset({"deepseek_v3", "longcat_flash"}), types=HF_TYPES, mrope=True, lacks=AFTER_4_57,
             ignores_mscale=frozenset({"deepseek_v2"}),
+            biases=None,
             foreign=frozenset({"*"}), serve=HF_SERVE, default=True,
         ),
         Stack(
@@ -122,6 +129,7 @@ STACKS: dict[str, Stack] = {
             "run: 4.51.3, 4.55.4", v4_sections, Yarn(hf_multiplier, factor="ratio", truncate="by release"),
             Longrope("attention_factor", original="top", ratio="key without top"), top_partial=True,
             types=HF_TYPES, lacks=AFTER_4_55,
+            biases=None,
             foreign=frozenset({"*"}), serve=HF_SERVE,
         ),
         Stack(
@@ -129,6 +137,7 @@ STACKS: dict[str, Stack] = {
             "run: 4.45.2, 4.50.3", v4_sections, Yarn(old_hf_multiplier, ramp_over="longest", truncate="always"),
             Longrope("attention_factor", original="top", ratio="key without top", selects="by release"),
             top_partial=True, types=HF_TYPES, lacks=AFTER_4_50,
+            biases=None,
             foreign=frozenset({"*"}), serve=HF_SERVE,
         ),
         Stack(
@@ -138,6 +147,7 @@ STACKS: dict[str, Stack] = {
             modelling=VLLM_MODELLING, interleaved_longrope=False, hardwired=VLLM_OWN, latent=VLLM_LATENT,
             softmax_key="attention_factor", softmax_off=1.0, current_config=True,
             types=VLLM_TYPES | {"proportional"}, mrope=True, query_growth="top level",
+            biases=VLLM_BIASES,
             overrides=True, foreign=VLLM_FOREIGN, serve=VLLM_SERVE, default=True,
         ),
         Stack(
@@ -148,6 +158,7 @@ STACKS: dict[str, Stack] = {
             interleaved_longrope=False, hardwired=VLLM_OWN, latent=VLLM_LATENT,
             softmax_key="apply_yarn_scaling", softmax_off=False, current_config=True,
             types=VLLM_TYPES, mrope=True, query_growth="top level",
+            biases=VLLM_BIASES | {"arcee"},
             overrides=True, foreign=VLLM_FOREIGN, serve=VLLM_SERVE, default=True,
         ),
         Stack(
@@ -158,6 +169,7 @@ STACKS: dict[str, Stack] = {
             interleaved_longrope=False, hardwired=VLLM_OWN, latent=VLLM_LATENT - AFTER_4_57 | {"deepseek_v32"},
             softmax_key="apply_yarn_scaling", softmax_off=False, lacks=AFTER_4_57 - {"deepseek_v32"},
             types=frozenset({"default", "linear", "llama3"}), mrope=True,
+            biases=frozenset({"llama"}),
             foreign=VLLM_FOREIGN, serve=VLLM_SERVE, default=True,
         ),
         Stack(
@@ -165,6 +177,7 @@ STACKS: dict[str, Stack] = {
             "source", v4_sections, Yarn(old_vllm_multiplier, truncate="always"),
             Longrope("mscale", selects="by length"), old_vllm_window, vllm_rows, top_partial=True,
             interleaved_longrope=False, lacks=AFTER_4_57,
+            biases=frozenset({"llama"}),
             serve=VLLM_SERVE,
         ),
         Stack(
@@ -173,6 +186,7 @@ STACKS: dict[str, Stack] = {
             "source", v5_sections, Yarn(sglang_multiplier), Longrope("mscale"), sglang_window,
             modelling=frozenset({"gpt_neox", "falcon"}), unscaled=SGLANG_UNSCALED, interleaved_longrope=False,
             current_config=True, mrope=True,
+            biases=frozenset({"llama"}),
             serve="python -m sglang.launch_server --model-path EXPORT --context-length WINDOW", default=True,
         ),
         Stack(
@@ -212,12 +226,14 @@ STACKS: dict[str, Stack] = {
             "its converter writes no longrope factors for this model type, which then runs unscaled; "
             "`yarn-tune export --gguf` carries them for Llama-type models",
             unscaled=LLAMA_CPP_UNSCALED,
+            biases=frozenset({"llama"}),
             serve="yarn-tune export RUN --gguf model.gguf && llama-server -m model.gguf -c WINDOW",
         ),
         Stack(
             "mlx-lm", "0.32.2", "https://github.com/ml-explore/mlx-lm/blob/v0.32.2/mlx_lm/models/rope_utils.py#L126",
             "source", v4_sections, Yarn(mscale_multiplier, truncate="always"), Longrope("formula", selects="long"),
             unscaled=MLX_UNSCALED, top_partial=True, refused={"nemotron": "it takes linear scaling only"},
+            biases=frozenset({"llama"}),
             serve="mlx_lm.server --model EXPORT",
         ),
         Stack(
@@ -257,6 +273,7 @@ STACKS: dict[str, Stack] = {
             f"{HF}/v5.23.0/src/transformers/modeling_rope_utils.py#L346", "source", v5_sections,
             Yarn(hf_multiplier, null_factor=True, nested_truncate=False), HF_LONG, nested=True,
             latent=HF_LATENT, others_plain=True, current_config=True,
+            biases=None,
             serve="optimum-cli export openvino --model EXPORT openvino",
         ),
     )

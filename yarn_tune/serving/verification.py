@@ -187,6 +187,7 @@ def _learned(fidelity: dict[str, Any], config: dict[str, Any], stock: EffectiveR
         fidelity.get("softmax_gain", 1.0),
         stock.query_growth,
         float(fidelity.get("fold", {}).get("gain", 1.0)),
+        "bias" in fidelity.get("learned", {}).get("folds", ()),
     )
 
 

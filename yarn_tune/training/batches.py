@@ -11,6 +11,7 @@ from ..data import Placed, RowRequest, RowSet, build_rows, build_rows_apart, pla
 from ..distributed import Release, World
 from ..models import BaseModel
 from ..recipe import Recipe
+from ..tunable import observe
 from .objective import Objective
 
 VALIDATION_ROWS = 16
@@ -74,6 +75,22 @@ def backward(world: World, objective: Objective, batch: Batch, release: Release)
     loss, nll = (world.total(total) / batch.targets).tolist()
     world.sum_gradients(objective.rotary.trainable())
     return loss, nll
+
+
+@torch.no_grad()
+def measure_scales(world: World, objective: Objective, batch: Batch, release: Release) -> None:
+    """Measure the sizes that rates of some kinds are relative to, on the rows of a batch, where none are known yet."""
+    waiting = [each for each in objective.rotary.adjustments if each.unscaled()]
+    if not waiting:
+        return
+    handles = observe(objective.model, objective.rotary)
+    for inputs in batch.micro_batches(world):
+        objective(**inputs)
+        release()
+    for handle in handles:
+        handle.remove()
+    for adjustment in waiting:
+        adjustment.set_scale(world.total)
 
 
 def collate(rows: list[Placed], device: torch.device) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from ..distributed import Release, Request, World
 from ..errors import Interrupted
 from ..files import Tensors
 from ..runs import Candidate, Decision, Iterate
-from ..tunable import PREFIX
+from ..tunable import is_offset
 from .batches import collate, part_of
 from .objective import Objective
 
@@ -88,11 +88,10 @@ def decide(
 def scaled(numbers: Tensors, factor: float) -> Tensors:
     """The numbers with all offsets from search-free YaRN multiplied by `factor`.
 
-    All numbers are offsets except LoRA's A factors: the change of a weight is B A, so B alone is scaled.
+    Numbers that are not offsets are kept; see `is_offset`.
     """
-    kept = {name for name in numbers if name.startswith(PREFIX) and name.endswith(".A")}
     return {
-        name: tensor if name in kept else tensor * factor if factor else torch.zeros_like(tensor)
+        name: tensor if not is_offset(name) else tensor * factor if factor else torch.zeros_like(tensor)
         for name, tensor in numbers.items()
     }
 

@@ -29,7 +29,7 @@ from ..runs import (
 )
 from ..serving import Target, check_mergeable, make_representable
 from ..tunable import Learned, TunableRotary, at_start
-from .batches import Batch, backward, read_rows
+from .batches import Batch, backward, measure_scales, read_rows
 from .decision import decide
 from .objective import Objective, ObjectiveConfig
 from .optimizer import make_optimizer, set_rates
@@ -47,7 +47,7 @@ def train(run: Run) -> Learned:
     """
     recipe, base, settings = run.recipe, run.base, run.recipe.train
     # What cannot be served or measured is an error before anything is learned.
-    begin, target = at_start(base, recipe.rope), Target.of_model(base, recipe.export)
+    begin, target = at_start(base, recipe.rope), Target.of_model(base, recipe.export, recipe.rope)
     make_representable(begin.learned(), target)
     check_mergeable(target.base, recipe.lora)
     if latest_state(run.checkpoints) is None:
@@ -105,6 +105,8 @@ def fit(
             count = sum(parameter.numel() for parameter in parameters)
             text = world_text(sharding, world, objective.model, settings.batch_size, settings.clip, count)
             print(text, file=sys.stderr)
+        if done == 0:
+            measure_scales(world, objective, Batch.of(recipe, rows, 0), release)
         for step in range(done, settings.steps):
             begun = time.monotonic()
 

@@ -1,13 +1,13 @@
 """The trainable parameters: the rotary module, query gains and phases, LoRA, and folding into weights."""
 
-from .attachment import FollowingHooks, attach, attach_fixed, base_model_active, detach
-from .folding import Folded, fold_checkpoint, fold_parameters
+from .attachment import FollowingHooks, attach, attach_fixed, base_model_active, detach, observe
+from .folding import Folded, config_changes, fold_checkpoint, fold_parameters, set_parameters
 from .kinds import KINDS, Kind, adjustments_for, decay_of, kinds_of, rate_of
 from .lora import NO_LORA, PREFIX, Factors, LoraSize, lora_config, lora_size, merge_checkpoint, with_lora
 from .parameters import Adjustment, Learned, Start, WeightFold
 from .query_gains import GainFold, gains_for
 from .replacement import RotaryProxy, move_only
-from .rotary import TunableRotary, at_start
+from .rotary import TunableRotary, at_start, is_offset
 
 __all__ = [
     "KINDS",
@@ -30,16 +30,20 @@ __all__ = [
     "attach",
     "attach_fixed",
     "base_model_active",
+    "config_changes",
     "decay_of",
     "detach",
     "fold_checkpoint",
     "fold_parameters",
     "gains_for",
+    "is_offset",
     "kinds_of",
     "lora_config",
     "lora_size",
     "merge_checkpoint",
     "move_only",
+    "observe",
     "rate_of",
+    "set_parameters",
     "with_lora",
 ]

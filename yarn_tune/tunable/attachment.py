@@ -85,6 +85,20 @@ def add_hooks(model: nn.Module, places: WeightFold, values: Values) -> list[Remo
     return [module.register_forward_hook(hook_of(name)) for name, module in modules_of(model, places).items()]
 
 
+def observe(model: nn.Module, rotary: TunableRotary) -> list[RemovableHandle]:
+    """Hooks that measure the sizes of activations that rates are relative to, where that is still to be done."""
+
+    def hook_of(adjustment: Adjustment, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            if not rotary.bypassed:
+                adjustment.observe(name, output.detach())
+
+        return hook
+
+    waiting = [(each, modules_of(model, each())) for each in rotary.adjustments if each.unscaled()]
+    return [m.register_forward_hook(hook_of(each, name)) for each, found in waiting for name, m in found.items()]
+
+
 def modules_of(model: nn.Module, places: WeightFold) -> dict[str, nn.Module]:
     """The modules that values act on, by name.
 

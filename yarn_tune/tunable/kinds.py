@@ -11,6 +11,7 @@ from typing import Any
 
 from ..recipe import Decays, Lora, Rates, Rope, Train
 from .parameters import Adjustment
+from .qk_bias import biases_for
 from .query_gains import gains_for
 
 
@@ -67,6 +68,17 @@ KINDS: dict[str, Kind] = {
             rate=lambda rope: Rates.temperature,
             decay=Decays.temperature,
             folded_into="config, or queries where a stack reads no key for it",
+        ),
+        Kind(
+            name="bias",
+            key="rope.qk_bias",
+            label="biases of queries and keys",
+            identity=0.0,
+            learned=lambda rope, lora: rope.qk_bias,
+            rate=lambda rope: Rates.bias,
+            decay=Decays.bias,
+            folded_into="biases of the query and key projections, and the config key that switches them on",
+            make=lambda config, rope: biases_for(config, rope.qk_bias),
         ),
         Kind(
             name="gain",

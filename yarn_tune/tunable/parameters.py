@@ -6,6 +6,7 @@ the numbers that act in the weights (one `WeightFold` per kind), and LoRA's fact
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -54,6 +55,14 @@ class WeightFold(ABC):
     def fold(self, name: str, tensor: Tensor) -> Tensor:
         """The changed tensor in float64; `tensor` is one that `holds` accepts, `[rows, ...]`."""
 
+    def added(self) -> dict[str, torch.Size]:
+        """Tensors, by name, that the checkpoint lacks and that are zero before folding."""
+        return {}
+
+    def config_changes(self) -> dict[str, Any]:
+        """Keys of config.json that the folded checkpoint needs."""
+        return {}
+
     def summary(self) -> dict[str, float]:
         """A few numbers for a progress line."""
         return {}
@@ -87,7 +96,17 @@ class Adjustment(nn.Module, ABC):
 
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by the name of their kind."""
+        """Trainable parameters by the name of their kind."""
+
+    def unscaled(self) -> bool:
+        """Whether rates are relative to a size of activations that is still to be measured."""
+        return False
+
+    def observe(self, module: str, output: Tensor) -> None:  # noqa: B027
+        """Add the output of a module to that measurement."""
+
+    def set_scale(self, total: Callable[[Tensor], Tensor]) -> None:  # noqa: B027
+        """End that measurement; `total` sums a tensor over all processes."""
 
 
 @dataclass(frozen=True, kw_only=True)

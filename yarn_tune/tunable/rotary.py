@@ -29,7 +29,7 @@ from ..models import BaseModel
 from ..recipe import Rope
 from ..rope import default_inv_freq
 from .kinds import KINDS, adjustments_for
-from .lora import LoraFactors, factors_of
+from .lora import PREFIX, LoraFactors, factors_of
 from .parameters import Adjustment, Learned, Start
 from .replacement import RotaryReplacement, move_only
 
@@ -172,6 +172,14 @@ class TunableRotary(RotaryReplacement):
         move = move_only(fn)
         self.lora.move(move)
         return super()._apply(move, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def is_offset(name: str) -> bool:
+    """Whether a saved number is an offset from search-free YaRN, so that zero is YaRN.
+
+    The others are LoRA's A factors (the change of a weight is B A) and measured sizes of activations.
+    """
+    return not (name.startswith(PREFIX) and name.endswith(".A")) and not name.endswith("_size")
 
 
 def at_start(base: BaseModel, rope: Rope) -> TunableRotary:
