@@ -4,6 +4,8 @@ Packages are imported inside the functions, after the arguments are checked, so 
 """
 
 import argparse
+import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,16 @@ def verify_command(options: argparse.Namespace) -> CommandResult:
     """Check what each stack computes from a config; a mismatch is exit code 3."""
     check_model("CHECKPOINT", options.checkpoint)
     stacks = stacks_of(options.stacks, every=True) if options.stacks else None
+    overrides = overrides_of(options.hf_overrides)
     if options.revision and options.engine:
         raise UserError("--engine: the engine loads no revision; download it, and name its folder without --revision")
+    if overrides is not None and options.engine:
+        raise UserError("--engine: the engine is run on the checkpoint as it is; leave --hf-overrides out")
 
     from ..engines import TOLERANCE, ask_vllm
     from ..serving import verify
 
-    made = verify(options.checkpoint, stacks, revision=options.revision)
+    made = verify(options.checkpoint, stacks, overrides, options.revision)
     text, passed = made.text(), made.passed
     value: dict[str, Any] = asdict(made) | {"passed": passed}
     if options.engine:
@@ -33,7 +38,22 @@ def verify_command(options: argparse.Namespace) -> CommandResult:
         text += f"\n\nvLLM itself (window {found.max_model_len}), log-probabilities against transformers: {lengths}"
         value |= {"passed": passed, "vllm": asdict(found)}
     serve = f"vllm serve {options.checkpoint} --max-model-len {made.lines[0].window}"
+    if overrides is not None:
+        serve += f" --hf-overrides {shlex.quote(options.hf_overrides)}"
     return CommandResult(text, value, serve if passed else "", passed)
+
+
+def overrides_of(text: str | None) -> dict[str, Any] | None:
+    """The JSON object behind --hf-overrides; None without that flag."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--hf-overrides: {text!r} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f'--hf-overrides: {text!r} is not a JSON object, such as {{"rope_parameters": {{...}}}}')
+    return value
 
 
 def push_command(options: argparse.Namespace) -> CommandResult:

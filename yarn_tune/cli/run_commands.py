@@ -112,7 +112,11 @@ def export_command(options: argparse.Namespace) -> CommandResult:
     if options.overrides_only:
         path = export_overrides(run, options.anyway)
         overrides = json.loads(path.read_text(encoding="utf-8"))
-        text = f"vllm serve {run.base.source.model} --hf-overrides '{json.dumps(overrides)}'"
+        text = (
+            f"vllm serve {run.base.source.model} --hf-overrides '{json.dumps(overrides)}'\n"
+            "WARNING: vLLM does not pass overrides to a speculative draft (MTP layers), which would run on the config "
+            "of the base; the config.json of an exported checkpoint reaches it"
+        )
         return CommandResult(text, {"path": str(path), "overrides": overrides})
     path = export(run, options.anyway)
     fidelity = Fidelity.read(path)

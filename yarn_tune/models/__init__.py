@@ -1,7 +1,6 @@
 """Base models: what is known of each family, RoPE facts of a config, where queries are, loading, and the token loss."""
 
 from .base import BaseModel
-from .base_scaling import check_types, spelling_mistakes
 from .checkpoint_files import SECOND_COPY, UNQUANTISED, cache_folder, check_plain, kept_digest, quantisation_of
 from .families import FAMILIES, FULL, Family, Place, family_of, supported
 from .loading import (
@@ -36,7 +35,15 @@ from .rope_config import (
     text_section,
 )
 from .token_loss import CHUNK, HAS_FUSED, IGNORED, NextToken, Reader, Transform, by_chunks, exact_nats, hidden_states
-from .written_config import condensed, default_window, is_foreign, language_model, resembling
+from .written_config import (
+    check_types,
+    condensed,
+    default_window,
+    is_foreign,
+    language_model,
+    resembling,
+    spelling_mistakes,
+)
 
 __all__ = [
     "CHUNK",

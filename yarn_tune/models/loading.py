@@ -33,11 +33,14 @@ from ..files import readable_by_all
 from ..recipe import Base, is_hub_id
 from .checkpoint_files import READ, SECOND_COPY, check_complete, check_files, checkpoint_folder
 from .families import FULL
+from .written_config import check_rope_types, check_types
 
 EXTRA_KEYS = {"attn_factor", "short_mscale", "long_mscale"}
 """Keys of a rope section that an export writes for other serving stacks; transformers warns about them."""
 
 GIB = 2**30
+MESSAGE = 500
+"""Characters of another library's message that are shown."""
 
 
 def load_config(model: str, revision: str | None = None, local_only: bool = False) -> PreTrainedConfig:
@@ -47,7 +50,14 @@ def load_config(model: str, revision: str | None = None, local_only: bool = Fals
         UserError: if there is no such model.
     """
     _check_present(model)
-    return _from_hub(AutoConfig.from_pretrained, model, revision=revision, local_files_only=local_only)  # type: ignore[no-any-return]
+    try:
+        config = _from_hub(AutoConfig.from_pretrained, model, revision=revision, local_files_only=local_only)
+    except UserError:
+        # Of values of a wrong type, config classes report the first, and seldom what to write.
+        check_types(config_json(model, revision))
+        raise
+    check_rope_types(config.get_text_config())
+    return config  # type: ignore[no-any-return]
 
 
 def config_json(model: str, revision: str | None = None) -> dict[str, Any]:
@@ -197,7 +207,7 @@ def _from_hub(load: Callable[..., Any], model: str, **options: Any) -> Any:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a damaged config makes config classes divide by zero, index None, and worse
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = " ".join(str(error).split())[:MESSAGE] or type(error).__name__
         if "trust_remote_code" in str(error):
             reason = "it brings code of its own, which is never run here; only model classes of transformers are tuned"
         raise UserError(f"base.model: {model!r} could not be loaded: {reason}") from error

@@ -1,5 +1,6 @@
 """What a config says about rotary embeddings: the shape behind a config.json, and the facts that training needs."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +110,8 @@ def _bare(config: dict[str, Any]) -> PreTrainedConfig:
 def config_object(config: dict[str, Any]) -> PreTrainedConfig:
     """The config object of a config.json, or of what `to_dict` gives, which some classes do not take back whole."""
     kind = CONFIG_MAPPING[config["model_type"]]
-    return kind.from_dict({k: v for k, v in config.items() if not isinstance(getattr(kind, k, None), property)})
+    taken = {k: v for k, v in config.items() if not isinstance(getattr(kind, k, None), property)}
+    return kind.from_dict(copy.deepcopy(taken))  # config classes write into the rope section that they are given
 
 
 def layout_of(config: dict[str, Any]) -> Layout:
@@ -211,7 +213,8 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
         theta=float(rope["rope_theta"]),
         dim=head_dim if getattr(config, "qk_rope_head_dim", None) else int(head_dim * partial),
         head_dim=head_dim,
-        native=max(config.max_position_embeddings, reach),
+        # Command-R states the window it was trained with under model_max_length, as vLLM reads it.
+        native=max(getattr(config, "model_max_length", None) or config.max_position_embeddings, reach),
         partial_rotary_factor=partial,
         layer_kind=layer_kind,
         scaling=scaling,

@@ -9,7 +9,7 @@ from ..errors import UserError
 from ..models import GIB, BaseModel
 from ..recipe import HUB, YARN, Recipe, missing_files
 from ..runs import previous_run
-from ..serving import Target, check_mergeable, make_representable
+from ..serving import Target, check_mergeable, config_errors, make_representable
 from ..tunable import TunableRotary, at_start, lora_size
 from .cost import estimate_cost
 from .memory import largest_rows
@@ -31,6 +31,8 @@ def plan(recipe: Recipe, base: BaseModel, begun: bool = False) -> Plan:
     """
     notes: list[str] = []
     present = _is_present(recipe, base, notes)
+    if present:
+        notes += [f"WARNING: the base's config.json: {text}" for text in config_errors(base.written)]
     begin = at_start(base, recipe.rope) if present else None
     if recipe.rope.init != YARN:
         notes.append(_init_text(recipe, begun, present))

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import UserError
 from ..models import BaseModel
 from ..recipe import Base, Recipe, parse_recipe
-from ..serving import Target, make_representable
+from ..serving import Target, config_errors, make_representable
 from ..tunable import at_start
 from .cost import Cost, estimate_cost
 from .shape import Shape
@@ -82,7 +82,9 @@ def propose(
     tree["rope"], refusals = _richest(base, tree)
     recipe, cost = _fitted(base, tree, hardware)
     path = out or f"{recipe.name}.yaml"
-    return Proposal(starter_text(recipe, cost, native, hardware.gpu_gib, path, refusals), recipe, cost)
+    return Proposal(
+        starter_text(recipe, cost, native, hardware.gpu_gib, path, refusals, config_errors(base.written)), recipe, cost
+    )
 
 
 def learning_rate(numbers: int, batch_size: int) -> float:

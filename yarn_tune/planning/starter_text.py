@@ -6,7 +6,9 @@ from ..recipe import Rates, Recipe
 from .cost import Cost
 
 
-def starter_text(recipe: Recipe, cost: Cost, native: int, gpu_gib: float, path: str, refusals: list[str]) -> str:
+def starter_text(
+    recipe: Recipe, cost: Cost, native: int, gpu_gib: float, path: str, refusals: list[str], mistakes: list[str]
+) -> str:
     """The recipe as commented YAML.
 
     Args:
@@ -16,8 +18,10 @@ def starter_text(recipe: Recipe, cost: Cost, native: int, gpu_gib: float, path: 
         gpu_gib: memory of one device, in GiB.
         path: the file it will be written to.
         refusals: why richer recipes are not possible.
+        mistakes: in the config of the base.
     """
-    lines = [*_head(recipe, cost, native, gpu_gib, path, refusals), *_rope(recipe, native), *_data(recipe)]
+    warnings = [f"# WARNING: the base's config.json: {text}" for text in mistakes]
+    lines = [*warnings, *_head(recipe, cost, native, gpu_gib, path, refusals), *_rope(recipe, native), *_data(recipe)]
     lines += _train(recipe)
     if recipe.runtime.zero:
         lines += [

@@ -48,6 +48,7 @@ from ..rope import (
     yarn_inv_freq,
 )
 from ..tunable import Learned
+from .rules import VLLM_KEYS
 
 SETTLED_A = 1e-5
 """Relative amount by which the attention factor may be moved to what the formula of longrope gives."""
@@ -79,6 +80,7 @@ class RopeEncoding:
             # Readers that ask for the key and find null do not fall back to hidden_size / heads.
             config["head_dim"] = layout.head_dim
         config["max_position_embeddings"] = self.max_position_embeddings
+        config |= dict.fromkeys(_other_window_keys(base), self.max_position_embeddings)
         nested = {FULL: section} | {k: default_section(base, layout.thetas[k], k) for k in layout.kinds if k != FULL}
         config["rope_parameters"] = nested if layout.nested else section
         config["rope_scaling"] = section
@@ -104,7 +106,7 @@ class RopeEncoding:
             raise UserError("export.fold: part of the temperature is folded into the weights, so overrides of the "
                             "base's config cannot carry it; use --fold never, or export a checkpoint")  # fmt: skip
         config = self.config(base)
-        keys = ["max_position_embeddings", "rope_parameters"]
+        keys = ["max_position_embeddings", "rope_parameters", *_other_window_keys(base)]
         return {k: config[k] for k in (*keys, "original_max_position_embeddings") if k in config}
 
     def inv_freq(self, dim: int) -> Tensor:
@@ -115,6 +117,11 @@ class RopeEncoding:
         original, betas = section["original_max_position_embeddings"], (section["beta_fast"], section["beta_slow"])
         ramp = YarnRamp(original, *betas, truncate=section.get("truncate", True))
         return yarn_inv_freq(section["rope_theta"], dim, section["factor"], ramp)
+
+
+def _other_window_keys(base: dict[str, Any]) -> list[str]:
+    """Keys of the base from which servers take a window of their own, shorter than the new one."""
+    return [key for key in VLLM_KEYS if key != "max_position_embeddings" and base.get(key) is not None]
 
 
 def default_section(base: dict[str, Any], theta: float, kind: str) -> dict[str, Any]:

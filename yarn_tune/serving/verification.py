@@ -110,7 +110,7 @@ def verify(
     if overrides is not None:
         return _verify_overridden(checkpoint, config, overrides, stacks)
     names, notes = _names(config, stacks)
-    found = {name: _found(name, config) for name in names}
+    found = {name: reading_of(name, config) for name in names}
     traps, errors = explain(config)
     reference, expected = _reference(checkpoint, config, found, [*errors, *traps])
     lines = [_line(name, each, expected) for name, each in found.items()]
@@ -135,7 +135,7 @@ def _names(config: dict[str, Any], stacks: Sequence[str] | None) -> tuple[tuple[
     return target.stacks, [f"not checked: {name} {reason}" for name, reason in (target.left_out or {}).items()]
 
 
-def _found(name: str, config: dict[str, Any]) -> EffectiveRope:
+def reading_of(name: str, config: dict[str, Any]) -> EffectiveRope:
     """A stack's reading, with what only the whole config can tell: whether its config class and model exist there."""
     found, stack = reading(name, config), STACKS[name]
     if is_foreign(config) and "*" not in stack.foreign and config.get("model_type") not in stack.foreign:
@@ -155,7 +155,7 @@ def _reference(
     checkpoint: str, config: dict[str, Any], found: dict[str, EffectiveRope], hints: list[str]
 ) -> tuple[str, ExpectedRope]:
     """fidelity.json, or transformers 5, or the first stack that loads the config."""
-    stock = _found("transformers", config)
+    stock = reading_of("transformers", config)
     fidelity = Path(checkpoint) / "fidelity.json"
     if fidelity.is_file():
         return "fidelity.json", _learned(read_checked(fidelity, "run `yarn-tune export` again"), config, stock)
@@ -218,7 +218,7 @@ def _verify_overridden(
     intended = overridden(config, overrides)
     check_types(intended)
     found = {name: read_overridden(STACKS[name], config, overrides) for name in names}
-    stock = _found("transformers", intended)
+    stock = reading_of("transformers", intended)
     if stock.state != "read":
         raise UserError(f"--hf-overrides: transformers 5 does not load this config with them: {stock.reason}")
     traps, errors = explain(intended)
