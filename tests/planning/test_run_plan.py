@@ -1,8 +1,11 @@
 """The plan: what would stop a run or a comparison stops it; what is not here becomes a note."""
 
+import shutil
+import socket
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from tiny import finished_run, recipe_tree, save_tiny, write_metrics
 from yarn_tune.errors import UserError
 from yarn_tune.evaluation.comparison import eval_lengths
@@ -124,3 +127,41 @@ def test_what_acts_at_all_distances_alike_needs_no_far_ones(tree, settings, warn
     (note,) = (note for note in made.notes if "of the target window's distances are never trained" in note)
     assert note.startswith(f"{'WARNING: ' if warned else ''}{made.coverage.untrained:.0%} of")
     assert made.coverage.untrained >= 0.5
+
+
+def test_the_documents_are_counted_and_what_was_skipped_is_told(tree, tmp_path):
+    lines = [*Path(tree["data"]["train"][0]).read_text().splitlines(), '{"text": null}', '{"text": ""}']
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    settings = [f"data.train=[{tmp_path}/train.jsonl]", "data.skip_bad_rows=true"]
+    found = planned(tree, *settings)
+    text = found.text()
+    # Documents of 700, 300, 90 and 40 words, and of 600 and 300, each with the end-of-text token.
+    assert "documents data.train: 4 documents in 1 files, 1,134 tokens (mean 283, longest 701)" in text
+    assert "documents data.heldout: 2 documents in 1 files, 902 tokens (mean 451, longest 601)" in text
+    assert any("1 rows are skipped (data.skip_bad_rows)" in note and "line 5" in note for note in found.notes)
+    assert "data.train: 1 documents are empty" in found.notes
+    with pytest.raises(UserError, match="line 5: 'text' must be text; found null"):
+        planned(tree, settings[0])
+
+
+def test_a_plan_for_a_cached_hub_id_asks_no_server(tree, tmp_path, monkeypatch):
+    """Without a network each question to the hub would wait for its time limit."""
+    snapshot = tmp_path / "models--org--name" / "snapshots" / ("0" * 40)
+    shutil.copytree(tree["base"]["model"], snapshot)
+    (tmp_path / "models--org--name" / "refs").mkdir()
+    (tmp_path / "models--org--name" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    asked = []
+
+    def refuse(*address, **_):
+        asked.append(address)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    found = planned(tree, "base.model=org/name")
+    assert found.cost is not None
+    assert found.rows is not None
+    assert not asked
+    assert not constants.HF_HUB_OFFLINE, "as it was before"

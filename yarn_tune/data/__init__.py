@@ -3,7 +3,7 @@
 from .coverage import Coverage
 from .heldout import check_heldout, doubled, grid_lengths, heldout_excerpts, heldout_tokens
 from .needles import PLAIN, TASKS, WORDINGS, Prompt, PromptSpec, Wording, plant_needles, prompt_of
-from .packing import pack_long
+from .packing import Account, pack_long
 from .positions import Placed, place_contiguous
 from .rows import RowRequest, RowSet, build_rows, build_rows_apart
 
@@ -11,6 +11,7 @@ __all__ = [
     "PLAIN",
     "TASKS",
     "WORDINGS",
+    "Account",
     "Coverage",
     "Placed",
     "Prompt",

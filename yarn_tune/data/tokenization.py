@@ -21,7 +21,7 @@ from ..models import BaseModel
 from .packing import Tokens
 from .readers import Record, kind_name
 
-BATCH_DOCUMENTS, BATCH_CHARACTERS = 512, 4_000_000
+BATCH_DOCUMENTS, BATCH_CHARACTERS = 512, 500_000
 """Most documents, and about as many characters, that are tokenized at once."""
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<EOS_TOKEN>", "<eos>", "</s>")
 """Tokens that end a document in pretraining, by the names that published models give them."""

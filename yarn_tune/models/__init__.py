@@ -18,6 +18,7 @@ from .loading import (
     slow_dtype,
     switch_off_dropout,
     to_device,
+    without_network,
 )
 from .query_layout import QuerySite, query_site, scaled, tuned_layers
 from .rope_config import (
@@ -105,4 +106,5 @@ __all__ = [
     "text_section",
     "to_device",
     "tuned_layers",
+    "without_network",
 ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -86,6 +86,20 @@ def is_local(model: str, revision: str | None = None) -> bool:
         _check_present(model)
         return True
     return isinstance(try_to_load_from_cache(model, "config.json", revision=revision), str)
+
+
+@contextmanager
+def without_network() -> Iterator[None]:
+    """Inside, hub ids are read from the local cache alone.
+
+    Otherwise each load asks the hub whether a file has changed, and without a network waits for every answer.
+    """
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def load_model(

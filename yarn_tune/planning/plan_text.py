@@ -1,8 +1,8 @@
 """A run's plan and its text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ..data import Coverage, RowSet
+from ..data import Account, Coverage, RowSet
 from ..recipe import Recipe
 from ..serving import Target
 from ..tunable import Start
@@ -27,6 +27,8 @@ class Plan:
     """The serving stacks."""
     largest_rows: dict[int, int] | None = None
     """GPU memory in GiB -> tokens of the longest row that fits."""
+    documents: dict[str, Account] = field(default_factory=dict)
+    """By recipe key, what was found in the files."""
 
     def text(self) -> str:
         """The plan in words."""
@@ -46,6 +48,7 @@ class Plan:
             f"  reads     {train.steps} steps x {train.batch_size} rows x {size} = "
             f"{train.steps * train.batch_size * size:,} tokens"
         )
+        lines += [f"  documents {key}: {account.text()}" for key, account in self.documents.items()]
         if self.rows is not None:
             lines.append(f"  rows      {_rows_text(self.rows)}")
         if self.cost is not None:
@@ -78,7 +81,7 @@ def _numbers_text(recipe: Recipe, numbers: dict[str, int]) -> str:
 def _rows_text(rows: RowSet) -> str:
     packed = rows.packed
     return (
-        f"{len(rows.rows)} of {rows.available} rows; {packed.documents} documents, {packed.tokens:,} tokens; "
+        f"{len(rows.rows)} of {rows.available} rows; "
         f"{packed.whole_rows} rows within one document, {len(packed.rows) - packed.whole_rows} joined or shared, "
         f"{packed.padding} tokens of filler"
     )

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data import RowRequest, RowSet, build_rows, check_heldout, pack_long, place_contiguous
+from ..data import Account, RowRequest, RowSet, build_rows, check_heldout, pack_long, place_contiguous
 from ..errors import UserError
-from ..models import GIB, BaseModel
+from ..models import GIB, BaseModel, without_network
 from ..recipe import HUB, YARN, Recipe, missing_files
 from ..runs import previous_run
 from ..serving import Target, check_mergeable, config_errors, make_representable
@@ -29,6 +29,11 @@ def plan(recipe: Recipe, base: BaseModel, begun: bool = False) -> Plan:
         UserError: for what would stop the run, except a base or documents that the recipe says how to prepare,
             or that are on the hub: those become notes.
     """
+    with without_network():
+        return _plan(recipe, base, begun)
+
+
+def _plan(recipe: Recipe, base: BaseModel, begun: bool) -> Plan:
     notes: list[str] = []
     present = _is_present(recipe, base, notes)
     if present:
@@ -36,10 +41,12 @@ def plan(recipe: Recipe, base: BaseModel, begun: bool = False) -> Plan:
     begin = at_start(base, recipe.rope) if present else None
     if recipe.rope.init != YARN:
         notes.append(_init_text(recipe, begun, present))
-    rows = None
+    rows, documents = None, dict[str, Account]()
     if begin is not None:
-        _check_heldout(recipe, base, begin.start.native, notes)
+        documents = _check_heldout(recipe, base, begin.start.native, notes)
         rows = _rows(recipe, base, notes)
+        documents = ({"data.train": rows.account} if rows else {}) | documents
+        notes += [note for key, account in documents.items() for note in account.notes(key)]
     if rows is not None and len(rows.rows) < recipe.rows():
         notes.append(f"the run reads {recipe.rows()} rows but the documents give {len(rows.rows)}: some are read again")
     covered = (rows or _one_row(recipe, notes)).coverage(recipe.rope.window, recipe.data.lengths)
@@ -53,7 +60,7 @@ def plan(recipe: Recipe, base: BaseModel, begun: bool = False) -> Plan:
     cost = estimate_cost(recipe, shape, sum(numbers.values()))
     largest = largest_rows(recipe, shape, cost.weights_gib * GIB)
     numbers |= {"lora": shape.lora.numbers} if recipe.lora else {}
-    return Plan(recipe, begin.start, numbers, cost, rows, covered, notes, target, largest)
+    return Plan(recipe, begin.start, numbers, cost, rows, covered, notes, target, largest, documents)
 
 
 def _one_row(recipe: Recipe, notes: list[str]) -> RowSet:
@@ -111,17 +118,22 @@ def _is_present(recipe: Recipe, base: BaseModel, notes: list[str]) -> bool:
     return present
 
 
-def _check_heldout(recipe: Recipe, base: BaseModel, native: int, notes: list[str]) -> None:
-    """Raise for held-out documents on which `compare` could not measure; a note says which were not checked."""
+def _check_heldout(recipe: Recipe, base: BaseModel, native: int, notes: list[str]) -> dict[str, Account]:
+    """What the held-out files hold, by recipe key; a note says which were not checked.
+
+    Raises:
+        UserError: for documents on which `compare` could not measure.
+    """
     named = [name for names in recipe.data.heldout_files().values() for name in names]
     absent = missing_files(named)
     if any(name.startswith(HUB) for name in named):
         notes.append("held-out documents are streamed from the hub; whether they are long enough was not checked")
     elif not absent:
-        check_heldout(recipe.data, recipe.eval, base, native, recipe.rope.window)
+        return check_heldout(recipe.data, recipe.eval, base, native, recipe.rope.window)
     elif not recipe.data.prepare:
         keys = ", ".join(key for key, names in recipe.data.heldout_files().items() if missing_files(names))
         notes.append(f"{keys}: no file matches {', '.join(absent)}; training and `compare` need it")
+    return {}
 
 
 def _rows(recipe: Recipe, base: BaseModel, notes: list[str]) -> RowSet | None:
