@@ -9,7 +9,7 @@ from yarn_tune.data.packing import Row
 from yarn_tune.data.positions import place_contiguous
 from yarn_tune.models import token_loss as objectives
 from yarn_tune.models.rope_config import logit_transform, rope_facts
-from yarn_tune.models.token_loss import IGNORED, NextToken, exact_nats, fused_nats
+from yarn_tune.models.token_loss import IGNORED, NextToken, exact_nll, fused_nll
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.training.batches import collate
 from yarn_tune.tunable.attachment import attach
@@ -42,7 +42,7 @@ def test_fused_and_chunked_agree_in_value_and_gradient(monkeypatch):
     head = torch.nn.Linear(32, VOCABULARY).requires_grad_(False)
     labels = torch.tensor(tokens(100))
     results = []
-    for nats_of in (lambda h: exact_nats(h, labels, head, None), lambda h: fused_nats(h, labels, head)):
+    for nats_of in (lambda h: exact_nll(h, labels, head, None), lambda h: fused_nll(h, labels, head)):
         hidden = torch.randn(100, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
         nats = nats_of(hidden)
         nats.sum().backward()
@@ -59,8 +59,8 @@ def test_bfloat16_sums_are_not_rounded():
     head = torch.nn.Linear(32, VOCABULARY, bias=False).bfloat16().requires_grad_(False)
     hidden = torch.randn(4000, 32, generator=generator).bfloat16().requires_grad_()
     labels = torch.randint(VOCABULARY, (4000,), generator=generator)
-    exact = exact_nats(hidden, labels, head, None).double().sum().item()
-    assert fused_nats(hidden, labels, head).double().sum().item() == pytest.approx(exact, rel=2e-4)
+    exact = exact_nll(hidden, labels, head, None).double().sum().item()
+    assert fused_nll(hidden, labels, head).double().sum().item() == pytest.approx(exact, rel=2e-4)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -73,7 +73,7 @@ def test_the_teacher_is_the_slid_native_window(family, prefix):
     row[: len(prefix)] = torch.tensor(prefix, dtype=row.dtype)
     taught = teacher_states(model, rotary, row[None, :-1], NATIVE - 1, 15, prefix)[0]
     head, transform = model.get_output_embeddings(), Objective(model, rotary, ObjectiveConfig()).transform
-    nats = objectives.exact_nats(taught, row[1:], head, transform)
+    nats = objectives.exact_nll(taught, row[1:], head, transform)
     detach(model)
     torch.testing.assert_close(nats, slid_nll(model, row, NATIVE, 15, prefix), rtol=1e-4, atol=1e-4)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckFailed
-from ..models import config_json, exact_nats, hidden_states, load_model, logit_transform, to_device
+from ..models import config_json, exact_nll, hidden_states, load_model, logit_transform, to_device
 from .vllm_runner import Job, vllm_logprobs
 
 TOLERANCE = 1e-3
@@ -43,7 +43,7 @@ def transformers_logprobs(checkpoint: str, prompts: list[list[int]]) -> list[Ten
         ids = torch.tensor(prompt, device=model.device)
         # All tokens are read, as the engine reads them, since a table may depend on how many there are.
         hidden = hidden_states(model, ids[None])[0, :-1]
-        answers.append(-exact_nats(hidden, ids[1:], head, transform).cpu())
+        answers.append(-exact_nll(hidden, ids[1:], head, transform).cpu())
     return answers
 
 

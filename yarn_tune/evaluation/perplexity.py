@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from ..models import exact_nats, hidden_states, logit_transform
+from ..models import exact_nll, hidden_states, logit_transform
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ def full_nll(model: PreTrainedModel, document: Tensor, chunk: int | None = None)
     read, following = ids[:-1], ids[1:]
     head, transform = model.get_output_embeddings(), logit_transform(model.config)
     if chunk is None or chunk >= len(read):
-        return exact_nats(hidden_states(model, read[None])[0], following, head, transform).cpu()
+        return exact_nll(hidden_states(model, read[None])[0], following, head, transform).cpu()
     cache = DynamicCache(config=model.config)
     parts = []
     for begin in range(0, len(read), chunk):
         end = min(begin + chunk, len(read))
         positions = torch.arange(begin, end, device=ids.device)[None]
         hidden = hidden_states(model, read[None, begin:end], positions, cache=cache)[0]
-        parts.append(exact_nats(hidden, following[begin:end], head, transform).cpu())
+        parts.append(exact_nll(hidden, following[begin:end], head, transform).cpu())
     return torch.cat(parts)
 
 

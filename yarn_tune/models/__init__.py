@@ -35,7 +35,7 @@ from .rope_config import (
     softmax_gain,
     text_section,
 )
-from .token_loss import CHUNK, HAS_FUSED, IGNORED, NextToken, Reader, Transform, by_chunks, exact_nats, hidden_states
+from .token_loss import CHUNK, HAS_FUSED, IGNORED, NextToken, Reader, Transform, by_chunks, exact_nll, hidden_states
 from .written_config import (
     check_types,
     condensed,
@@ -76,7 +76,7 @@ __all__ = [
     "config_object",
     "decoder_layers",
     "default_window",
-    "exact_nats",
+    "exact_nll",
     "family_of",
     "has_sliding_layers",
     "head_dim_of",

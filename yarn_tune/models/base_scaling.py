@@ -1,8 +1,7 @@
-"""What a base's own config already does to its rotary frequencies (Llama 3.1, YaRN, longrope, linear).
+"""The RoPE scaling in a base's own config (Llama 3.1, YaRN, longrope, linear).
 
-Such a base is continued from what it has: its own table is the identity, and search-free YaRN is laid over it for what
-the window grows beyond the one it reads. The numbers come from transformers' own functions, so that identity is what
-the base computes, to the last bit.
+Training on such a base starts from its own table, with search-free YaRN applied on top for the factor by which the new
+window exceeds the base's. The table comes from transformers' own functions, so it equals the base's bit for bit.
 
 Shapes: tables are inverse frequencies, float32 `[d/2]`, kept as tuples so that they can be compared and hashed.
 """
@@ -24,11 +23,11 @@ CONTINUED = ("llama3", "yarn", "longrope", "linear")
 
 @dataclass(frozen=True, kw_only=True)
 class Ramp:
-    """How a base that ships YaRN computes its table: only the factor grows when it is continued."""
+    """Parameters of the YaRN in a base's config; a longer window changes only the factor."""
 
     factor: float
     original: int
-    """Tokens that the betas count turns in."""
+    """Tokens in which the betas count rotations."""
     beta_fast: float
     beta_slow: float
     truncate: bool
@@ -41,7 +40,7 @@ class Ramp:
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
-    """The table and multiplier a base ships."""
+    """The table and multiplier in a base's config."""
 
     rope_type: str
     inv_freq: tuple[float, ...]
@@ -53,7 +52,7 @@ class Scaling:
     ramp: Ramp | None = None
 
     def table(self, length: int) -> tuple[Tensor, float]:
-        """What the base computes with, reading `length` tokens."""
+        """Inverse frequencies and multiplier of the base for a prompt of `length` tokens."""
         short = self.short_inv_freq is not None and length <= self.above
         return torch.tensor(self.short_inv_freq if short else self.inv_freq), self.attention_factor
 

@@ -1,7 +1,7 @@
-"""What training minimises, and the one way nats are computed, without ever holding `[tokens, vocab]` logits.
+"""The negative log-likelihood (NLL) of tokens, in nats, without a tensor of all logits `[tokens, vocab]`.
 
-Shapes: b rows, n tokens a row, h hidden size, v vocabulary. Labels are already shifted: `labels[i]` is the token
-after `input_ids[i]`, or -100 where that does not count.
+Shapes: b rows, n tokens per row, h hidden size. Labels are already shifted: `labels[i]` is the token after
+`input_ids[i]`, or -100 where its prediction does not count.
 """
 
 from collections.abc import Callable
@@ -20,24 +20,24 @@ CHUNK = 512
 Transform = Callable[[Tensor], Tensor] | None
 
 
-def exact_nats(hidden: Tensor, labels: Tensor, head: nn.Module, transform: Transform) -> Tensor:
-    """Cross entropy of each token in nats, float32 `[tokens]`, from `[tokens, h]`, chunk by chunk.
+def exact_nll(hidden: Tensor, labels: Tensor, head: nn.Module, transform: Transform) -> Tensor:
+    """NLL of each token in nats, float32 `[tokens]`, from hidden states `[tokens, h]`, chunk by chunk.
 
-    Logits are taken to float32 before the softmax, so the values are exact in a bfloat16 model too. With
-    gradients enabled each chunk's logits are computed again in the backward pass instead of being kept.
+    Logits are converted to float32 before the softmax, so the values are exact for a bfloat16 model too. With gradients
+    enabled, the logits of each chunk are recomputed in the backward pass.
     """
 
-    def nats(part: Tensor, targets: Tensor) -> Tensor:
+    def nll(part: Tensor, targets: Tensor) -> Tensor:
         logits = head(part).float()
         return F.cross_entropy(transform(logits) if transform else logits, targets, reduction="none")
 
-    return by_chunks(nats, hidden, labels)
+    return by_chunks(nll, hidden, labels)
 
 
 def by_chunks(each: Callable[..., Tensor], *parts: Tensor, size: int | None = None, dim: int = 0) -> Tensor:
-    """`each` of `size` tokens (`CHUNK`) of every part at a time, joined along `dim`.
+    """Apply `each` to chunks of `size` tokens (`CHUNK`) of all parts, and join the results along `dim`.
 
-    With gradients, what it computes is computed again in the backward pass, not kept.
+    With gradients enabled, each chunk is recomputed in the backward pass.
     """
     groups = zip(*(part.split(size or CHUNK, dim) for part in parts), strict=True)
     if torch.is_grad_enabled() and parts[0].requires_grad:
@@ -45,16 +45,16 @@ def by_chunks(each: Callable[..., Tensor], *parts: Tensor, size: int | None = No
     return torch.cat([each(*group) for group in groups], dim)
 
 
-def fused_nats(hidden: Tensor, labels: Tensor, head: nn.Linear) -> Tensor:
-    """`exact_nats` by torch's fused operator (torch >= 2.13), which is leaner and faster.
+def fused_nll(hidden: Tensor, labels: Tensor, head: nn.Linear) -> Tensor:
+    """`exact_nll` by the fused operator of torch 2.13, which needs less memory and time.
 
-    In bfloat16 its reductions round the whole sum to 8 bits, so tokens are reduced here, in float32.
+    In bfloat16 its own reduction would round the sum to 8 bits, so it returns one value per token.
     """
     options = nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK)
-    nats: Tensor = F.linear_cross_entropy(
+    nll: Tensor = F.linear_cross_entropy(
         hidden, head.weight, labels, linear_bias=head.bias, reduction="none", options=options
     )
-    return nats.float()
+    return nll.float()
 
 
 HAS_FUSED = hasattr(F, "linear_cross_entropy") and hasattr(nn, "LinearCrossEntropyOptions")
@@ -66,9 +66,9 @@ def hidden_states(
     position_ids: Tensor | None = None,
     cache: Cache | None = None,
 ) -> Tensor:
-    """Last hidden states `[b, n, h]`, without a KV cache, or after and into the one given.
+    """Last hidden states `[b, n, h]`; with `cache`, of tokens that follow those in it, which it then holds too.
 
-    Document borders are detected from `position_ids` only if no cache is given.
+    transformers detects document borders from `position_ids` only without a cache.
     """
     body = model.base_model(
         input_ids=input_ids,
@@ -81,7 +81,7 @@ def hidden_states(
 
 
 class Reader(nn.Module):
-    """A model and the way its nats are computed; subclasses say which tokens of a batch count, and how much."""
+    """A model and its NLL; subclasses define which tokens of a batch count, and with what weight."""
 
     def __init__(self, model: PreTrainedModel, fused: bool = HAS_FUSED) -> None:
         super().__init__()
@@ -89,21 +89,21 @@ class Reader(nn.Module):
         self.transform = logit_transform(model.config)
         self.fused = fused and self.transform is None
 
-    def nats(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Of each label, float32 `[tokens]`, from the hidden states `[tokens, h]` before them."""
+    def nll(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """NLL of each label, float32 `[tokens]`, from the hidden states `[tokens, h]` that predict them."""
         head = self.model.get_output_embeddings()
         assert isinstance(head, nn.Linear)
-        return fused_nats(hidden, labels, head) if self.fused else exact_nats(hidden, labels, head, self.transform)
+        return fused_nll(hidden, labels, head) if self.fused else exact_nll(hidden, labels, head, self.transform)
 
 
 class NextToken(Reader):
     """Next-token loss of a model."""
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor) -> Tensor:
-        """Sum of nats over the targets of a batch `[b, n]`, float32, shape ()."""
+        """Sum of the NLL over the targets of a batch `[b, n]`, float32, shape ()."""
         hidden = hidden_states(self.model, input_ids, position_ids)
         counted = labels != IGNORED
-        return self.nats(hidden[counted], labels[counted]).sum()
+        return self.nll(hidden[counted], labels[counted]).sum()
 
 
 IGNORED = -100

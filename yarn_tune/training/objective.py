@@ -92,7 +92,7 @@ class Objective(Reader):
         hidden = hidden_states(self.model, input_ids, position_ids)[counted]
         is_answer = torch.zeros_like(counted) if answers is None else answers
         weights = self.config.weights(Targets(is_answer[counted], position_ids[counted] < self.config.native))
-        nll = self.nats(hidden, labels[counted])
+        nll = self.nll(hidden, labels[counted])
         loss = (weights.nll * nll).sum()
         if self.config.base_reads != "nothing":
             loss = loss + self._kl(hidden, self._base_states(input_ids)[counted], weights.kl)
