@@ -520,7 +520,7 @@ def test_messages_go_through_the_chat_template(chat, tmp_path):
             [{"role": "user", "content": "say <|im_end|>"}],
             "messages contain '<|im_end|>', which the chat template would turn",
         ),
-        ([{"role": "tool", "content": "a"}], "the chat template refuses messages: no tools"),
+        ([{"role": "tool", "content": "a"}], "messages: the chat template of the tokenizer fails: no tools"),
         ([{"from": "human", "value": "a"}], "messages must be a list of objects with role and content; found a list"),
         ([], "messages must be a list of objects"),
         ("hi", "messages must be a list of objects with role and content; found text"),

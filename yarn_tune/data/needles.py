@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..errors import UserError
-from ..models import BaseModel, prefix_of
+from ..models import BaseModel, prefix_of, render_chat
 from ..recipe import Data
 from .packing import Tokens
 from .positions import Placed
@@ -245,7 +245,7 @@ def _frame(tokenizer: Tokenizer, question: str, lead: str, answer: str) -> tuple
     if tokenizer.chat_template:
         mark = "@@message@@"
         message = [{"role": "user", "content": mark}]
-        sides = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)).split(mark)
+        sides = render_chat(tokenizer, message, add_generation_prompt=True).split(mark)
         if len(sides) != 2:
             raise UserError(f"chat template: shows the user's message {len(sides) - 1} times; once is supported")
         opening, after = _encode(tokenizer, sides[0]), question + sides[1] + lead

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..models import BaseModel
+from ..models import BaseModel, render_chat
 from .packing import Tokens
 from .readers import Record, kind_name
 
@@ -142,10 +142,9 @@ class Encoder:
         if self._special and (found := self._special.search("\n".join(contents))):
             raise BadRow(f"{MESSAGES} contain {found[0]!r}, which the chat template would turn into a control token")
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False)  # type: ignore[arg-type]
-        except Exception as error:  # a template raises what it likes
-            raise BadRow(f"the chat template refuses {MESSAGES}: {error}") from error
-        return str(text)
+            return render_chat(self.tokenizer, messages)
+        except UserError as error:
+            raise BadRow(f"{MESSAGES}: {error}") from error
 
     def encode(self, documents: Iterable[Document]) -> Iterator[Tokens]:
         """Yield the token ids of each document, `[]` for an empty one, in order.

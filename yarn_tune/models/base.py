@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,9 @@ from .checkpoint_files import checkpoint_folder, files_digest, own_files
 from .loading import config_json, is_local, load_config, load_model, load_tokenizer, prefix_of
 from .query_layout import QuerySite, query_site
 from .rope_config import Layout, RopeFacts, layout_of, rope_facts
+
+MOST_TOKENS = 10**9
+"""Of a window; above it, sizes are mistakes."""
 
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
 """Names of a tokenizer's files."""
@@ -60,7 +64,20 @@ class BaseModel:
     @cached_property
     def facts(self) -> RopeFacts:
         """What the config says about the rotary embeddings; raises `UserError` if the model cannot be tuned."""
-        return rope_facts(self.config)
+        try:
+            found = rope_facts(self.config)
+            table, factor = found.table(found.native)
+            possible = 2 <= found.native <= MOST_TOKENS and 0 < found.theta < math.inf and math.isfinite(factor)
+            if not (possible and table.isfinite().all() and (table > 0).all()):
+                raise ValueError(f"window {found.native}, theta {found.theta}")
+        except UserError:
+            raise
+        except (ArithmeticError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+            raise UserError(
+                f"base.model: {self.source.model!r}: its config describes no usable RoPE ({str(error)[:200]}); "
+                "repair it"
+            ) from error
+        return found
 
     @cached_property
     def _site(self) -> QuerySite | str:

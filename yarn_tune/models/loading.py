@@ -6,11 +6,14 @@ import logging
 import math
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -42,6 +45,9 @@ GIB = 2**30
 MESSAGE = 500
 """Characters of another library's message that are shown."""
 
+SIZES = {"num_hidden_layers": 10_000, "hidden_size": 10**6, "vocab_size": 10**8, "max_position_embeddings": 10**9}
+"""Largest values of a config that are not taken for mistakes; building a larger model would not end."""
+
 
 def load_config(model: str, revision: str | None = None, local_only: bool = False) -> PreTrainedConfig:
     """The config of a checkpoint folder or hub id.
@@ -57,6 +63,10 @@ def load_config(model: str, revision: str | None = None, local_only: bool = Fals
         check_types(config_json(model, revision))
         raise
     check_rope_types(config.get_text_config())
+    for key, most in SIZES.items():
+        value = getattr(config.get_text_config(), key, None)
+        if isinstance(value, (int, float)) and not 0 < value <= most:
+            raise UserError(f"base.model: {model!r}: {key} is {value} in its config, which no model has; repair it")
     return config  # type: ignore[no-any-return]
 
 
@@ -144,6 +154,39 @@ def load_tokenizer(
     """The tokenizer of a checkpoint folder or hub id; `config` is the model's, if it was read already."""
     known = {} if config is None else {"config": config}
     return _from_hub(AutoTokenizer.from_pretrained, model, revision=revision, **known)  # type: ignore[no-any-return]
+
+
+LONGEST_RENDERING = 30.0
+"""Seconds that a chat template may take."""
+
+
+def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Any, add_generation_prompt: bool = False) -> str:
+    """The text that the tokenizer's chat template makes of messages.
+
+    A template is a program that comes with the checkpoint. It runs in a sandbox, which limits one loop but not loops in
+    loops; in the main thread of a process, where a timer can interrupt it, it may take 30 seconds.
+
+    Raises:
+        UserError: if the template raises an error or takes too long.
+    """
+    timed = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"it takes longer than {LONGEST_RENDERING:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, end) if timed else None
+    try:
+        if timed:
+            signal.setitimer(signal.ITIMER_REAL, LONGEST_RENDERING)
+        options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+        return str(tokenizer.apply_chat_template(messages, **options))  # type: ignore[arg-type]
+    except Exception as error:  # a template raises what it likes
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(f"the chat template of the tokenizer fails: {reason[:300]}") from error
+    finally:
+        if timed:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            signal.signal(signal.SIGALRM, before)
 
 
 def prefix_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
