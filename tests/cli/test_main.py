@@ -115,7 +115,7 @@ def test_gains_have_a_picture_and_a_line_in_card_and_page(recipe, capsys):
     assert "![gain per layer, head and pair](gains.png)" in Path("runs/small/report.md").read_text()
     assert Path("runs/small/gains.png").stat().st_size > 5000
     card = Path("runs/small/export/README.md").read_text()
-    assert "but for temperatures folded into the query projections" in card
+    assert "but for gains and phases of the queries" in card
     assert "gains and phases of the queries (3 layers x 4 groups x 8 pairs)" in card
     page = Path("runs/small/export/SERVING.md").read_text()
     assert "folded into the query projection, or the norm that follows it (3 x 4 x 8 values" in page

@@ -89,7 +89,9 @@ RUNGS = [
     ("deepseek_v2", "pair_phase"),  # the rotary part of each head alone, interleaved
 ]
 """Temperatures by layer, head and pair, in the weights."""
-CASES = [*RUNGS, *ONCE.items()] + [
+BIASES = [(family, "qk_bias") for family in ("llama", "qwen2", "granite", "glm4", "stablelm", "starcoder2", "gpt_neox")]
+"""Learned biases of queries and keys, as biases of the projections."""
+CASES = [*RUNGS, *BIASES, *ONCE.items()] + [
     (family, learned)
     for family in FAMILIES
     for learned in LEARNED
@@ -107,11 +109,16 @@ def exported(folder: Path, family: str, learned: str, base: Path | None = None, 
     frequencies, offsets = LEARNED.get(learned, LEARNED["scale-above" if family in YARN_ALONE else "per_pair"])
     if rung != learned and rung != "none":
         frequencies, offsets = "fixed", {"log_temperature": 0.0, "offsets.log_scale": 0.0}
+    biases = learned == "qk_bias"
+    if biases:
+        rung, frequencies = "none", LEARNED["scale-above" if family in YARN_ALONE else "per_pair"][0]
+        offsets = {"biases.query_size": 2.0, "biases.key_size": 2.0}
     folder.mkdir(parents=True, exist_ok=True)
     base = base or save_tiny(folder / "base", family, **{**SIZE, **EXTRA.get(family, {})})
     settings = (
         "export.tolerance=1e-3",
         f"rope.query_gains={rung}",
+        f"rope.qk_bias={str(biases).lower()}",
     )  # random weights; the comparison with vLLM is the test here
     return export(finished_run(folder, frequencies, family, window, base, settings, **offsets))
 

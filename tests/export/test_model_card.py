@@ -48,4 +48,4 @@ def test_the_card_has_the_base_the_table_the_command_and_the_limits(tmp_path):
     assert "## Limits" in text
     folded = finished_run(tmp_path / "folded", "scale", base=tmp_path / "base", settings=("export.fold=always",),
                           log_temperature=-0.3)  # fmt: skip
-    assert "but for temperatures folded into the query projections" in (export(folded) / "README.md").read_text()
+    assert "but for the temperature, folded into the queries" in (export(folded) / "README.md").read_text()

@@ -74,6 +74,8 @@ def test_the_page_is_up_to_date(tmp_path):
     (tmp_path / "d").mkdir()
     text = HEAD + "\n".join(row(family, tmp_path) for family in supported()) + "\n"
     text += f"\nThe default stacks: {', '.join(default_stacks())}.\n"
+    biased = [family for family in supported() if FAMILIES[family].biased or FAMILIES[family].bias_key]
+    text += f"\nBiases of queries and keys (`rope.qk_bias`) can be learned for: {', '.join(biased)}.\n"
     if os.environ.get("UPDATE"):
         PAGE.parent.mkdir(exist_ok=True)
         PAGE.write_text(text)

@@ -137,7 +137,7 @@ def test_a_trained_run_is_exported_measured_and_resumed(tmp_path, dtype):
     assert (max(fidelity["max_abs_logit_difference"].values()) > 1e-4) == rounds
     assert len(fidelity["learned"]["lora"]) == 12
     card = (target / "README.md").read_text()
-    assert "temperatures folded into the query projections and for LoRA merged into 12 tensors" in card
+    assert "gains and phases of the queries and for LoRA merged into 12 tensors" in card
     assert "LoRA: merged into 12 tensors" in (target / "SERVING.md").read_text()
     assert not (target / "overrides.json").exists()
     if dtype == "float32":

@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..recipe import YARN
 from ..runs import Run, TunedRow, tuned_row
 from ..training import train
-from ..tunable import Start
+from ..tunable import Start, kinds_of
 
 NAME = "native-adapted"
 """The control's row, and its folder inside the run's."""
@@ -26,7 +26,8 @@ def native_adapted_run(run: Run) -> Run | None:
         UserError: if the rows cannot be cut into native windows.
     """
     recipe = run.recipe
-    if not recipe.eval.native_adapted or (recipe.rope.query_gains == "none" and recipe.lora is None):
+    adapts = {kind.name for kind in kinds_of(recipe.rope, recipe.lora)} - {"frequency", "temperature"}
+    if not (recipe.eval.native_adapted and adapts):
         return None
     start = Start.of(run.base.facts, recipe.rope)
     tokens = recipe.row_tokens()

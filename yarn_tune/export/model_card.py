@@ -7,7 +7,7 @@ import yaml
 from ..evaluation import COMPARED, Comparison, tables
 from ..recipe import read_yaml
 from ..runs import AdapterRun, Run, taught
-from ..tunable import KINDS, Learned
+from ..tunable import KINDS, Learned, WeightFold
 from .fidelity import Fidelity
 
 CARD = "README.md"
@@ -44,20 +44,26 @@ def model_card(run: Run | AdapterRun, learned: Learned, fidelity: Fidelity, base
 
 def _changed(learned: Learned, fidelity: Fidelity) -> str:
     """How the weights differ from the base's."""
-    changes = ["for temperatures folded into the query projections"] if fidelity.fold else []
+    changes = [f"for {_label(fold)}" for fold in learned.folds]
+    if fidelity.fold and fidelity.fold.gain != 1.0:
+        changes.append("for the temperature, folded into the queries")
     if learned.lora:
         changes.append(f"for LoRA merged into {len(learned.lora)} tensors")
     return " but " + " and ".join(changes) if changes else ", byte for byte"
+
+
+def _label(fold: WeightFold) -> str:
+    """The kind of the values; complex gains hold phases too."""
+    phases = any(value.is_complex() for value in fold.values().values())
+    return "gains and phases of the queries" if phases else KINDS[fold.kind].label
 
 
 def _folds_text(learned: Learned) -> str:
     """The kinds of learned numbers that are folded into the weights, with the shapes of their values."""
     parts = []
     for fold in learned.folds:
-        values, label = fold.values(), KINDS[fold.kind].label
-        if fold.kind == "gain" and values["gains"].is_complex():
-            label = "gains and phases of the queries"
-        parts.append(f"{label} ({', '.join(' x '.join(map(str, value.shape)) for value in values.values())})")
+        shapes = (" x ".join(map(str, value.shape)) for value in fold.values().values())
+        parts.append(f"{_label(fold)} ({', '.join(shapes)})")
     return "".join(f" and {part}" for part in parts)
 
 
