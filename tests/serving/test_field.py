@@ -273,3 +273,72 @@ def test_overrides_are_vllms_and_json(tmp_path, capsys):
     assert "is not JSON" in capsys.readouterr().err
     assert main(["verify", folder, "--hf-overrides", "[1]"]) == 2
     assert "is not a JSON object" in capsys.readouterr().err
+
+
+# Neighbours of the cases: the same kinds of mistake under other keys, types and families.
+
+THETA_FREE = {"rope_theta": ...}
+"""`...` takes a key out of the config."""
+FLAT_LINEAR = {"rope_scaling": ..., "rope_parameters": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}}
+KINDS = {"rope_parameters": {"full_attention": YARN | {"rope_theta": 1e6}}}
+MILLION = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 262144}
+TYPO = {"rope_type": "yarn", "factor": 4.0, "orignal_max_position_embeddings": 32768}
+DEFAULT = {"rope_type": "default", "factor": 4.0}
+GEMMA = "09b-gemma3-text"
+NEIGHBOURS: dict[str, tuple[str, dict, int, str]] = {
+    "ropeScaling": (PLAIN, {"ropeScaling": YARN}, 3, "'ropeScaling' is a key that no stack reads"),
+    "rope_scalling": (PLAIN, {"rope_scalling": YARN}, 3, "'rope_scaling' may be meant"),
+    "another name": (PLAIN, {"yarn": YARN}, 3, "'yarn' is a key that no stack reads"),
+    "rope-theta": (PLAIN, THETA_FREE | {"rope-theta": 1e6}, 3, "'rope_theta' may be meant"),
+    "a key inside": (PLAIN, {"rope_scaling": TYPO}, 3, "'orignal_max_position_embeddings' in rope_scaling"),
+    "beta as a string": (PLAIN, {"rope_scaling": YARN | {"beta_fast": "32"}}, 2, 'beta_fast is "32", a string'),
+    "truncate as a string": (PLAIN, {"rope_scaling": YARN | {"truncate": "false"}}, 2, "true or false without quotes"),
+    "head size as a string": (PLAIN, {"head_dim": "128"}, 2, 'head_dim is "128", a string'),
+    "a list of heads": (PLAIN, {"num_attention_heads": [32]}, 2, "num_attention_heads is [32]"),
+    "null window": (PLAIN, {"max_position_embeddings": None}, 2, "max_position_embeddings is null"),
+    "null theta": (PLAIN, {"rope_theta": None}, 2, "rope_theta is null, where a number is needed"),
+    "negative factor": (PLAIN, {"rope_scaling": YARN | {"factor": -4}}, 2, "where a number above 0 is needed"),
+    "JSON in a string": (PLAIN, {"rope_scaling": json.dumps(YARN)}, 2, "where an object is needed"),
+    "a type that is a number": (PLAIN, {"rope_scaling": YARN | {"rope_type": 3}}, 2, "where a name is needed"),
+    "factor under default": (PLAIN, {"rope_scaling": DEFAULT}, 3, "NaN beyond them"),
+    "n_positions": (PLAIN, {"n_positions": 2048}, 3, "vLLM takes n_positions for the window"),
+    "max_seq_len": (PLAIN, {"max_seq_len": 8192}, 3, "vLLM and SGLang take max_seq_len"),
+    "model_max_length": (PLAIN, {"model_max_length": 262144}, 3, "40960 positions but takes prompts of 262144"),
+    "a million of 4 x 262144": (PLAIN, {"max_position_embeddings": 1010000, "rope_scaling": MILLION}, 0, "all stacks"),
+    "kinds on one table": (PLAIN, KINDS, 3, "all layers of qwen3 share one"),
+    "one table on kinds": (GEMMA, FLAT_LINEAR, 3, "its linear scaling is dropped"),
+    "ntk": (
+        PLAIN,
+        {"rope_scaling": {"type": "ntk", "factor": 4.0}},
+        2,
+        "transformers: does not load: it does not know",
+    ),
+    "all layers slide": (
+        PLAIN,
+        {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 0},
+        0,
+        "every layer attends to the last 4096 tokens only",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_neighbours(name, tmp_path, capsys):
+    case, changes, code, text = NEIGHBOURS[name]
+    config = config_of(case) | changes
+    config = {key: value for key, value in config.items() if value is not ...}
+    assert main(["verify", checkpoint(tmp_path, config)]) == code
+    captured = capsys.readouterr()
+    assert text in captured.out + captured.err
+
+
+@pytest.mark.parametrize("wrapper", ["llava", "mistral3", "gemma3", "qwen3_vl", "internvl"])
+def test_a_wrapped_model_reads_as_its_language_model(wrapper, tmp_path):
+    """The text config of each of these wrappers may be of any type; here it is Qwen 3 with YaRN."""
+    text = config_of("01d-qwen3-raised")
+    inner = {"qwen3_vl": "qwen3_vl_text", "gemma3": "gemma3_text"}.get(wrapper, "qwen3")
+    config = {"model_type": wrapper, "text_config": text | {"model_type": inner}}
+    alone = verify(checkpoint(tmp_path / "alone", text | {"model_type": inner}), ["transformers", "vllm"])
+    wrapped = verify(checkpoint(tmp_path / "wrapped", config), ["transformers", "vllm"])
+    assert [line for line in wrapped.lines] == [line for line in alone.lines]
+    assert wrapped.lines[0].window == 131072

@@ -213,14 +213,19 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
         theta=float(rope["rope_theta"]),
         dim=head_dim if getattr(config, "qk_rope_head_dim", None) else int(head_dim * partial),
         head_dim=head_dim,
-        # Command-R states the window it was trained with under model_max_length, as vLLM reads it.
-        native=max(getattr(config, "model_max_length", None) or config.max_position_embeddings, reach),
+        native=max(_stated_window(config), reach),
         partial_rotary_factor=partial,
         layer_kind=layer_kind,
         scaling=scaling,
         softmax_gain=softmax_gain(kind, dict(rope)),
         sees=sees,
     )
+
+
+def _stated_window(config: PreTrainedConfig) -> int:
+    """The window that a config states; Command-R's is under model_max_length, as vLLM reads it."""
+    own = getattr(config, "model_max_length", None) if config.model_type.startswith("cohere") else None
+    return int(own or config.max_position_embeddings)
 
 
 def refusal(config: PreTrainedConfig) -> str | None:

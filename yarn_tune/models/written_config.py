@@ -132,6 +132,10 @@ def _faults(config: dict[str, Any], path: str) -> Iterator[str]:
     for key in (*WHOLE, *NUMBERS):
         if key in config:
             yield from _number_faults(path + key, config[key], whole=key in WHOLE, null=key not in REQUIRED)
+    inside = [config.get(key) for key in SECTIONS]
+    written = any(isinstance(section, dict) and "rope_theta" in str(section) for section in inside)
+    if "rope_theta" in config and config["rope_theta"] is None and not written:
+        yield f"{path}rope_theta is null, where a number is needed"
     for key in SECTIONS:
         section = config.get(key)
         if section is not None and section is not False and not isinstance(section, dict):

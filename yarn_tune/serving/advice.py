@@ -7,7 +7,7 @@ from typing import Any
 
 from ..models import FULL, ROPE_KEYS, Layout, is_foreign, language_model, spelling_mistakes
 from ..rope import yarn_attention_factor
-from .rules import VLLM_KEYS, v5_sections, vllm_length
+from .rules import SGLANG_KEYS, VLLM_KEYS, v5_sections, vllm_length
 from .stacks import AFTER_4_57
 from .tables import ORIGINAL, Refused, Section
 
@@ -47,7 +47,9 @@ def explain(config: dict[str, Any]) -> tuple[list[str], list[str]]:
     """(traps, errors) of a config in plain words; an error makes it wrong for every stack."""
     text, layout = language_model(config)
     errors, traps = spelling_mistakes(config, text), list(_windows(text, layout))
-    errors += [*_misplaced(config), *_dropped(text, layout), *_theta(text, layout)]
+    errors += [*_misplaced(config), *_dropped(text, layout)]
+    # The default of code that the checkpoint brings is not known here.
+    errors += [] if is_foreign(config) else _theta(text, layout)
     traps += [*_theta_unusual(text, layout), *([] if is_foreign(config) else _spellings(text, layout))]
     for written in _written(text, layout):
         where = f" ({written.kind})" if written.kind else ""
@@ -179,9 +181,10 @@ def _windows(text: Section, layout: Layout) -> Iterator[str]:
     if found == longest:
         return
     key = "model_max_length" if text.get("model_max_length") else next(k for k in VLLM_KEYS if text.get(k) == found)
+    who = "vLLM and SGLang take" if key in SGLANG_KEYS else "vLLM takes"
     yield (
-        f"{key} is {found} and max_position_embeddings {longest}: vLLM and SGLang take {key} for the window"
-        + ("" if key != "model_max_length" else ", and so it is the native one")
+        f"{key} is {found} and max_position_embeddings {longest}: {who} {key} for the window"
+        + (", and so it is the native one" if layout.model_type.startswith("cohere") else "")
     )
 
 

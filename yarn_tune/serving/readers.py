@@ -83,12 +83,16 @@ class Stack:
     """Whether sections per kind of layer are known to be read."""
     types: frozenset[str] = frozenset({"default", "linear", "llama3"})
     """Rope types it reads beside yarn and longrope."""
+    other_types: frozenset[str] = frozenset()
+    """Rope types that it reads in a way that was not established."""
     unscaled: frozenset[str] = frozenset()
     """Model types it runs without any scaling and without a message."""
     refused: dict[str, str] = field(default_factory=dict)
     """Model type -> why it fails."""
     hardwired: dict[str, Yarn] = field(default_factory=dict)
     """Model type -> how it computes its rope, which is YaRN whatever rope_type the config names."""
+    deepseek: Yarn | None = None
+    """How it reads `rope_type: deepseek_yarn`, where it does."""
     latent: frozenset[str] = frozenset()
     """Model types with latent attention (DeepSeek) whose logits it multiplies by a gain of mscale_all_dim."""
     ignores_mscale: frozenset[str] = frozenset()
@@ -228,6 +232,8 @@ def _tables(stack: Stack, view: View, window: int) -> tuple[Table, ...]:
         return own.tables(view)
     if kind == "yarn":
         return _yarn(stack, view)
+    if kind == "deepseek_yarn" and stack.deepseek is not None:
+        return stack.deepseek.tables(view)
     if kind == "longrope":
         if isinstance(stack.longrope, str):
             raise Refused(stack.longrope)
@@ -237,7 +243,7 @@ def _tables(stack: Stack, view: View, window: int) -> tuple[Table, ...]:
     if kind == "dynamic" and "vllm dynamic" in stack.types:
         kind = "vllm dynamic"
     if kind not in stack.types:
-        if kind in ("dynamic", "proportional"):
+        if kind in ("dynamic", "proportional", *stack.other_types):
             raise NotEstablished(f"how it computes rope_type {kind!r} was not established")
         raise Refused(f"it does not know rope_type {kind!r}")
     return (OTHER[kind](view),)

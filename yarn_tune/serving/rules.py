@@ -198,8 +198,8 @@ def vllm_rows(view: View) -> int | None:
     factor = view.section.get("factor")
     if "mrope_section" in view.section:
         return None
-    if view.rope_type in ("yarn", "linear") and factor is not None:
-        original = view.original if view.rope_type == "yarn" else None
+    if view.rope_type in ("yarn", "deepseek_yarn", "linear") and factor is not None:
+        original = None if view.rope_type == "linear" else view.original
         return int(math.ceil((original or view.longest) * factor))
     if view.rope_type == "longrope":
         return None

@@ -62,9 +62,11 @@ HF_LATENT = frozenset(
 """Model types whose modules in transformers 5.23 multiply the logits by a gain of mscale_all_dim."""
 VLLM_LATENT = frozenset({"deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"})
 """Model types that vLLM runs with its own latent attention of DeepSeek, whose rope it builds from the mscale keys."""
+DEEPSEEK = Yarn(mscale_multiplier, betas="strict", truncate="always")
+VLLM_OTHER = frozenset({"ntk", "mllama4", "bailing_mrope", "openpangu", "telechat3-yarn", "xdrope"})
 VLLM_OWN = {
     "gpt_oss": Yarn(own_multiplier, betas="named"),
-    **dict.fromkeys(VLLM_LATENT, Yarn(mscale_multiplier, betas="strict", truncate="always")),
+    **dict.fromkeys(VLLM_LATENT, DEEPSEEK),
 }
 """vLLM builds these itself: gpt-oss from four keys, without an attention factor."""
 AFTER_4_57 = frozenset(
@@ -148,7 +150,8 @@ STACKS: dict[str, Stack] = {
             softmax_key="attention_factor", softmax_off=1.0, current_config=True,
             types=VLLM_TYPES | {"proportional"}, mrope=True, query_growth="top level",
             biases=VLLM_BIASES,
-            overrides=True, foreign=VLLM_FOREIGN, serve=VLLM_SERVE, default=True,
+            overrides=True, foreign=VLLM_FOREIGN, other_types=VLLM_OTHER,
+            deepseek=DEEPSEEK, serve=VLLM_SERVE, default=True,
         ),
         Stack(
             "vllm-0.29", "0.20 to 0.29, on transformers 5",
@@ -159,7 +162,8 @@ STACKS: dict[str, Stack] = {
             softmax_key="apply_yarn_scaling", softmax_off=False, current_config=True,
             types=VLLM_TYPES, mrope=True, query_growth="top level",
             biases=VLLM_BIASES | {"arcee"},
-            overrides=True, foreign=VLLM_FOREIGN, serve=VLLM_SERVE, default=True,
+            overrides=True, foreign=VLLM_FOREIGN, other_types=VLLM_OTHER,
+            deepseek=DEEPSEEK, serve=VLLM_SERVE, default=True,
         ),
         Stack(
             "vllm-0.19", "0.12 to 0.19, on transformers 4",
@@ -170,7 +174,8 @@ STACKS: dict[str, Stack] = {
             softmax_key="apply_yarn_scaling", softmax_off=False, lacks=AFTER_4_57 - {"deepseek_v32"},
             types=frozenset({"default", "linear", "llama3"}), mrope=True,
             biases=frozenset({"llama"}),
-            foreign=VLLM_FOREIGN, serve=VLLM_SERVE, default=True,
+            foreign=VLLM_FOREIGN, other_types=VLLM_OTHER,
+            deepseek=DEEPSEEK, serve=VLLM_SERVE, default=True,
         ),
         Stack(
             "vllm-0.11", "0.6 to 0.11", f"{VLLM}/v0.11.0/vllm/model_executor/layers/rotary_embedding/__init__.py",
