@@ -37,6 +37,7 @@ WAYS: dict[str, list[str]] = {
     "lora": ["lora.rank=2"],
     "lengths": ["rope.query_gains=layer", "data.lengths=[256, 64]"],
     "guarded": ["rope.query_gains=pair_phase", "train.short_context_kl=0.5", "data.lengths=[256, 64]"],
+    "decided": ["rope.query_gains=pair", "train.decide=true"],
     "distilled": ["rope.query_gains=pair_phase", "train.objective=distill", "train.gradient_checkpointing=false"],
 }
 """Of learning."""
@@ -57,7 +58,7 @@ SPREAD: dict[str, list[str]] = {
 def two() -> list[tuple[str, str]]:
     """All ways by those that differ in how they work, some by the rest."""
     pairs = [(spread, way) for spread in ("plain", "zero-3") for way in WAYS]
-    pairs += [("fsdp", way) for way in ("ramp", "phase", "lora", "guarded")]
+    pairs += [("fsdp", way) for way in ("ramp", "phase", "lora", "guarded", "decided")]
     pairs += [("sequence", way) for way in WHOLE]
     pairs += [(spread, way) for spread in SPREAD for way in ("ramp", "phase") if (spread, way) not in pairs]
     return pairs
@@ -140,15 +141,28 @@ def furthest(one: Path, other: Path) -> tuple[float, float, float]:
     return apart, ratio("loss"), ratio("gradient_norm")
 
 
+def same_decision(one: Path, other: Path) -> bool:
+    """Whether the same candidate was kept, from the same losses of every candidate on every row, to 1e-5."""
+    candidates = [json.loads((run / "decision.json").read_text())["candidates"] for run in (one, other)]
+    return all(
+        a["kept"] == b["kept"] and a["losses"] == pytest.approx(b["losses"], rel=1e-5)
+        for a, b in zip(*candidates, strict=True)
+    )
+
+
 @pytest.mark.parametrize(("processes", "pairs"), [(2, two()), (4, four())])
 def test_the_same_answer(runs, processes, pairs):
-    found = {name: furthest(run, runs.alone(name.split("/")[1])) for name, run in runs.launch(processes, pairs).items()}
+    launched = runs.launch(processes, pairs)
+    found = {name: furthest(run, runs.alone(name.split("/")[1])) for name, run in launched.items()}
     worse = {
         name: (values, losses, norms)
         for name, (values, losses, norms) in found.items()
         if not (values < 1e-5 and losses < 1e-6 and norms < 1e-3)
     }
     assert not worse
+    decided = [name for name in launched if name.endswith("/decided")]
+    assert decided
+    assert all(same_decision(launched[name], runs.alone("decided")) for name in decided)
 
 
 def test_bfloat16(runs):

@@ -84,6 +84,16 @@ def test_an_earlier_run_is_read_for_a_plan_or_a_note(tree, tmp_path):
     assert any("cannot be checked without the base" in note for note in planned(tree, *absent).notes)
 
 
+def test_validation_rows_are_planned(tree):
+    made = planned(tree, "train.decide=true", "data.row_tokens=128", "rope.frequencies=fixed", "rope.query_gains=pair")
+    assert any(
+        note.startswith("train.decide: the run ends with a decision on") and "of 1 documents that are held" in note
+        for note in made.notes
+    )
+    with pytest.raises(UserError, match="data.validation: no file matches 'nowhere.txt'"):
+        planned(tree, "train.decide=true", "data.validation=[nowhere.txt]")
+
+
 def test_lora_is_counted(tree):
     """Its numbers, their state, and what its gradient keeps."""
     plain, lora = planned(tree), planned(tree, "lora={rank: 2}")

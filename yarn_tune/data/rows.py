@@ -100,7 +100,7 @@ def _hold_back(documents: list[Tokens], request: RowRequest) -> tuple[list[Token
     if len(documents) < 2:
         raise UserError(
             "data.validation: data.train holds one document only, so none can be held back for train.decide; name "
-            "validation documents"
+            "validation documents, or set train.decide to false"
         )
     order = list(range(len(documents)))
     random.Random(f"validation/{request.seed}").shuffle(order)

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data import Account, RowRequest, RowSet, build_rows, check_heldout, pack_long, place_contiguous
+from ..data import Account, RowSet, check_heldout, pack_long, place_contiguous
 from ..errors import UserError
 from ..models import GIB, BaseModel, without_network
 from ..recipe import HUB, YARN, Recipe, missing_files
 from ..runs import previous_run
 from ..serving import Target, check_mergeable, config_errors, make_representable
+from ..training import split_rows
 from ..tunable import TunableRotary, at_start, lora_size
 from .cost import estimate_cost
 from .memory import largest_rows
@@ -144,4 +145,9 @@ def _rows(recipe: Recipe, base: BaseModel, notes: list[str]) -> RowSet | None:
     if missing_files(recipe.data.named_files()) and recipe.data.prepare:
         notes.append(f"the documents do not exist yet: run `{recipe.data.prepare}`")
         return None
-    return build_rows(recipe.data, base, RowRequest(recipe.row_tokens(), recipe.rows(), recipe.train.seed))
+    rows, validation = split_rows(recipe, base)
+    if validation is not None:
+        own = recipe.data.validation
+        source = "of data.validation" if own else f"of {validation.packed.documents} documents that are held back"
+        notes.append(f"train.decide: the run ends with a decision on {len(validation.rows)} validation rows {source}")
+    return rows

@@ -76,7 +76,7 @@ def propose(
         "base": {"model": model, **({"revision": revision} if revision else {})},
         "rope": {"window": window, "native": native},
         "data": {"train": train, "heldout": heldout, "needles": 0.25},
-        "train": {"steps": STEPS, "batch_size": BATCH_SIZE, "short_context_kl": 1.0},
+        "train": {"steps": STEPS, "batch_size": BATCH_SIZE, "short_context_kl": 1.0, "decide": True},
         "eval": {"documents": 8, "retrieval": {}},
     }
     tree["rope"], refusals = _richest(base, tree)

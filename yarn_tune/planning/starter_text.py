@@ -94,6 +94,8 @@ def _train(recipe: Recipe) -> list[str]:
         f"  short_context_kl: {train.short_context_kl}              # keep predictions inside the native window",
         f"  gradient_checkpointing: {str(train.gradient_checkpointing).lower()}",
     ]
+    if train.decide:
+        lines.append("  decide: true           # keep nothing that is worse on validation rows than search-free YaRN")
     if train.keep_attention:
         lines.append("  keep_attention: true           # do not compute attention twice")
     if train.offload_activations:

@@ -12,6 +12,8 @@ DECISION = "decision.json"
 """The decision of a finished run, in the run folder."""
 
 
+FEW = 8
+"""Rows below which no count of better ones is significant."""
 Iterate = Literal["final", "average"]
 """The numbers after the last step, or their mean over the last half of the steps."""
 
@@ -102,6 +104,8 @@ class Decision:
             row = f"  {each.iterate:<8} {each.factor:>6g} {each.loss:>9.4f} {each.nll:>9.4f}"
             rows = "  (search-free YaRN)" if each is self.yarn else f"  {self.better(each)} of {self.rows}"
             lines.append(row + rows + (", kept" if each is self.chosen else ""))
+        if self.rows < FEW:
+            lines.append(f"  fewer than {FEW} rows prove little: name more validation documents (data.validation)")
         if self.keeps_yarn:
             lines.append(
                 f"  no candidate is better than search-free YaRN on {self.needed} rows or more: the learned offsets "

@@ -20,18 +20,27 @@ VALIDATION_SEED = 2_000_000
 """Seed of the first planted question of validation rows; those of training rows have other words and numbers."""
 
 
-def read_rows(recipe: Recipe, base: BaseModel) -> tuple[RowSet, RowSet | None]:
-    """The training rows of a run and, with `train.decide`, its validation rows; both with planted questions.
+def split_rows(recipe: Recipe, base: BaseModel) -> tuple[RowSet, RowSet | None]:
+    """The training rows of a run and, with `train.decide`, its validation rows, before questions are planted.
 
     Raises:
         UserError: if documents are missing or unreadable, or hold too little text.
     """
+    request = RowRequest(recipe.row_tokens(), recipe.rows(), recipe.train.seed)
+    if recipe.train.decide:
+        return build_rows_apart(recipe.data, base, request, VALIDATION_ROWS)
+    return build_rows(recipe.data, base, request), None
+
+
+def read_rows(recipe: Recipe, base: BaseModel) -> tuple[RowSet, RowSet | None]:
+    """The training rows of a run and, with `train.decide`, its validation rows; both with planted questions.
+
+    Raises:
+        UserError: as `split_rows`; or if rows are too short for a question.
+    """
+    rows, validation = split_rows(recipe, base)
     data, seed = recipe.data, recipe.train.seed
-    request = RowRequest(recipe.row_tokens(), recipe.rows(), seed)
-    if not recipe.train.decide:
-        return plant_needles(build_rows(data, base, request), data, base, seed), None
-    rows, validation = build_rows_apart(data, base, request, VALIDATION_ROWS)
-    planted = plant_needles(validation, data, base, seed, VALIDATION_SEED)
+    planted = None if validation is None else plant_needles(validation, data, base, seed, VALIDATION_SEED)
     return plant_needles(rows, data, base, seed), planted
 
 
