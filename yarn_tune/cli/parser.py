@@ -96,6 +96,7 @@ def _add_run(add: Add) -> None:
         ("plan", run_commands.plan_command, "print what a run will read, cover and cost, without training"),
         ("train", run_commands.train_command, "train; an interrupted run continues from its last checkpoint"),
         ("export", run_commands.export_command, "write the checkpoint to serve, reload it and compare its logits"),
+        ("report", run_commands.report_command, "write report.html and report.md of a finished comparison anew"),
         ("run", run_commands.run_command, "plan, train, compare, export, verify and write the report"),
     ):
         command = add(name, function, text)

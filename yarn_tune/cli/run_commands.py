@@ -79,16 +79,23 @@ def compare_command(options: argparse.Namespace) -> CommandResult:
 
     from ..api import Tuning
     from ..evaluation import check_factors, sweep, sweep_table, tables
+    from ..report import report_run
 
     tuning = Tuning(recipe, folder=folder)
     check_factors(tuning.run, factors)
     comparison = tuning.compare(others)
+    report = report_run(tuning.run)
     text = f"{comparison.verdict()}\n\n{tables(comparison) if options.all else summary(comparison)}"
-    value: dict[str, Any] = {"verdict": comparison.verdict().lines(), "comparison": asdict(comparison)}
+    value: dict[str, Any] = {
+        "verdict": comparison.verdict().lines(),
+        "comparison": asdict(comparison),
+        "report": str(report),
+    }
     if factors:
         cells = sweep(tuning.run, factors)
         text += f"\n\n{sweep_table(cells)}"
         value["factors"] = [asdict(cell) | {"rise": cell.rise} for cell in cells]
+    text += f"\n\nreport   {report}"
     trained = tuning.run.numbers_path.is_file()
     return CommandResult(text, value, f"yarn-tune {'export' if trained else 'train'} {_again(options)}")
 
@@ -144,6 +151,16 @@ def _write_gguf(export: Path, fidelity: "Fidelity", options: argparse.Namespace)
         multiplier=fidelity.attention_factor / math.sqrt(fidelity.folded_gain),
         outtype=options.outtype,
     )
+
+
+def report_command(options: argparse.Namespace) -> CommandResult:
+    """Write the report of a comparison anew."""
+    tuning = _open(options)
+
+    from ..report import report_run
+
+    path = report_run(tuning.run)
+    return CommandResult(str(path), {"report": str(path)})
 
 
 def serve_line(path: Path, window: int) -> str:

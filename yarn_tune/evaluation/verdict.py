@@ -47,7 +47,7 @@ class Contrast:
         return "better" if self.below * 2 > self.excerpts else "worse"
 
     def text(self) -> str:
-        """As "better than yarn (9 of 9 excerpts, -0.196, p = 0.004)"."""
+        """As "better than yarn (lower on 9 of 9 excerpts, -0.196, p = 0.004)"."""
         lead = {
             "better": f"better than {self.other}",
             "worse": f"worse than {self.other}",
@@ -83,13 +83,17 @@ class Verdict:
     short: dict[str, float] = field(default_factory=dict)
     """Method -> change of NLL inside the native window against the base, in nats per token."""
 
-    def prediction(self) -> str:
-        """Whether long documents are predicted better, on each kind of text, with the paired test."""
+    def prediction(self, between: str = " ") -> str:
+        """Whether long documents are predicted better, on each kind of text, with the paired test.
+
+        Args:
+            between: what separates the statements about the kinds of text.
+        """
         parts = []
         for each in self.texts:
             contrasts = "; ".join(contrast.text() for contrast in each.contrasts) or "no other row to compare with"
-            parts.append(f"on {each.text}: {contrasts}")
-        return f"{self.method} at {self.length} tokens, {'. '.join(parts)}."
+            parts.append(f"{self.method}, {self.length} tokens of {each.text}: {contrasts}.")
+        return between.join(parts)
 
     def retrieval(self) -> str:
         """How many needles are found beyond the native window, with the interval."""

@@ -1,6 +1,6 @@
-"""Reports of a finished run: pictures and a Markdown page."""
+"""Reports of a finished run: pictures, a Markdown page and a self-contained HTML page."""
 
-from .markdown import write_report
+from .markdown import report_run, write_report
 from .pictures import heat_map
 
-__all__ = ["heat_map", "write_report"]
+__all__ = ["heat_map", "report_run", "write_report"]

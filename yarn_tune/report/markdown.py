@@ -1,12 +1,13 @@
-"""report.md: a finished run's verdict, tables and pictures."""
+"""report.md and report.html of a comparison: verdict, tables and pictures."""
 
 from pathlib import Path
 
 from ..data import RowRequest, build_rows
 from ..evaluation import Comparison, load_records, tables
 from ..files import locked, write_atomically
-from ..runs import Run, TunedRow, read_metrics, taught
+from ..runs import Run, TunedRow, read_metrics, taught, tuned_row
 from ..tunable import Start
+from .page import write_page
 from .pictures import heat_map, plot_by_position
 from .training_pictures import plot_coverage, plot_factors, plot_gains, plot_steps
 
@@ -18,13 +19,49 @@ COLUMNS = (
 )
 
 
-def write_report(run: Run, comparison: Comparison, tuned: TunedRow) -> Path:
-    """Write report.md and its pictures into the run folder; raises `UserError` if another process writes there."""
+def report_run(run: Run) -> Path:
+    """Write the report of a run folder from its compare.json; the path of report.html.
+
+    Raises:
+        UserError: if there is no comparison yet, or another process writes in the folder.
+    """
+    comparison = Comparison.load(run.folder / "compare.json")
+    return write_report(run, comparison, tuned_row(run) if run.numbers_path.is_file() else None)
+
+
+def write_report(run: Run, comparison: Comparison, tuned: TunedRow | None) -> Path:
+    """Write report.html into the run folder, and for a finished run report.md with its pictures.
+
+    Args:
+        run: whose comparison it is.
+        comparison: what was measured.
+        tuned: the run's learned numbers, if it is finished.
+
+    Raises:
+        UserError: if another process writes in the folder.
+    """
+    page = run.folder / "report.html"
     with locked(run.folder):
-        return _write_report(run, comparison, tuned)
+        if tuned is not None:
+            _write_markdown(run, comparison, tuned)
+        needles = {name: record.retrieval for name, record in load_records(run.folder / "retrieval.json").items()}
+        measured = {row.method for row in comparison.rows if row.retrieved is not None}
+        pictures = [(caption, run.folder / name) for caption, name in PICTURES.items()] if tuned else []
+        needles = {name: found for name, found in needles.items() if name in measured}
+        write_page(page, comparison, run.recipe, needles, tuned, pictures)
+    return page
 
 
-def _write_report(run: Run, comparison: Comparison, tuned: TunedRow) -> Path:
+PICTURES = {
+    "What was learned: how far each rotary pair is stretched": "factors.png",
+    "What was learned: query gains by layer, head and rotary pair": "gains.png",
+    "Training": "steps.png",
+    "Distances in the training rows": "coverage.png",
+}
+"""Caption -> picture of a finished run that the page includes."""
+
+
+def _write_markdown(run: Run, comparison: Comparison, tuned: TunedRow) -> None:
     recipe, learned, start = run.recipe, tuned.learned, Start.of(run.base.facts, run.recipe.rope)
     plot_factors(learned, start, run.folder / "factors.png")
     plot_steps(read_metrics(run.folder), run.folder / "steps.png")
@@ -54,7 +91,6 @@ def _write_report(run: Run, comparison: Comparison, tuned: TunedRow) -> Path:
     ]
     path = run.folder / "report.md"
     write_atomically(path, ("\n\n".join(parts) + "\n").encode())
-    return path
 
 
 def _positions(run: Run, comparison: Comparison) -> list[str]:

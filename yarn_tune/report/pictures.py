@@ -17,8 +17,12 @@ COLOURS = {
     "yarn": "#0072B2",
     "tuned": "#D55E00",
     "native-adapted": "#009E73",
+    "abf": "#8B4513",
+    "llama3": "#7F7F00",
+    "cope": "#5D3FD3",
+    "ntk-by-parts": "#66A61E",
 }
-MORE_COLOURS = ("#D55E00", "#009E73", "#8B4513", "#B8860B", "#5D3FD3")
+MORE_COLOURS = ("#D55E00", "#AA3377", "#8B4513", "#B8860B", "#5D3FD3")
 """For further rows, in turn."""
 DIM = "#555555"
 
@@ -37,7 +41,7 @@ def plot_by_position(comparison: Comparison, result: TextResult, title: str, pat
     """
     edges = comparison.edges
     centres = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
-    calm = [r.by_position for r in result.rows if r.method not in ("none", "linear", "ntk", "dynamic")]
+    calm = [r.by_position for r in result.rows if r.kind != "search-free" or r.method == "yarn"]
     calm = calm or [row.by_position for row in result.rows]
     low, high = min(map(min, calm)), max(map(max, calm))
     top = high + 0.6 * (high - low) + 0.05
