@@ -1,12 +1,14 @@
 """Where each family's queries are, and which rows belong to which pair, checked against its own model class."""
 
+import json
 import math
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from tiny import FAMILY_SIZES, LATENT, VOCABULARY, tiny_model
+from tiny import FAMILY_SIZES, LATENT, VOCABULARY, YARN_ALONE, finished_run, save_tiny, tiny_model
+from yarn_tune.export.checkpoint import export
 from yarn_tune.models.families import FAMILIES
 from yarn_tune.models.query_layout import query_site
 from yarn_tune.models.rope_config import logit_transform, rope_facts
@@ -76,3 +78,14 @@ def test_logits_are_those_of_the_model(family):
         logits, transform = model.get_output_embeddings()(hidden), logit_transform(model.config)
         expected = model(IDS, use_cache=False).logits
     torch.testing.assert_close(transform(logits) if transform else logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in FAMILY_SIZES])
+def test_odd_variants_export_what_was_learned(tmp_path, name):
+    """export() reloads the folded checkpoint and compares its logits with the hooks in memory."""
+    family, extra = VARIANTS[name]
+    base = save_tiny(tmp_path / "base", family, **extra)
+    frequencies = "scale" if family in YARN_ALONE else "per_pair"
+    target = export(finished_run(tmp_path, frequencies, base=base, settings=("rope.query_gains=pair",)))
+    fidelity = json.loads((target / "fidelity.json").read_text())
+    assert max(fidelity["max_abs_logit_difference"].values()) <= 1e-4

@@ -18,7 +18,8 @@ from yarn_tune.tunable.query_gains import GainFold
 A = 1.27
 IDS = torch.randint(1, VOCABULARY, (2, 96), generator=torch.Generator().manual_seed(0))
 SIZES: dict[str, tuple[str, dict[str, object]]] = {
-    **{family: (family, dict(extra)) for family, extra in FAMILY_SIZES.items()},
+    **{family: (family, dict(extra)) for family, extra in FAMILY_SIZES.items() if FAMILIES[family].queries},
+    "deepseek_v3, pairs are halves": ("deepseek_v3", {"rope_interleave": False}),
     "deepseek_v3, plain queries": ("deepseek_v3", LATENT),
     "falcon, multi-query": ("falcon", {"new_decoder_architecture": False, "multi_query": True, "num_kv_heads": 4}),
     "falcon, per head": ("falcon", {"new_decoder_architecture": False, "multi_query": False, "num_kv_heads": 4}),

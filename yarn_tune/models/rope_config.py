@@ -1,6 +1,5 @@
 """What a config says about rotary embeddings: the shape behind a config.json, and the facts that training needs."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -110,8 +109,10 @@ def _bare(config: dict[str, Any]) -> PreTrainedConfig:
 def config_object(config: dict[str, Any]) -> PreTrainedConfig:
     """The config object of a config.json, or of what `to_dict` gives, which some classes do not take back whole."""
     kind = CONFIG_MAPPING[config["model_type"]]
-    taken = {k: v for k, v in config.items() if not isinstance(getattr(kind, k, None), property)}
-    return kind.from_dict(copy.deepcopy(taken))  # config classes write into the rope section that they are given
+    kept = {key: value for key, value in config.items() if not isinstance(getattr(kind, key, None), property)}
+    # Infinities (Mamba's time steps) are objects in a file; transformers decodes them when it reads one.
+    decode = getattr(kind, "_decode_special_floats", dict)
+    return kind.from_dict(decode(kept))
 
 
 def layout_of(config: dict[str, Any]) -> Layout:
