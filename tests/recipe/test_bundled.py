@@ -35,7 +35,7 @@ def test_a_copy_has_what_the_recipe_names(tmp_path, name):
     assert {path.relative_to(tmp_path) for path in copy_recipe(name, tmp_path)} == written
     changed = tmp_path / "recipes" / f"{name}.yaml"
     changed.write_text("# mine\n")
-    with pytest.raises(UserError, match=f"{name}.yaml: there already, and not the same; nothing was copied"):
+    with pytest.raises(UserError, match=f"{name}.yaml: exists with other content; nothing was copied"):
         copy_recipe(name, tmp_path)
     assert changed.read_text() == "# mine\n"
 
@@ -47,7 +47,7 @@ def test_a_copy_has_the_recipe_it_learns_on_from(tmp_path):
 
 
 def test_a_recipe_that_does_not_exist():
-    with pytest.raises(UserError, match="no recipe 'tiny' comes with yarn_tune; there are: command-r-256k, "):
+    with pytest.raises(UserError, match="there is no bundled recipe 'tiny'; choose one of command-r-256k, "):
         copy_recipe("tiny", Path())
 
 

@@ -141,6 +141,27 @@ def test_a_decision_that_was_killed_is_made_again(make_run, monkeypatch):
         assert (killed.folder / name).read_bytes() == (whole.folder / name).read_bytes()
 
 
+def test_the_average_is_resumed_from_a_checkpoint(make_run, monkeypatch):
+    whole = make_run("whole", steps=6, checkpoint_every=1)
+    train(whole)
+    step, calls = torch.optim.AdamW.step, []
+
+    def dying(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", dying)
+    killed = make_run("killed", steps=6, checkpoint_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(killed)
+    train(killed)
+    assert len(calls) == 7  # five steps before, and the sixth twice
+    for name in ("decision.json", "learned.safetensors"):
+        assert (killed.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
 def test_validation_rows_come_from_documents_that_are_not_trained_on(make_run):
     run = make_run()
     rows, validation = build_rows_apart(run.recipe.data, run.base, RowRequest(256, 60, 0), 16)

@@ -1,7 +1,7 @@
-"""What comes with the package beside its code: the recipes, the demo's model and documents, scripts that fetch more.
+"""The bundled files: the recipes, the demo's model and documents, and scripts that fetch more.
 
-In a checkout they lie beside the package; a wheel carries them inside. Recipes name their files from the folder the
-command is run in, so an installed package puts copies there.
+In a checkout these files are beside the package, in a wheel inside it. Recipes name their files relative to the working
+folder, so `copy_recipe` copies them there.
 """
 
 import re
@@ -19,25 +19,25 @@ def home() -> Path:
 
 
 def shipped_recipes() -> dict[str, str]:
-    """Name -> first line of every recipe that comes with the package."""
+    """Name -> first line of every bundled recipe."""
     found = sorted((home() / "recipes").glob("*.yaml"))
     return {path.stem: path.read_text(encoding="utf-8").split("\n")[0].lstrip("# ") for path in found}
 
 
 def copy_recipe(name: str, target: Path) -> list[Path]:
-    """Copy a recipe, and those of its files that come with the package, into `target`; returns the files of it there.
+    """Copy a recipe and the bundled files that it names into `target`; returns their paths there.
 
-    Files that are there already, byte for byte, stay: recipes share documents and scripts.
+    Recipes share documents and scripts, so identical files that exist already are kept.
 
     Raises:
-        UserError: if there is no such recipe, or another file of that name is there already.
+        UserError: if there is no such recipe, or a different file of the same name exists; nothing is copied then.
     """
     if name not in shipped_recipes():
-        raise UserError(f"no recipe {name!r} comes with yarn_tune; there are: {', '.join(shipped_recipes())}")
+        raise UserError(f"there is no bundled recipe {name!r}; choose one of {', '.join(shipped_recipes())}")
     files = _files_of(name)
     there = [path for path in files if (target / path).exists()]
     if other := [str(target / path) for path in there if not _same(home() / path, target / path)]:
-        raise UserError(f"{', '.join(other)}: there already, and not the same; nothing was copied")
+        raise UserError(f"{', '.join(other)}: exists with other content; nothing was copied")
     for path in files:
         if path not in there:
             (target / path).parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _files_of(name: str) -> list[Path]:
-    """A recipe, that of the earlier run it learns on from, and their files; from `home()`."""
+    """The files of a recipe and of the one that `rope.init` names, relative to `home()`."""
     recipe = load_recipe(home() / "recipes" / f"{name}.yaml")
     named = [recipe.base.model, *recipe.data.named_files()]
     for command in (recipe.base.prepare, recipe.data.prepare):
