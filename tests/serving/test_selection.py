@@ -153,7 +153,7 @@ def test_weights_are_left_alone_where_the_stacks_allow_it():
     both = ["vllm-0.29", "tgi", "transformers"]  # tgi reads mscale, vLLM 0.29 attn_factor: only a fold reaches both
     target = Target.of(base_config(learned.facts), stacks=both)
     served = choose_encoding(make_representable(learned, target), target)
-    assert served.carrier == "yarn, folded"
+    assert served.name == "yarn, folded"
     with pytest.raises(UserError, match=r"allow folding into the weights \(export.fold: auto\)"):
         make_representable(learned, Target.of(base_config(learned.facts), stacks=both, fold="never"))
 
@@ -165,7 +165,7 @@ def test_the_formula_of_longrope_carries_the_attention_factor():
         learned = random_learned(random.Random(learned.window), "per_pair")
     target = Target.of(base_config(learned.facts))
     served = choose_encoding(make_representable(learned, target), target)
-    assert served.carrier == "longrope, formula"
+    assert served.name == "longrope, formula"
     section = served.rope_parameters
     original = section["original_max_position_embeddings"]
     formula = longrope_attention_factor(served.max_position_embeddings / original, original)
@@ -235,7 +235,7 @@ def test_latent_attention_without_anything_to_extend():
     )  # fmt: skip
     target = Target.of(config.to_dict())
     served = choose_encoding(make_representable(plain, target), target)
-    assert served.carrier == "yarn, latent"
+    assert served.name == "yarn, latent"
     assert "mscale" not in served.rope_parameters
     with pytest.raises(UserError, match=r"vllm: multiplies cos and sin by 1 instead of 1.05409"):
         make_representable(replace(plain, temperature=0.9), target)

@@ -1,4 +1,4 @@
-"""Real serving engines, asked about a checkpoint and compared with transformers."""
+"""Real serving engines: log-probabilities of a checkpoint, compared with those of transformers."""
 
 from .agreement import TOLERANCE, Agreement, ask_vllm, random_prompts
 from .vllm_runner import QUIET, Job, vllm_logprobs

@@ -35,44 +35,44 @@ class Agreement:
 
 @torch.no_grad()
 def transformers_logprobs(checkpoint: str, prompts: list[list[int]]) -> list[Tensor]:
-    """What transformers says, float32: log-probability of each token but the first, `[n - 1]` a prompt."""
+    """Log-probabilities from transformers in float32, of each token but the first: `[n - 1]` per prompt."""
     model = to_device(load_model(checkpoint, dtype="float32"))
     head, transform = model.get_output_embeddings(), logit_transform(model.config)
     answers = []
     for prompt in prompts:
         ids = torch.tensor(prompt, device=model.device)
-        # All tokens are read, as the engine reads them, since a table may depend on how many there are.
+        # The whole prompt, as the engine reads it, since a table may depend on its length.
         hidden = hidden_states(model, ids[None])[0, :-1]
         answers.append(-exact_nll(hidden, ids[1:], head, transform).cpu())
     return answers
 
 
 def random_prompts(vocabulary: int, native: int, window: int) -> list[list[int]]:
-    """Below, around and far above the native window, up to the last position of the window."""
+    """Random token ids with lengths below, around and far above `native`, up to the last position of `window`."""
     generator = torch.Generator().manual_seed(5)
     lengths = sorted({n for n in (native // 2, native, native + 7, 2 * native, window - 1) if 2 <= n < window})
     return [torch.randint(1, vocabulary, (n,), generator=generator).tolist() for n in lengths]
 
 
-def agreement(job: Job, said: dict[str, Any]) -> Agreement:
-    """Both engines' answers to one job, compared.
+def agreement(job: Job, reported: dict[str, Any]) -> Agreement:
+    """Compare both engines on one job.
 
     Raises:
-        CheckFailed: if the engine did not answer.
+        CheckFailed: if the engine reported an error.
     """
-    if "error" in said:
-        raise CheckFailed(f"vLLM does not serve {job.checkpoint}: {said['error']}")
+    if "error" in reported:
+        raise CheckFailed(f"vLLM does not serve {job.checkpoint}: {reported['error']}")
     ours = transformers_logprobs(job.checkpoint, job.prompts)
-    pairs = zip(job.prompts, ours, said["logprobs"], strict=True)
+    pairs = zip(job.prompts, ours, reported["logprobs"], strict=True)
     differences = {len(p): (a - torch.tensor(b)).abs().max().item() for p, a, b in pairs}
-    return Agreement(differences, said["max_model_len"])
+    return Agreement(differences, reported["max_model_len"])
 
 
 def ask_vllm(checkpoint: str, python: str | None = None) -> Agreement:
     """Serve a checkpoint with the real vLLM in float32 and compare it with transformers.
 
     Raises:
-        UserError: if there is no vLLM to run.
+        UserError: if the interpreter has no vLLM.
         CheckFailed: if vLLM does not load the checkpoint.
     """
     config = config_json(checkpoint)

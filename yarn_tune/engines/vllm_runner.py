@@ -18,7 +18,7 @@ QUIET = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "HF_HUB_OFFLINE": "1",
 }
-"""One process, no report home; the CPU settings do nothing on a GPU."""
+"""One process and no usage report; the settings for CPUs have no effect on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Job:
 
 
 def vllm_logprobs(jobs: list[Job], python: str, extra_path: str | None = None) -> list[dict[str, Any]]:
-    """What vLLM says, job by job; see `vllm_worker.py` for the form.
+    """Run vLLM on each job; returns what `vllm_worker.py` describes, one entry per job.
 
     Args:
-        jobs: what to run, in one process.
+        jobs: checkpoints and prompts; one process runs them all.
         python: an interpreter with vLLM.
-        extra_path: goes into PYTHONPATH, for another release unpacked beside the installed one.
+        extra_path: value of PYTHONPATH, for another release unpacked beside the installed one.
 
     Raises:
         UserError: if that interpreter has no vLLM.
@@ -57,5 +57,5 @@ def vllm_logprobs(jobs: list[Job], python: str, extra_path: str | None = None) -
             results: list[dict[str, Any]] = json.loads(output.read_text(encoding="utf-8"))
             if len(results) == len(jobs):
                 return results
-        reason = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
         raise UserError(f"--engine-python: {python!r} could not run vLLM: {reason}")

@@ -1,8 +1,8 @@
-"""Run by the interpreter that vLLM is installed in, which is seldom ours: log-probabilities of prompts.
+"""Log-probabilities of prompts from vLLM; run by the interpreter that vLLM is installed in.
 
 Reads one JSON object on stdin, `{"jobs": [{"checkpoint", "prompts", "options"}], "output": path}`, and writes to
-`output` a list with, for each job, `{"max_model_len", "logprobs": [[...], ...]}` or `{"error": text}`. Imports
-nothing of yarn_tune, so that it needs nothing but vLLM.
+`output` a list with, for each job, `{"max_model_len", "logprobs": [[...], ...]}` or `{"error": text}`. It imports
+nothing from yarn_tune, so that it needs vLLM alone.
 """
 
 import gc
@@ -12,13 +12,13 @@ from typing import Any
 
 
 def main() -> None:
-    """Every job in turn, in one process: importing vLLM takes longer than loading a small model."""
+    """Run all jobs in one process, since importing vLLM takes longer than loading a small model."""
     order = json.load(sys.stdin)
     results: list[dict[str, Any]] = []
     for job in order["jobs"]:
         try:
             results.append(run(job))
-        except Exception as error:  # one bad checkpoint must not hide the others' results
+        except Exception as error:  # an error in one checkpoint must not lose the results of the others
             results.append({"error": f"{type(error).__name__}: {error}"})
         with open(order["output"], "w", encoding="utf-8") as file:
             json.dump(results, file)

@@ -125,7 +125,7 @@ def compare_with_memory(
         float32_noise_of_the_fold=noise,
         max_abs_logit_difference_float64=double,
         learned=learned.as_json(),
-        carrier=served.carrier,
+        carrier=served.name,
         rope_parameters=served.rope_parameters,
         window=learned.window,
         inv_freq=learned.inv_freq().tolist(),

@@ -1,31 +1,38 @@
-"""The ways to write learned numbers into a stock config.
+"""The ways to write learned numbers into a config that stock classes read.
 
-In the order in which `profiles.py` tries them:
+`selection.py` tries them in this order:
 
-`yarn`  the factor, betas and original length, `truncate: false`; the attention factor a under two keys,
-        `attention_factor` = a (transformers; vLLM >= 0.30) and `attn_factor` = a / (0.1 ln s + 1) (vLLM <= 0.29,
-        SGLang). Where the ramp ends at whole pairs (`scale`), `truncate` is left out and the betas are moved a hair
-        inwards, so that readers that round and readers that do not get the same ramp.
-`yarn, mscale`  a as a ratio of DeepSeek's `mscale` keys, for readers of those.
-`yarn, latent`  the same for latent attention (DeepSeek), where `mscale_all_dim` also scales all logits: it is set so
-        that this stays what the base does.
-`yarn, folded`  no key for a: every reader applies 0.1 ln s + 1, and the rest is folded into the queries.
-`longrope`  one factor a pair in two equal lists, so that it does not matter when a stack switches between them; a
-        under `attention_factor`, `short_mscale` and `long_mscale`.
-`longrope, formula`  the same with an original length at which a is what the formula of longrope gives anyway,
-        sqrt(1 + ln(M/O) / ln O): right also in stacks that read no key (LMDeploy). Needs a > 1; a is moved to the
-        nearest such value if that is within 1e-5 of it.
-`longrope, folded`  the same with a folded into the queries.
+`yarn`: the factor, the betas, the original length and `truncate: false`. The attention factor a is written under two
+keys, `attention_factor` = a (transformers, vLLM from 0.30) and `attn_factor` = a / (0.1 ln s + 1) (vLLM up to 0.29,
+SGLang). Where the ramp ends at whole pairs (`scale`), `truncate` is omitted and the betas are moved inwards by a tiny
+amount, so that readers that round the ends and readers that do not compute the same ramp.
 
-Under yarn, lengths are a trap: vLLM holds cos and sin for O x s positions, up to 0.29 it also takes that product for
-the window, and transformers warns unless M / O is s. The ramp depends on O only through its ratio to the betas, so O
-is *chosen* such that O x s is just above the window, and the betas follow. Then s must be a ratio of whole numbers
-near the window: `settle` moves the learned scale to the nearest one (by less than 1e-5 for windows of 32768 and more),
-and everything after training uses settled numbers, so that what is measured is what is served.
+`yarn, mscale`: a as a ratio of DeepSeek's `mscale` keys, for stacks that read those.
 
-The section is written as `rope_parameters` (transformers 5, vLLM >= 0.12), as `rope_scaling`, and with `rope_theta`
-beside it (transformers 4, vLLM < 0.12): readers of one key must not fall back to theta 10000. O stands only inside
-the section (at top level vLLM takes it for the window), except for Phi-3, whose config class insists on it.
+`yarn, latent`: the same for latent attention (DeepSeek), where `mscale_all_dim` also multiplies all logits: it is
+chosen such that this multiplier is the one of the base.
+
+`yarn, folded`: no key for a. Every reader applies 0.1 ln s + 1, and the rest is folded into the queries.
+
+`longrope`: one factor per pair in two equal lists, so that the length at which a stack switches between them does not
+matter; a is written under `attention_factor`, `short_mscale` and `long_mscale`.
+
+`longrope, formula`: the same with an original length for which the formula of longrope, sqrt(1 + ln(M/O) / ln O),
+gives a: correct also in stacks that read no key (LMDeploy). It needs a > 1; a is moved to the nearest such value if
+that is within 1e-5 of it.
+
+`longrope, folded`: the same with a folded into the queries.
+
+Lengths under yarn: vLLM stores cos and sin for O x s positions, up to 0.29 it also takes that product for the window,
+and transformers warns unless M / O is s. The ramp depends on O only through its ratio to the betas, so O is chosen such
+that O x s is just above the window, and the betas follow. Then s must be a ratio of whole numbers near the window:
+`make_representable` moves the learned scale to the nearest one (by less than 1e-5 for windows of 32768 and more), and
+everything after training uses these numbers, so that the served model is the measured one.
+
+The section is written as `rope_parameters` (transformers 5, vLLM from 0.12) and as `rope_scaling` with `rope_theta`
+beside it (transformers 4, older vLLM): a stack that reads one of these keys must not fall back to theta 10000. O is
+written inside the section only (vLLM takes one at the top level for the window), except for Phi-3, whose config class
+requires it there.
 """
 
 import math
@@ -54,26 +61,27 @@ SETTLED_A = 1e-5
 """Relative amount by which the attention factor may be moved to what the formula of longrope gives."""
 
 SLACK = 0.03
-"""Share by which the window served may exceed the one asked for, to carry the learned factor more nearly."""
+"""Share by which the served window may exceed the requested one, to represent the learned factor more closely."""
 
 
 @dataclass(frozen=True)
 class RopeEncoding:
-    """A rope section, the window it serves, and what of the temperature is in the weights."""
+    """A rope section, the window it serves, and the part of the temperature that is folded into the weights."""
 
-    carrier: str
+    name: str
+    """As in the list above."""
     rope_parameters: dict[str, Any]
-    """Of the tuned layers."""
+    """The rope section of the tuned layers."""
     max_position_embeddings: int
     fold: float = 1.0
-    """What the queries' rotated rows are multiplied by."""
+    """Factor by which the rotated rows of the queries are multiplied."""
 
     def folds(self, learned: Learned) -> bool:
-        """Whether queries in the weights carry part of what was learned."""
+        """Whether part of the learned numbers is in the query weights."""
         return self.fold != 1.0 or bool(learned.folds)
 
     def config(self, base: dict[str, Any]) -> dict[str, Any]:
-        """The base's config.json with these numbers; see the module docstring for why they stand there three times."""
+        """The base's config.json with these numbers, each under the keys of all readers (see the module docstring)."""
         layout, section = layout_of(base), self.rope_parameters
         config = {k: v for k, v in base.items() if k not in ("rope_scaling", "rope_parameters")}
         if config.get("head_dim", 0) is None:
@@ -97,7 +105,7 @@ class RopeEncoding:
         return config
 
     def overrides(self, base: dict[str, Any]) -> dict[str, Any]:
-        """What `vllm serve BASE --hf-overrides` needs; each key replaces the base's, so theta is in it.
+        """The value of `vllm serve BASE --hf-overrides`; each key replaces the one of the base, so theta is included.
 
         Raises:
             UserError: if part of the temperature is in the weights, which the base does not have.
@@ -110,7 +118,7 @@ class RopeEncoding:
         return {k: config[k] for k in (*keys, "original_max_position_embeddings") if k in config}
 
     def inv_freq(self, dim: int) -> Tensor:
-        """The table these keys mean, float32 `[dim / 2]`."""
+        """The inverse frequencies that these keys define, float32 `[dim / 2]`."""
         section = self.rope_parameters
         if section["rope_type"] == "longrope":
             return longrope_inv_freq(section["rope_theta"], dim, section["long_factor"])
@@ -133,7 +141,7 @@ def default_section(base: dict[str, Any], theta: float, kind: str) -> dict[str, 
 
 
 def forms(learned: Learned) -> Iterator[Learned]:
-    """The same numbers as a config can carry them, in order of preference."""
+    """The learned numbers in the forms that a config can represent, in order of preference."""
     if learned.factors is None:
         native = learned.facts.ramp.original if learned.facts.ramp else learned.native
         assert learned.scale is not None
@@ -176,7 +184,10 @@ def _over(learned: Learned, original: int, length: int) -> Learned:
 
 
 def _whole_pairs(learned: Learned) -> Learned:
-    """If the ramp ends at whole pairs, betas from which rounding and not rounding give (nearly) the same ramp."""
+    """Betas with which readers that round the ends of the ramp and readers that do not compute the same ramp.
+
+    Possible where the ramp ends at whole pairs; other numbers are returned unchanged.
+    """
     assert learned.original is not None
     assert learned.beta_fast is not None
     assert learned.beta_slow is not None
@@ -191,7 +202,7 @@ def _whole_pairs(learned: Learned) -> Learned:
     return replace(learned, beta_fast=fast, beta_slow=slow, truncate=True)
 
 
-def yarn_carriers(numbers: Learned, folded: bool) -> Iterator[RopeEncoding]:
+def yarn_encodings(numbers: Learned, folded: bool) -> Iterator[RopeEncoding]:
     """With the attention factor in the config, or folded."""
     scale, a = numbers.scale, numbers.attention_factor
     assert scale is not None
@@ -231,7 +242,7 @@ def _latent_keys(numbers: Learned, scale: float, a: float) -> dict[str, float]:
     return keys if everywhere == 1 else keys | {"mscale_all_dim": (everywhere - 1) / growth}
 
 
-def longrope_carriers(numbers: Learned, folded: bool) -> Iterator[RopeEncoding]:
+def longrope_encodings(numbers: Learned, folded: bool) -> Iterator[RopeEncoding]:
     """With the attention factor in the config, or folded."""
     a, window = numbers.attention_factor, numbers.window
 
@@ -278,7 +289,7 @@ def _lengths_of_formula(a: float, window: int) -> tuple[int, int]:
 
 
 def longest(window: int) -> int:
-    """The longest window served where `window` was asked for."""
+    """The longest window that is served for a requested `window`."""
     return math.ceil(window * (1 + SLACK)) + 64
 
 

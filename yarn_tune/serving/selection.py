@@ -1,7 +1,7 @@
-"""Which carrier serves the learned numbers on every stack asked for, or a refusal that says what would be lost.
+"""Choice of the encoding that every requested stack reads correctly, or an error that names what would be lost.
 
-The readers of all those stacks (`stacks.py`) are run on every carrier (`carriers.py`) in turn, and the first that
-all of them read as what was learned is taken.
+The readers of these stacks (`stacks.py`) are applied to each encoding (`encodings.py`) in turn; the first encoding from
+which all of them compute the learned numbers is used.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,17 +13,17 @@ from ..models import UNQUANTISED, BaseModel, Layout, language_model, quantisatio
 from ..recipe import Export, Lora, Rope
 from ..tunable import KINDS, GainFold, Learned, TunableRotary, config_changes
 from .conformance import expected_rope, mismatches
-from .encodings import RopeEncoding, forms, longrope_carriers, yarn_carriers
+from .encodings import RopeEncoding, forms, longrope_encodings, yarn_encodings
 from .readers import Stack
 from .stacks import STACKS, default_stacks, reading
 
 TABLE_TOLERANCE = 1e-6
-"""Between the table as trained and as settled, relative: a few roundings to float32."""
+"""Largest relative difference between the trained and the representable table: a few roundings to float32."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the numbers are to be served on."""
+    """The stacks that must serve the learned numbers, and the base they are learned on."""
 
     base: dict[str, Any]
     """config.json of the base."""
@@ -75,12 +75,12 @@ def left_out_reason(stack: Stack, text: dict[str, Any], layout: Layout) -> str:
 
 
 def make_representable(learned: Learned, target: Target) -> Learned:
-    """The learned numbers as a config can carry them: what is compared, exported and served from here on.
+    """The learned numbers in a form that a config can represent; comparison, export and serving use these.
 
-    Settling twice changes nothing.
+    Applying it twice changes nothing.
 
     Raises:
-        UserError: if no carrier serves all stacks of the target, naming each and what it would lose.
+        UserError: if no encoding serves all stacks of the target; the message names each stack and what it would lose.
     """
     if learned.folds and target.fold == "never":
         kind = KINDS[learned.folds[0].kind]
@@ -100,10 +100,10 @@ def make_representable(learned: Learned, target: Target) -> Learned:
 
 
 def representable_parameters(rotary: TunableRotary, target: Target) -> Learned:
-    """`settle` for the numbers of a trained module, held against its table.
+    """`make_representable` for the numbers of a trained module, compared with its table.
 
     Raises:
-        CheckFailed: if the settled table is not the trained one.
+        CheckFailed: if the representable table differs from the trained one.
     """
     learned = make_representable(rotary.learned(), target)
     trained = rotary.table()[0].detach().cpu()
@@ -114,7 +114,7 @@ def representable_parameters(rotary: TunableRotary, target: Target) -> Learned:
 
 
 def choose_encoding(learned: Learned, target: Target) -> RopeEncoding:
-    """The carrier of settled numbers; raises as `settle` does."""
+    """The encoding of representable numbers; raises as `make_representable` does."""
     served = _first(learned, target, False) or _first(learned, target, True)
     if served is None:
         raise UserError(_refusal(learned, target))
@@ -122,12 +122,12 @@ def choose_encoding(learned: Learned, target: Target) -> RopeEncoding:
 
 
 def _first(numbers: Learned, target: Target, folded: bool) -> RopeEncoding | None:
-    carriers = _carriers(numbers, target, folded)
-    return next((served for served in carriers if not unserved(served, numbers, target)), None)
+    encodings = _encodings(numbers, target, folded)
+    return next((served for served in encodings if not unserved(served, numbers, target)), None)
 
 
 def unserved(served: RopeEncoding, numbers: Learned, target: Target) -> dict[str, list[str]]:
-    """Stack -> what it would lose under this carrier; empty if all serve it."""
+    """Stack -> what it would lose under this encoding; empty if all serve it."""
     config = served.config(target.base | config_changes(numbers.folds))
     wanted = expected_rope(numbers, target.base, served.fold)
     found = {name: mismatches(reading(name, config), wanted) for name in target.stacks}
@@ -135,22 +135,22 @@ def unserved(served: RopeEncoding, numbers: Learned, target: Target) -> dict[str
 
 
 def _refusal(learned: Learned, target: Target) -> str:
-    """Which stack loses what, under the carrier that serves most of them, and what to do."""
+    """The error message: what each stack loses under the encoding that most stacks read, and the remedy."""
     tried = []
     for numbers in forms(learned):
         for folded in (False, True):
-            tried += [(s.carrier, unserved(s, numbers, target)) for s in _carriers(numbers, target, folded)]
+            tried += [(s.name, unserved(s, numbers, target)) for s in _encodings(numbers, target, folded)]
     if not tried:
         return "export.fold: always, but this family cannot be folded: " + (_unfoldable(target) or "")
-    carrier, lost = min(tried, key=lambda item: len(item[1]))
+    encoding, lost = min(tried, key=lambda item: len(item[1]))
     lines = [f"  {name}: {'; '.join(problems)}" for name, problems in lost.items()]
     allow = "" if target.fold != "never" else ", allow folding into the weights (export.fold: auto)"
     return "\n".join(
         [
             f"export.stacks: no config serves what is learned on all of {', '.join(target.stacks)}. "
-            f"With the best one ({carrier}):",
+            f"With the best one ({encoding}):",
             *lines,
-            f"Leave these stacks out of export.stacks{allow}, or learn something they can carry "
+            f"Leave these stacks out of export.stacks{allow}, or learn numbers that they can read "
             "(rope.frequencies: scale needs least).",
         ]
     )
@@ -181,8 +181,8 @@ def _unfoldable(target: Target) -> str | None:
     return _quantised("export.fold", method) if method and not site.normed else None
 
 
-def _carriers(numbers: Learned, target: Target, folded: bool) -> Iterator[RopeEncoding]:
-    """Ways to write settled numbers down, with the temperature in the config or in the weights."""
-    make = yarn_carriers if numbers.factors is None else longrope_carriers
+def _encodings(numbers: Learned, target: Target, folded: bool) -> Iterator[RopeEncoding]:
+    """Encodings of representable numbers, with the temperature in the config or in the weights."""
+    make = yarn_encodings if numbers.factors is None else longrope_encodings
     allowed = _unfoldable(target) is None and target.fold != "never" if folded else target.fold != "always"
     return make(numbers, folded) if allowed else iter(())

@@ -1,7 +1,7 @@
-"""Every serving stack we know, one entry a range of versions that reads config alike.
+"""All known serving stacks: one row per range of versions that reads a config alike.
 
-The facts were read from the pinned sources named in each entry; `readers.py` says what the fields mean. Model types
-listed as `unscaled` are run by that stack without any RoPE scaling, whatever the config says, and without a word.
+The facts were read from the pinned sources in each row; `readers.py` documents the fields. Model types
+listed as `unscaled` are run by that stack without any RoPE scaling, whatever the config says, and without a warning.
 """
 
 from typing import Any
@@ -263,7 +263,7 @@ STACKS: dict[str, Stack] = {
         Stack(
             "onnx-genai", "0.9", "https://github.com/microsoft/onnxruntime-genai/blob/main/src/python/py/models/builder.py",
             "source", parameters_first, Yarn(genai_multiplier, truncate="never", needs_beta=True, whole_head=True),
-            "outside Phi-3 and Phi-MoE its builder drops longrope without a word", rows=lambda view: view.longest,
+            "outside Phi-3 and Phi-MoE its builder drops longrope without a warning", rows=lambda view: view.longest,
             serve="python -m onnxruntime_genai.models.builder -i EXPORT -o onnx -p int4 -e cpu",
         ),
         Stack(
