@@ -32,6 +32,14 @@ reload each family, and `tests/engines/test_vllm.py` runs vLLM on those marked.
 | family | rope.frequencies | rope.query_gains | folded into | served by default on | vLLM run | llama.cpp | note |
 |---|---|---|---|---|---|---|---|
 """
+REFUSED = """
+## Refused
+
+`train`, `plan` and `init` refuse these model types with the reason given here; `verify` reads the configs of those that
+have RoPE. Multimodal models are refused as a whole: take the language model out of the checkpoint.
+
+| model types | reason |
+|---|---|"""
 VLLM = (Path(__file__).parents[1] / "engines" / "test_vllm.py").read_text()
 RUN = sorted(set(re.findall(r'"(\w+)"', re.search(r"^FAMILIES = .*?^RUNGS", VLLM, re.S | re.M)[0])) & {*FAMILY_SIZES})
 """Served by the real vLLM in its tests, which are named there."""
@@ -70,10 +78,20 @@ def row(family: str, folder: Path) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def refused_rows() -> str:
+    """A table of the reasons and the model types that are refused for them."""
+    kinds: dict[str, list[str]] = {}
+    for kind, family in FAMILIES.items():
+        if family.refused:
+            kinds.setdefault(family.refused, []).append(kind)
+    rows = [f"| {', '.join(named)} | {reason} |" for reason, named in sorted(kinds.items(), key=lambda item: item[1])]
+    return "\n".join([REFUSED, *rows]) + "\n"
+
+
 def test_the_page_is_up_to_date(tmp_path):
     (tmp_path / "d").mkdir()
     text = HEAD + "\n".join(row(family, tmp_path) for family in supported()) + "\n"
-    text += f"\nThe default stacks: {', '.join(default_stacks())}.\n"
+    text += f"\nThe default stacks: {', '.join(default_stacks())}.\n" + refused_rows()
     biased = [family for family in supported() if FAMILIES[family].biased or FAMILIES[family].bias_key]
     text += f"\nBiases of queries and keys (`rope.qk_bias`) can be learned for: {', '.join(biased)}.\n"
     if os.environ.get("UPDATE"):

@@ -1,5 +1,6 @@
 """What a config says about rotary embeddings: the shape behind a config.json, and the facts that training needs."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +113,7 @@ def config_object(config: dict[str, Any]) -> PreTrainedConfig:
     kept = {key: value for key, value in config.items() if not isinstance(getattr(kind, key, None), property)}
     # Infinities (Mamba's time steps) are objects in a file; transformers decodes them when it reads one.
     decode = getattr(kind, "_decode_special_floats", dict)
-    return kind.from_dict(decode(kept))
+    return kind.from_dict(decode(copy.deepcopy(kept)))  # config classes write into the rope section they are given
 
 
 def layout_of(config: dict[str, Any]) -> Layout:
