@@ -1,17 +1,20 @@
 """The plan: what would stop a run or a comparison stops it; what is not here becomes a note."""
 
+import json
 import shutil
 import socket
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
-from tiny import finished_run, recipe_tree, save_tiny, write_metrics
+from tiny import finished_run, recipe_tree, save_tiny, tiny_config, write_metrics
+from transformers import AutoConfig
 from yarn_tune.errors import UserError
 from yarn_tune.evaluation.comparison import eval_lengths
 from yarn_tune.models.base import BaseModel
 from yarn_tune.planning.run_plan import plan
 from yarn_tune.recipe.loading import parse_recipe
+from yarn_tune.recipe.schema import Base
 from yarn_tune.tunable.parameters import Start
 
 
@@ -175,3 +178,43 @@ def test_a_plan_for_a_cached_hub_id_asks_no_server(tree, tmp_path, monkeypatch):
     assert found.rows is not None
     assert not asked
     assert not constants.HF_HUB_OFFLINE, "as it was before"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("bin", "has no weights in the safetensors format"),
+        ("adapter", "makes this folder an adapter, not a base"),
+        ("tokenizer", "has no tokenizer; copy the files of the model it was made from"),
+        ("vocabulary", "the tokenizer gives token"),
+    ],
+)
+def test_a_base_that_training_would_refuse_stops_a_plan(tree, tmp_path, change, message):
+    base = tmp_path / "base"
+    shutil.copytree(tree["base"]["model"], base)
+    if change == "bin":
+        (base / "model.safetensors").rename(base / "pytorch_model.bin")
+    if change == "adapter":
+        (base / "adapter_config.json").write_text("{}")
+    if change == "tokenizer":
+        for file in base.glob("tokenizer*"):
+            file.unlink()
+    if change == "vocabulary":
+        config = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
+    with pytest.raises(UserError, match=message):
+        planned(tree, f"base.model={base}")
+
+
+def test_a_quantised_or_wrapped_base_is_a_note(tree, tmp_path):
+    assert not [note for note in planned(tree).notes if note.startswith("base.model")]
+    base = tmp_path / "base"
+    shutil.copytree(tree["base"]["model"], base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    (note,) = BaseModel(Base(model=str(base))).notes()
+    assert "the weights are quantised (gptq); nothing can be folded into them: tune the unquantised base" in note
+    wrapped = AutoConfig.for_model("gemma3", text_config=tiny_config("gemma3_text").to_dict())
+    wrapped.save_pretrained(base)
+    (note,) = BaseModel(Base(model=str(base))).notes()
+    assert "holds more than a language model (gemma3); only the language model is tuned" in note

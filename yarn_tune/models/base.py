@@ -12,17 +12,22 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UserError
-from ..recipe import Base
-from .checkpoint_files import checkpoint_folder, files_digest, own_files
+from ..recipe import Base, is_hub_id
+from .checkpoint_files import (
+    TOKENIZER,
+    UNQUANTISED,
+    check_files,
+    checkpoint_folder,
+    files_digest,
+    own_files,
+    quantisation_of,
+)
 from .loading import config_json, is_local, load_config, load_model, load_tokenizer, prefix_of
 from .query_layout import QuerySite, query_site
 from .rope_config import Layout, RopeFacts, layout_of, rope_facts
 
 MOST_TOKENS = 10**9
 """Of a window; above it, sizes are mistakes."""
-
-TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
-"""Names of a tokenizer's files."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +103,36 @@ class BaseModel:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer beside the model."""
+        """The tokenizer beside the model; raises `UserError` if there is none."""
+        folder = Path(self.source.model)
+        if folder.is_dir() and not own_files(folder, TOKENIZER):
+            raise UserError(f"base.model: {folder} has no tokenizer; copy the files of the model it was made from")
         return load_tokenizer(self.source.model, self.source.revision, self.config)
 
     @cached_property
     def prefix(self) -> tuple[int, ...]:
         """The tokens that the tokenizer puts before a text by itself; usually one or none."""
         return prefix_of(self.tokenizer)
+
+    def notes(self) -> list[str]:
+        """Say what is unusual about the checkpoint, and what follows from it; no weights are loaded.
+
+        Raises:
+            UserError: for a folder that `load` would refuse: other formats than safetensors, missing files, an adapter.
+        """
+        if not is_hub_id(self.source.model):
+            check_files(self.folder())
+        found = []
+        if method := quantisation_of(self.written):
+            found.append(
+                f"base.model: the weights are quantised ({method}); nothing can be folded into them: {UNQUANTISED}"
+            )
+        if self.text_config is not self.config:
+            found.append(
+                f"base.model: the checkpoint holds more than a language model ({self.config.model_type}); only the "
+                "language model is tuned, and all other weights are exported as they are"
+            )
+        return found
 
     def files(self, patterns: Sequence[str], but: str | None = None) -> list[Path]:
         """The checkpoint's files that match the patterns, except those that match `but`; downloaded from the hub.

@@ -26,6 +26,9 @@ INDEX, ADAPTER = "model.safetensors.index.json", "adapter_config.json"
 SECOND_COPY = "consolidated*"
 """Mistral's second copy of the weights, in another format."""
 
+TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
+"""Names of a tokenizer's files."""
+
 READ = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*", "chat_template*")
 """Names of files that loading a checkpoint may read."""
 

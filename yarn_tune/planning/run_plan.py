@@ -40,6 +40,7 @@ def _plan(recipe: Recipe, base: BaseModel, begun: bool) -> Plan:
     if present:
         notes += [f"WARNING: the base's config.json: {text}" for text in config_errors(base.written)]
     begin = at_start(base, recipe.rope) if present else None
+    notes += base.notes() if present else []
     if recipe.rope.init != YARN:
         notes.append(_init_text(recipe, begun, present))
     rows, documents = None, dict[str, Account]()
