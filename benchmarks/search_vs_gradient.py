@@ -26,7 +26,7 @@ from yarn_tune.tunable import Start, TunableRotary
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
-CLASSIC = ("rope.query_gains=none", "data.needles=0", "eval.retrieval=null")
+CLASSIC = ("rope.query_gains=none", "data.needles=0", "eval.retrieval=null", "data.heldout_unlike=[]")
 """The demo's recipe down to one factor a pair and t, which is what the search learns."""
 
 BACKWARD = 3

@@ -185,6 +185,20 @@ def test_a_control_that_would_learn_nothing_is_left_out(finished):
     assert native_adapted_run(Run(recipe, run.folder)) is None
 
 
+@pytest.mark.parametrize("family", ["gpt_oss", "mistral"])
+@pytest.mark.parametrize("settings", [["lora.rank=2"], ["rope.query_gains=head"]])
+def test_a_control_over_other_bases_starts_as_the_base(tmp_path, family, settings):
+    """Also over a base that ships YaRN (gpt_oss here), whose own factor is kept."""
+    base = save_tiny(tmp_path / "base", family)
+    recipe = parse_recipe(recipe_tree(base, tmp_path, steps=1), [*settings, "eval.native_adapted=true"])
+    run = Run(recipe, tmp_path / "run")
+    control = learn_native_adapted(run)
+    own, multiplier = run.base.facts.table(NATIVE)
+    torch.testing.assert_close(control.learned.inv_freq(), own, rtol=1e-6, atol=0)
+    assert control.learned.attention_factor == pytest.approx(multiplier, rel=1e-6)
+    assert control.tokens == 2 * 256
+
+
 def test_rows_that_cannot_be_cut_into_native_windows_are_refused(everything):
     run, _ = everything
     recipe = parse_recipe(run.recipe.to_dict(), ["data.row_tokens=200"])
