@@ -137,7 +137,8 @@ def test_a_trained_run_is_exported_measured_and_resumed(tmp_path, dtype):
     assert (max(fidelity["max_abs_logit_difference"].values()) > 1e-4) == rounds
     assert len(fidelity["learned"]["lora"]) == 12
     card = (target / "README.md").read_text()
-    assert "gains and phases of the queries and for LoRA merged into 12 tensors" in card
+    assert "but for gains and phases of the queries and " in card
+    assert " and for LoRA merged into 12 tensors" in card
     assert "LoRA: merged into 12 tensors" in (target / "SERVING.md").read_text()
     assert not (target / "overrides.json").exists()
     if dtype == "float32":
@@ -165,7 +166,7 @@ def test_what_cannot_be(tmp_path):
     with pytest.raises(UserError, match=r"lora.targets: this model has no query, qkv; it has .*o_proj, q_proj"):
         train(Run(parse_recipe(tree, ["lora.targets=[query, q_proj, qkv]"]), tmp_path / "run"))
     for target in ("lm_head", "embed_tokens"):
-        with pytest.raises(UserError, match=f"lora.targets: .*{target} is no linear module inside the layers"):
+        with pytest.raises(UserError, match=f"lora.targets: .*{target} is not a linear module inside the layers"):
             train(Run(parse_recipe(tree, [f"lora.targets=[q_proj, {target}]"]), tmp_path / "other"))
     for setting, message in (("lora.rank=0", "lora.rank: must be at least 1"),):
         with pytest.raises(RecipeError, match=message):

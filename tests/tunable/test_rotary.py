@@ -246,7 +246,7 @@ def test_a_fixed_table_follows_the_length_read():
 @pytest.mark.parametrize(
     ("family", "extra", "reason"),
     [
-        ("mamba", {}, "mamba cannot be tuned: it is not supported yet"),
+        ("mamba", {}, "mamba cannot be tuned: it is recurrent"),
         ("gpt2", {}, "gpt2 cannot be tuned: its positions are learned"),
         ("bloom", {}, "ALiBi"),
         ("falcon", {"alibi": True}, "ALiBi"),
