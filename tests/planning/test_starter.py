@@ -134,3 +134,20 @@ def test_a_big_model_gets_lower_rates_than_the_default(tmp_path):
     assert (rates.gain, rates.phase) == (0.01, 0.01)  # 131,072 gains and phases, eight rows per step
     assert (rates.frequency, rates.temperature) == (0.02, 0.01)
     assert "  learning_rate: {gain: 0.01, phase: 0.01}" in made.text
+
+
+def test_a_native_window_that_the_config_overstates(tmp_path, monkeypatch, capsys):
+    """`--native` is in the recipe and gives the factor; quoted globs stay globs; wrong numbers are refused."""
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "base")
+    for name in ("a-1.txt", "a-2.txt", "b.txt"):
+        (tmp_path / name).write_text("some words")
+    command = ["init", "base", "--window", "256", "--train", "a-*.txt", "--heldout", "b.txt", "--out", "first.yaml"]
+    assert main([*command, "--native", "32"]) == 0
+    recipe = load_recipe("first.yaml")
+    assert recipe.rope.native == 32
+    assert recipe.data.train == ["a-*.txt"]
+    assert "(factor 8)" in (tmp_path / "first.yaml").read_text()
+    capsys.readouterr()
+    assert main([*command[:-1], "second.yaml", "--native", "512"]) == 2
+    assert "--native: between 2 and --window (256); found 512" in capsys.readouterr().err

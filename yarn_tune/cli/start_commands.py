@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import UserError
-from ..recipe import copy_recipe, shipped_recipes
+from ..recipe import Base, copy_recipe, shipped_recipes
 from .arguments import check_documents, check_model
 from .result import CommandResult
 
@@ -28,18 +28,20 @@ def init_command(options: argparse.Namespace) -> CommandResult:
     check_model("MODEL", options.model)
     check_documents("--train", options.train)
     check_documents("--heldout", options.heldout)
+    if options.native is not None and not 2 <= options.native <= options.window:
+        raise UserError(f"--native: between 2 and --window ({options.window}); found {options.native}")
 
     from ..files import write_atomically
     from ..planning import Hardware, propose
 
     made = propose(
-        options.model,
+        Base(model=options.model, revision=options.revision),
         options.window,
         options.train,
         options.heldout,
         Hardware(options.gpu_memory, options.gpus),
-        options.revision,
         options.out,
+        options.native,
     )
     path = Path(options.out or f"{made.recipe.name}.yaml")
     if path.exists():

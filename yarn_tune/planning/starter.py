@@ -47,30 +47,32 @@ class Proposal:
 
 
 def propose(
-    model: str,
+    source: str | Base,
     window: int,
     train: list[str],
     heldout: list[str],
     hardware: Hardware = Hardware(),  # noqa: B008 (frozen)
-    revision: str | None = None,
     out: str | None = None,
+    native: int | None = None,
 ) -> Proposal:
     """The recipe with the most learned numbers that the family and the default stacks allow, and that fits the memory.
 
     Args:
-        model: a checkpoint folder or hub id; only its config is read.
+        source: a checkpoint folder, a hub id, or a recipe's `base` section; only the config is read.
         window: tokens to serve.
         train: documents to learn from.
         heldout: documents to measure on.
         hardware: the devices to train on.
-        revision: revision of a hub id.
         out: the file that the recipe will be written to, for its first lines; default: <name>.yaml.
+        native: tokens the model was trained with; None: the config's `max_position_embeddings`.
 
     Raises:
         UserError: if this model cannot be tuned, with the reason; or if nothing fits the memory.
     """
-    base = BaseModel(Base(model=model, revision=revision))
-    native = base.facts.native
+    section = Base(model=source) if isinstance(source, str) else source
+    model, revision = section.model, section.revision
+    base = BaseModel(section)
+    native = native or base.facts.native
     tree: dict[str, Any] = {
         "name": f"{model.rstrip('/').rsplit('/', 1)[-1].lower()}-{_short(window)}",
         "base": {"model": model, **({"revision": revision} if revision else {})},
