@@ -19,7 +19,7 @@ from yarn_tune.data.packing import Packed, Row
 from yarn_tune.data.positions import place_contiguous
 from yarn_tune.data.rows import RowSet
 from yarn_tune.errors import CheckFailed, UserError
-from yarn_tune.files import write_json
+from yarn_tune.files import write_checked
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.runs.checkpoint import latest_state
 from yarn_tune.runs.folder import Run
@@ -309,6 +309,6 @@ def test_numbers_are_taken_over_to_a_longer_window(make_run):
 def test_what_another_start_took_over_is_not_counted(make_run):
     """It left its note and died before its first checkpoint."""
     run = make_run("run", steps=1)
-    write_json(run.folder / EARLIER, {"learned_in": "elsewhere", "steps": 9, "tokens": 999, "seconds": 9.0})
+    write_checked(run.folder / EARLIER, {"learned_in": "elsewhere", "steps": 9, "tokens": 999, "seconds": 9.0})
     train(run)
     assert spent(run.folder)[:2] == (1, 512)
