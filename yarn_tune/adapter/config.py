@@ -1,7 +1,7 @@
 """The config of a learned-numbers adapter, and its type among PEFT's.
 
-One source for what the numbers mean: adapter_config.json holds the window, native window, factor, betas and rungs they
-are offsets for, the base they belong to, and what a merge is to be served on.
+adapter_config.json holds the window, native window, factor, betas and query gains that the numbers are offsets for, the
+base they belong to, and the stacks that a merge is served on.
 """
 
 from dataclasses import InitVar, dataclass

@@ -182,15 +182,15 @@ class Learned:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where learning starts: search-free YaRN for this base and window.
+    """The start of learning: search-free YaRN for this base and window.
 
-    Over a base that ships YaRN, that is the base's own with a larger factor; over one scaled otherwise, YaRN laid over
-    the base's table. Nothing to extend (window = native) is the base itself.
+    For a base that ships YaRN, it is the base's own YaRN with a larger factor; for a base with another scaling, YaRN is
+    applied to the base's table. With window = native it is the base itself.
     """
 
     facts: RopeFacts
     native: int
-    """Window of the untouched base."""
+    """Window of the base."""
     window: int
     factor: float
     """YaRN's, over a window of `original` tokens."""
@@ -228,7 +228,7 @@ class Start:
                 f"with {own[0]:g} and {own[1]:g}, which is continued; leave them out (rope.frequencies: ramp "
                 "learns them)"
             )
-        # The least a base's own YaRN does is what it does: a window of the base's needs no larger factor.
+        # The factor of a base's own YaRN is never reduced: a window within the base's needs no larger one.
         least = ramp.factor if ramp else 0.0
         return cls(
             facts=facts,
@@ -249,12 +249,12 @@ class Start:
 
     @property
     def stretch(self) -> float:
-        """How much longer the window is than the base's own, as far as the table knows."""
+        """The factor relative to the one that the base ships."""
         return self.factor / self.facts.ramp.factor if self.facts.ramp else self.factor
 
     @property
     def attention_factor(self) -> float:
-        """Search-free YaRN's multiplier of cos and sin, times what the base has already."""
+        """Search-free YaRN's multiplier of cos and sin, with the one that the base ships."""
         scaling = self.facts.scaling
         if scaling is None:
             return yarn_attention_factor(self.factor)
@@ -277,7 +277,7 @@ class Start:
         return self.yarn(self.factor, self.beta_fast, self.beta_slow, self.truncate)
 
     def over_base(self, plain: Tensor) -> Tensor:
-        """What a method makes of unscaled RoPE, made of the base's own table instead, `[d/2]`."""
+        """The change that a method makes to unscaled RoPE, applied to the base's own table, `[d/2]`."""
         if self.facts.scaling is None:
             return plain
         return self.facts.table(self.window)[0] * (plain / default_inv_freq(self.facts.theta, self.facts.dim))

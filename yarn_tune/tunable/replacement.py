@@ -1,8 +1,8 @@
-"""What takes the place of a stock rotary module in a model, whatever the table then computed.
+"""Replacement of the stock rotary module of a model, whatever table is computed.
 
-HF's rotary modules compute cos and sin under `torch.no_grad` from a buffer `inv_freq` and a float
-`attention_scaling`. A stand-in unwraps that very `forward` (which knows the family's layout) and calls it on values of
-its own, which may be differentiable. Detaching (`tunable.py`) puts the stock module back.
+HF's rotary modules compute cos and sin under `torch.no_grad` from a buffer `inv_freq` and a float `attention_scaling`.
+The replacement unwraps their `forward`, which knows the layout of the family, and calls it with its own values, which
+may be differentiable. `attachment.detach` restores the stock module.
 """
 
 import inspect
@@ -17,21 +17,21 @@ from ..models import FULL, rotary_site
 
 
 class RotaryReplacement(nn.Module):
-    """Stands in for a stock rotary module; subclasses say which table and multiplier it computes."""
+    """Replaces a stock rotary module; subclasses define the table and the multiplier."""
 
     def __init__(self, stock: nn.Module) -> None:
         super().__init__()
         # In a tuple, so that the stock module is not registered as a child of this one.
         self._stock = (stock,)
         self.handles: list[RemovableHandle] = []
-        """Of the hooks on the queries."""
+        """Of the hooks that apply numbers which act in the weights."""
         self.bypassed = False
-        """Whether the model is, for now, the untouched base; see `untouched`."""
+        """Whether the model computes what the base does at the moment; see `base_model_active`."""
         self._layout: Callable[..., Any] = inspect.unwrap(type(stock).forward)
 
     @property
     def stock(self) -> nn.Module:
-        """The module this one stands in for."""
+        """The module that this one replaces."""
         return self._stock[0]
 
     def table(self, positions: Tensor) -> tuple[Tensor, Tensor | float]:
@@ -41,7 +41,7 @@ class RotaryReplacement(nn.Module):
     def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Any:
         """Cos and sin in the family's own layout and in `x`'s dtype; see the family's rotary class.
 
-        Where the family has a table a kind of layer, only that of full attention is replaced.
+        Where the family has one table per kind of layer, only that of full attention is replaced.
         """
         if layer_type not in (None, FULL):
             return self.stock(x, position_ids, layer_type)
@@ -67,7 +67,7 @@ class Overlaid:
 
 
 class RotaryProxy(nn.Module):
-    """Stands in a model for such a module, whose numbers are not the model's own: sharding and casting pass them by."""
+    """Keeps the parameters of the replacement out of the model, so that sharding and casting skip them."""
 
     def __init__(self, rotary: RotaryReplacement) -> None:
         super().__init__()
@@ -76,21 +76,21 @@ class RotaryProxy(nn.Module):
 
     @property
     def rotary(self) -> RotaryReplacement:
-        """The module with the numbers."""
+        """The module with the parameters."""
         return self._rotary[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As `StandIn.forward`."""
+        """As `RotaryReplacement.forward`."""
         return self.rotary(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryProxy":
-        """Where the model goes, the numbers follow."""
+        """Move the parameters with the model."""
         self.rotary._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         raise RuntimeError(
-            "this model has yarn_tune's rotary module attached; saving it now would lose what was learned. "
+            "this model has yarn_tune's rotary module attached, and saving it now would lose the learned numbers. "
             "Call detach(model) first, or export the run"
         )
 
@@ -103,7 +103,7 @@ class FixedRotary(RotaryReplacement):
         self._table_of = table_of
 
     def table(self, positions: Tensor) -> tuple[Tensor, float]:
-        """The method's table for the length being read."""
+        """The table for the length that is read."""
         return self._table_of(int(positions.max()) + 1)
 
 
@@ -111,10 +111,10 @@ ReplacementT = TypeVar("ReplacementT", bound=RotaryReplacement)
 
 
 def swap(model: PreTrainedModel, make: Callable[[nn.Module], ReplacementT]) -> ReplacementT:
-    """Put a stand-in where the rotary module is, and freeze the model.
+    """Replace the rotary module, and freeze the model.
 
     Raises:
-        RuntimeError: if there is one already.
+        RuntimeError: if it is replaced already.
     """
     if any(isinstance(module, RotaryProxy) for module in model.modules()):
         raise RuntimeError("this model has a yarn_tune rotary module attached already; call detach(model) first")
