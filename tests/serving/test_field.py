@@ -342,3 +342,15 @@ def test_a_wrapped_model_reads_as_its_language_model(wrapper, tmp_path):
     wrapped = verify(checkpoint(tmp_path / "wrapped", config), ["transformers", "vllm"])
     assert [line for line in wrapped.lines] == [line for line in alone.lines]
     assert wrapped.lines[0].window == 131072
+
+
+def test_init_takes_a_shorter_native_window_than_the_config_states(tmp_path, capsys, monkeypatch):
+    """Mistral Nemo states 1,024,000 tokens and was trained with 131,072."""
+    monkeypatch.chdir(tmp_path)
+    base = checkpoint(tmp_path / "base", config_of("11d-mistral-nemo"))
+    files = [str(write_documents(tmp_path / name, [50], seed=i)) for i, name in enumerate(["a.jsonl", "b.jsonl"])]
+    order = ["init", base, "--window", "524288", "--train", files[0], "--heldout", files[1], "--out", "made.yaml"]
+    assert main([*order, "--gpu-memory", "100000"]) == 2
+    assert "native window must not exceed" in capsys.readouterr().err
+    assert main([*order, "--gpu-memory", "100000", "--native", "131072"]) == 0
+    assert "native: 131072" in Path("made.yaml").read_text()
