@@ -156,3 +156,11 @@ def test_tables_of_the_ablation_are_the_measured_ones(name):
 def test_license_and_changelog():
     assert "Apache License" in (ROOT / "LICENSE").read_text()
     assert "0.2.0" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_fast_tests_cover_every_package():
+    """Those with tests of their own; tests/launch, tests/engines and tests/benchmarks are the slow ones."""
+    listed = (ROOT / "tests" / "fast.txt").read_text()
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")} - {"launch", "engines", "benchmarks"}
+    assert folders <= {name for name in ORDER}
+    assert not [name for name in sorted(folders) if f"\ntests/{name}" not in listed]

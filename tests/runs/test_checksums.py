@@ -27,7 +27,7 @@ from yarn_tune.training.loop import train
 
 
 def state(step: int) -> State:
-    return State(step, {"a": torch.full((3,), float(step))}, {"0.exp_avg": torch.ones(3)}, {"documents": "abc"})
+    return State(step, {"a": torch.full((3,), float(step))}, {"0.exp_avg": torch.ones(3)}, inputs={"documents": "abc"})
 
 
 @pytest.mark.parametrize("step", [-1, 1, 3, 99])
