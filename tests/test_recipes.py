@@ -117,6 +117,10 @@ def test_two_steps_on_a_shrunken_model(path, tmp_path, monkeypatch, capsys):
     tree["data"] |= {
         "train": [str(write_documents(tmp_path / "train.jsonl", [window * 9], ids=True))],
         "heldout": [str(write_documents(tmp_path / "heldout.jsonl", [window * 2], seed=5, ids=True))],
+        "heldout_unlike": [
+            str(write_documents(tmp_path / "unlike.jsonl", [window * 2], seed=9, ids=True))
+            for _ in recipe.data.heldout_unlike
+        ],
     }
     tree["data"].pop("heldout_unlike", None)  # documents of the real base's length
     tree["train"] |= {"steps": 2, "batch_size": 2}
