@@ -36,7 +36,7 @@ def test_every_family_reloads_as_it_was_tuned(tmp_path, family, frequencies):
     run = finished_run(tmp_path, frequencies, family, base=known, settings=settings)
     if family in YARN_ALONE and frequencies == "per_pair":
         reason = "it takes longrope only where pairs are halves|it builds the rope of .* itself, and knows YaRN alone"
-        with pytest.raises(UserError, match=f"vllm.*: does not load it: ({reason})"):
+        with pytest.raises(UserError, match=f"vllm.*: does not load: ({reason})"):
             export(run)
         run = replace(run, recipe=parse_recipe(run.recipe.to_dict(), ["export.stacks=[transformers]"]))
     target = export(run)
@@ -236,7 +236,7 @@ def test_serving_page_names_each_stack_asked_for(tmp_path):
 def test_what_cannot_be_served_is_refused_before_training(tmp_path):
     base = save_tiny(tmp_path / "base")
     recipe = parse_recipe(recipe_tree(base, tmp_path), ["export.stacks=[turbomind]"])
-    with pytest.raises(UserError, match=r"turbomind: does not load it: RuntimeError: Unsupported rope type"):
+    with pytest.raises(UserError, match=r"turbomind: does not load: RuntimeError: Unsupported rope type"):
         train(Run(recipe, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

@@ -69,3 +69,8 @@ def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(UserError, match="neither a checkpoint folder"):
         assert BaseModel(Base(model=str(tmp_path / "none"))).is_local
     assert not BaseModel(Base(model="nobody/nothing")).is_local
+
+
+def test_a_name_that_no_hub_allows_is_refused():
+    with pytest.raises(UserError, match=r"base.model: '0/:' is neither a checkpoint folder nor a hub id"):
+        BaseModel(Base(model="0/:")).is_local  # noqa: B018

@@ -240,7 +240,8 @@ def test_gains_alone_leave_yarn_as_published(tmp_path, family):
     settings = ("rope.frequencies=fixed", f"rope.query_gains={rung}")
     tree = recipe_tree(save_tiny(tmp_path / "base", family), tmp_path, steps=2)
     if family == "phi3":
-        ids = [write_documents(tmp_path / name, [700], seed=3, ids=True) for name in ("a.jsonl", "b.jsonl")]
+        named = enumerate(("a.jsonl", "b.jsonl"), 3)
+        ids = [write_documents(tmp_path / name, [700], seed=seed, ids=True) for seed, name in named]
         tree["data"] |= {"train": [str(ids[0])], "heldout": [str(ids[1])]}
     run = Run(parse_recipe(tree, list(settings)), tmp_path / "run")
     train(run)

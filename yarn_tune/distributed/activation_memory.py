@@ -41,6 +41,9 @@ def checkpoint_layers(model: PreTrainedModel, keep_attention: bool = False) -> N
         model: gradient checkpointing is switched on in it.
         keep_attention: keep the outputs of the fused attention kernels (`KERNELS`) too. Eager attention, or torch's
             fallback for it, is recomputed all the same.
+
+    Raises:
+        UserError: if transformers does not support checkpointing for this family.
     """
     options: dict[str, Any] = {"use_reentrant": False}
     if keep_attention:
@@ -48,7 +51,13 @@ def checkpoint_layers(model: PreTrainedModel, keep_attention: bool = False) -> N
         options["context_fn"] = partial(create_selective_checkpoint_contexts, kept)
     # Newer releases of transformers renamed this method.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable(options)
+    try:
+        enable(options)
+    except ValueError as error:
+        raise UserError(
+            f"train.gradient_checkpointing: transformers does not support it for {model.config.model_type}; set it to "
+            "false"
+        ) from error
 
 
 def offload_inputs(model: PreTrainedModel, device: str | None = None) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -95,7 +96,10 @@ def is_local(model: str, revision: str | None = None) -> bool:
     if not is_hub_id(model):
         _check_present(model)
         return True
-    return isinstance(try_to_load_from_cache(model, "config.json", revision=revision), str)
+    try:
+        return isinstance(try_to_load_from_cache(model, "config.json", revision=revision), str)
+    except HFValidationError as error:
+        raise UserError(f"base.model: {model!r} is neither a checkpoint folder nor a hub id ({error})") from error
 
 
 @contextmanager

@@ -55,7 +55,9 @@ def plot_gains(learned: Learned, path: Path) -> None:
 def plot_steps(lines: list[dict[str, Any]], path: Path) -> None:
     """Write a PNG of the training loss and the learned values over the steps of a run, given its records."""
     steps = [line["step"] for line in lines]
-    values = [name for name in lines[-1]["learned"] if all(name in line["learned"] for line in lines)]
+    values = [
+        name for name in (lines[-1]["learned"] if lines else ()) if all(name in line["learned"] for line in lines)
+    ]
     figure = Figure(figsize=(8, 2 + 1.4 * (1 + len(values))), layout="constrained")
     panels = figure.subplots(1 + len(values), 1, sharex=True, squeeze=False)[:, 0]
     panels[0].plot(steps, [line["loss"] for line in lines], color=COLOURS["yarn"])

@@ -239,7 +239,12 @@ def _latent_keys(numbers: Learned, scale: float, a: float) -> dict[str, float]:
     growth = 0.1 * math.log(scale)
     everywhere = math.sqrt(numbers.facts.softmax_gain)
     keys = {"attention_factor": a, "mscale": (a * everywhere - 1) / growth}
-    return keys if everywhere == 1 else keys | {"mscale_all_dim": (everywhere - 1) / growth}
+    if everywhere == 1:
+        return keys
+    if a == 1.0:
+        # vLLM switches the multiplier of all logits off where the config states exactly 1; the ratio of both says 1 too.
+        del keys["attention_factor"]
+    return keys | {"mscale_all_dim": (everywhere - 1) / growth}
 
 
 def longrope_encodings(numbers: Learned, folded: bool) -> Iterator[RopeEncoding]:
