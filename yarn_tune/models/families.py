@@ -1,4 +1,4 @@
-"""What is known about each Hugging Face model class that bears on RoPE: one row per family, and nowhere else.
+"""All facts about Hugging Face model classes that tuning RoPE depends on: one row per family.
 
 To add a family, add a row here and a small config to the tests. A model type without a row is refused.
 
@@ -25,7 +25,7 @@ class Place:
     pattern: str
     """Matches tensor names; group 1 is the layer, group `head` (if there is one) the head."""
     rows: Rows
-    """How the rows of heads are arranged in them; see `query_layout.ROWS`."""
+    """How the rows of the heads are arranged in these tensors; see `query_layout.ROWS`."""
 
 
 BIAS = "attention_bias"
@@ -46,12 +46,12 @@ class Family:
     refused: str = ""
     """The reason why models of this type cannot be tuned; empty where they can."""
     since: tuple[int, int] = (5, 0)
-    """First release of transformers that was seen to read the rope sections of its exports correctly."""
+    """First release of transformers that reads the rope sections of its exports correctly in tests."""
 
     queries: Place | None = None
-    """Where queries are scaled; None where it was not established, or where a norm follows the rotation."""
+    """Where queries are scaled; None if this is not known, or if a norm follows the rotation."""
     query_norm: Place | None = None
-    """The same where one of `norm_keys` switches on a norm of the queries."""
+    """Where queries are scaled if one of `norm_keys` enables a norm of the queries."""
     norm_keys: tuple[str, ...] = ("use_qk_norm", "qk_layernorm")
     norm_shift: float = 0.0
     """1 where the query norm multiplies by 1 + weight."""
@@ -88,7 +88,7 @@ class Family:
     logit_scale_key: str = ""
     """Config key that multiplies the product of hidden states and vocabulary matrix."""
     logit_divisor_key: str = ""
-    """Config key that divides it."""
+    """Config key that divides the product of hidden states and vocabulary matrix."""
     gguf: str = ""
     """Its architecture name in GGUF, where factors per pair can be stored there."""
     gguf_flags: bool = False
@@ -100,7 +100,7 @@ def _rows(*rows: Family) -> dict[str, Family]:
 
 
 def _plain(*model_types: str) -> dict[str, Family]:
-    """Families with a plain query projection and nothing odd."""
+    """Families with a plain query projection and default values for all other facts."""
     return {each: Family(model_type=each, queries=Q_PROJ) for each in model_types}
 
 
@@ -251,10 +251,10 @@ _NOT_WORKING = {
     **_refused("its config class drops the section of full-attention layers from an exported config", "mellum",
                "mimo_v2_flash"),
     **_refused("an indexer selects the tokens that its layers attend to", "minimax_m3_vl_text", "qwen4_exp_text"),
-    **_refused("a further layer stands between its hidden states and its vocabulary matrix", "modernbert-decoder"),
+    **_refused("it has a further layer between its hidden states and its vocabulary matrix", "modernbert-decoder"),
     **_refused("its vision and audio encoders are part of the language model", "phi4_multimodal"),
     **_refused("its layers share keys and values, which was not tested", "gemma3n_text"),
-    **_refused("a convolution over tokens stands between its queries and their rotation", "zaya"),
+    **_refused("it applies a convolution over tokens to its queries before the rotation", "zaya"),
     **_refused("its kinds of layers rotate different shares of each head, which not all stacks read", "laguna"),
     **_refused("it reads bytes in patches, each with RoPE of its own", "blt"),
     **_refused("queries are clamped and projected together with keys, which was not tested", "dbrx"),
@@ -272,7 +272,7 @@ def supported() -> list[str]:
 
 
 def family_of(model_type: str) -> Family:
-    """The row of a model type; one that says so where it has none."""
+    """The row of a model type; for an unknown type, a row that is refused as not supported."""
     row = FAMILIES.get(model_type)
     return row or Family(
         model_type=model_type, refused=f"it is not supported yet; supported model types: {', '.join(supported())}"
