@@ -198,7 +198,7 @@ def _shown(value: Any) -> str:
 
 
 def spelling_mistakes(config: dict[str, Any], text: dict[str, Any]) -> list[str]:
-    """Messages about keys of a config.json and of its language model that resemble rope keys and that no stack reads."""
+    """Messages about keys of a config.json and its language model that look like rope keys and that no stack reads."""
     found = {**dict(_misspelt(config)), **dict(_misspelt(text))}
     messages = [
         f"{key!r} is a key that no stack reads, so what it holds is ignored; {meant!r} may be meant"
