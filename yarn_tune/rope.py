@@ -9,7 +9,7 @@ Glossary
     temperature t         attention logits are divided by t
     attention_factor a    the same parameter in Hugging Face configs. HF multiplies **cos and sin** by it, so both
                           q and k are multiplied and logits scale by its **square**: a = 1 / sqrt(t).
-    beta_fast, beta_slow  turns within the native window above which a pair is left alone, and below which it
+    beta_fast, beta_slow  turns within the native window above which a pair is unchanged, and below which it
                           is divided by s; between them YaRN blends linearly in the pair index
 
 Shapes: an inverse frequency table is `[d/2]` in radians per token. Scalars are Python floats or tensors of one

@@ -161,7 +161,7 @@ def _words(rng: random.Random, wording: Wording) -> Question:
 
 
 TASKS = {"values": _values, "variables": _variables, "words": _words}
-"""Tasks beside `needle`, after RULER (arXiv:2404.06654): several values of one key, variable tracking, and the most
+"""Tasks other than `needle`, after RULER (arXiv:2404.06654): several values of one key, variable tracking, and the most
 frequent word. An answer is right as a whole or not at all, while RULER gives credit for parts."""
 
 

@@ -137,7 +137,7 @@ def pack_long(documents: Iterable[Tokens], row_tokens: int, filler: int = 0) -> 
     """Take spans of single documents where they are long enough, and concatenate the remainders.
 
     A joined row is one segment: its positions continue across documents, so that far positions are trained even where
-    no document reaches them (the end-of-text token tells the model where a document ends).
+    no document reaches them (the end-of-text token marks the end of a document).
     """
     whole: list[Row] = []
     shared = _Shared(row_tokens)

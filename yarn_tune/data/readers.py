@@ -47,7 +47,7 @@ SIGNATURES = (
 
 @dataclass(frozen=True)
 class Record:
-    """One row of a file. If it cannot be read, `problem` says why and `values` is empty."""
+    """One row of a file. If it cannot be read, `problem` is the reason and `values` is empty."""
 
     where: str
     values: dict[str, Any] = field(default_factory=dict)
@@ -63,7 +63,7 @@ def read_records(path: Path, place: str, columns: tuple[str, ...]) -> Iterator[R
         columns: fields that are used; the text of a text file is in the first. Other Parquet columns are not decoded.
 
     Raises:
-        UserError: if the file as a whole cannot be read: damaged, another kind than its name says, not UTF-8 or UTF-16.
+        UserError: if the file as a whole cannot be read: damaged, of another kind than its name, not UTF-8 or UTF-16.
     """
     where = f"{place}: {path}"
     found = kind_of(str(path))

@@ -40,7 +40,7 @@ class RowSet:
     def batch(self, step: int, batch_size: int, seed: int) -> list[Placed]:
         """The rows of one step. They depend on the arguments only, so that a resumed run reads the same rows.
 
-        Rows are shuffled anew for every pass over them.
+        Rows are shuffled again for every pass over them.
         """
         chosen = []
         for slot in range(step * batch_size, (step + 1) * batch_size):

@@ -178,7 +178,7 @@ class Encoder:
         )
 
     def _without_special_ids(self, text: str, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokenize a text whose look-alikes are in the tokenizer's own vocabulary, as in Unigram: cut through them."""
+        """Tokenize a text in parts, cut within its look-alikes, if the vocabulary contains these (as in Unigram)."""
         cuts = [(match.start() + match.end()) // 2 for match in self._special.finditer(text)] if self._special else []
         parts = [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
         return np.concatenate([np.array(each, np.int64) for each in self._plain(parts)]) if cuts else ids
@@ -199,7 +199,7 @@ class Encoder:
                 raise UserError(
                     f"{document.where}: the tokenizer gives token {ids.max()}, but the embedding of "
                     f"{self.base.source.model} has {self.vocabulary} rows; the tokenizer belongs to another model, or "
-                    "tokens were added to it alone"
+                    "has added tokens that the model lacks"
                 )
             given = ids.astype(np.int32)
         if not len(given) or [int(given[-1])] == self.separator:

@@ -98,12 +98,12 @@ class BaseModel:
 
     @property
     def no_query_site(self) -> str:
-        """The reason why there is no `query_site`; empty where there is one."""
+        """The reason why `query_site` is None; empty if it is not."""
         return self._site if isinstance(self._site, str) else ""
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer beside the model; raises `UserError` if there is none."""
+        """The tokenizer of the checkpoint; raises `UserError` if there is none."""
         folder = Path(self.source.model)
         if folder.is_dir() and not own_files(folder, TOKENIZER):
             raise UserError(f"base.model: {folder} has no tokenizer; copy the files of the model it was made from")

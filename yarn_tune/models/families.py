@@ -60,7 +60,7 @@ class Family:
     bias_key: str = ""
     """Config key that switches biases of the attention projections on or off; empty where none is known."""
     gated: bool = False
-    """Whether the query projection holds an output gate beside the query of each head."""
+    """Whether the query projection holds an output gate after the query of each head."""
     interleaved: bool = False
     """Whether the pairs are neighbours (2i, 2i + 1); elsewhere pair i is (i, i + d/2)."""
     interleaved_key: str = ""
@@ -92,7 +92,7 @@ class Family:
     gguf: str = ""
     """Its architecture name in GGUF, where factors per pair can be stored there."""
     gguf_flags: bool = False
-    """Whether llama.cpp serves a learned scale by command line flags alone."""
+    """Whether llama.cpp serves a learned scale with command line flags only."""
 
 
 def _rows(*rows: Family) -> dict[str, Family]:
@@ -117,7 +117,7 @@ _WORKING = {
         Family(model_type="seed_oss", queries=Q_PROJ, biased=True, bias_key=BIAS),
         Family(model_type="apertus", bias_key=BIAS, queries=Q_NORM),
         Family(model_type="bamba", note="only attention layers have positions", queries=Q_PROJ, tuned_kind=FULL),
-        Family(model_type="bitnet", note="ternary weights: frequencies alone", queries=None),
+        Family(model_type="bitnet", note="ternary weights: frequencies only", queries=None),
         Family(model_type="cohere", bias_key=BIAS, note="pairs are interleaved", interleaved=True, queries=Q_PROJ,
                query_norm=Q_NORM_ACROSS, logit_scale_key="logit_scale"),
         Family(model_type="cwm", note="sliding layers share the table", queries=Q_PROJ),
@@ -162,7 +162,7 @@ _WORKING = {
         Family(model_type="helium", note="pairs are interleaved", interleaved=True, queries=Q_PROJ),
         Family(model_type="hy_v3", queries=Q_NORM),
         Family(model_type="hyperclovax", queries=Q_PROJ, logit_scale_key="logits_scaling"),
-        Family(model_type="jetmoe", note="experts project the queries: frequencies alone", queries=None),
+        Family(model_type="jetmoe", note="experts project the queries: frequencies only", queries=None),
         Family(model_type="lfm2", note="only attention layers have positions", queries=Q_LAYERNORM, tuned_kind=FULL),
         Family(model_type="lfm2_moe", note="as lfm2", queries=Q_LAYERNORM, tuned_kind=FULL),
         Family(model_type="llama", bias_key=BIAS, queries=Q_PROJ, gguf="llama"),
@@ -238,7 +238,7 @@ _NOT_WORKING = {
     **_refused("its full-attention and its sliding layers have a rotary module each, and only one can be replaced",
                "granite_swa", "granitemoe_swa"),
     **_refused("each of its attention layers has a rotary module of its own", "moshi"),
-    **_refused("it computes its table anew in each forward, by a rule of its own", "phimoe"),
+    **_refused("it computes its table again in each forward pass, by a rule of its own", "phimoe"),
     **_refused("queries are scaled by their position too (llama_4_scaling_beta), which an export would not keep",
                "ministral3", "mistral4"),
     **_refused("RoPE scaling of its latent attention was not established for the serving stacks",

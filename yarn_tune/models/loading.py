@@ -66,7 +66,7 @@ def load_config(model: str, revision: str | None = None, local_only: bool = Fals
     for key, most in SIZES.items():
         value = getattr(config.get_text_config(), key, None)
         if isinstance(value, (int, float)) and not 0 < value <= most:
-            raise UserError(f"base.model: {model!r}: {key} is {value} in its config, which no model has; repair it")
+            raise UserError(f"base.model: {model!r}: {key} is {value} in its config, which is out of range; repair it")
     return config  # type: ignore[no-any-return]
 
 
@@ -244,7 +244,7 @@ def save_weights(weights: dict[str, Tensor], path: Path, metadata: dict[str, str
     """
     try:
         save_file(weights, path, metadata=metadata)
-        readable_by_all(path)  # safetensors creates it for its owner alone
+        readable_by_all(path)  # safetensors creates it readable by its owner only
     except (SafetensorError, OSError) as error:
         reason = re.sub(r"^.*I/O error: |\(os error.*", "", str(error)).strip()
         raise UserError(f"{path} cannot be written ({reason}); make room, and run the same command again") from error
@@ -266,7 +266,7 @@ def _from_hub(load: Callable[..., Any], model: str, **options: Any) -> Any:
     except Exception as error:  # config classes raise any exception for a damaged config
         reason = " ".join(str(error).split())[:MESSAGE] or type(error).__name__
         if "trust_remote_code" in str(error):
-            reason = "it brings code of its own, which is never run here; only model classes of transformers are tuned"
+            reason = "it requires custom code, which yarn-tune never runs; only classes of transformers are supported"
         raise UserError(f"base.model: {model!r} could not be loaded: {reason}") from error
 
 

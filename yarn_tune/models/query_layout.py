@@ -1,10 +1,10 @@
 """Where the queries of a model can be scaled before they are rotated: tensor names, rows, and the pair of each row.
 
 RoPE rotates q and k in pairs of rows. Multiplying both rows of a pair of q by one number, or rotating the pair by one
-angle, commutes with RoPE, so it can be learned beside it and folded into the checkpoint. Where the query is normalised
-between projection and rotation, the norm's weight is scaled instead; heads share it, unless the norm is across all of
-them, and it cannot hold a rotation. Where the norm follows the rotation, or queries are clamped in between, nothing
-can be folded exactly.
+angle, commutes with RoPE, so it can be learned apart from RoPE and folded into the checkpoint. Where the query is
+normalised between projection and rotation, the norm's weight is scaled instead; heads share it, unless the norm is
+across all of them, and it cannot hold a rotation. Where the norm follows the rotation, or queries are clamped in
+between, nothing can be folded exactly.
 
 Shapes: `rows` is `[groups, d]`, groups being query heads, or 1 where they share a norm; `pairs` is `[d]`.
 """
@@ -135,7 +135,7 @@ def query_site(config: dict[str, Any]) -> QuerySite:
     family, bare = layout.family, config_object(text_section(config))
     place = family.queries
     if place is None:
-        raise UserError(f"folding: where {layout.model_type} scales its queries was not established; see export.stacks")
+        raise UserError(f"folding: it is not known where to scale queries of {layout.model_type}; see export.stacks")
     if getattr(bare, "clip_qkv", None):
         raise UserError(
             f"folding: this {layout.model_type} clamps its queries (clip_qkv) before the rotation; folding is not exact"

@@ -36,7 +36,7 @@ def head_dim_of(config: PreTrainedConfig) -> int:
     try:
         return int(given or config.hidden_size // config.num_attention_heads)
     except AttributeError as error:
-        raise UserError(f"config.json: {config.model_type} does not say how large its heads are") from error
+        raise UserError(f"config.json: {config.model_type} has no head size (head_dim)") from error
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Layout:
     interleaved: bool = False
     """Whether the pairs are neighbours (2i, 2i + 1); elsewhere pair i is (i, i + d/2)."""
     rotated_apart: bool = False
-    """Whether `head_dim` counts the rotated part alone, so that no share of it applies."""
+    """Whether `head_dim` counts only the rotated part, so that no share of it applies."""
 
     @property
     def model_type(self) -> str:
@@ -70,7 +70,7 @@ class Layout:
         return self.kinds != ("",)
 
     def rotary_dim(self, share: float) -> int:
-        """Rotated dimensions of one head, where a config says that `share` of it is rotated."""
+        """Rotated dimensions of one head, if a config gives `share` as its rotated share."""
         return self.head_dim if self.rotated_apart else int(self.head_dim * share)
 
 
@@ -166,7 +166,7 @@ class RopeFacts:
     """The scaling in its config; None for plain RoPE."""
     softmax_gain: float = 1.0
     """Additional factor of the base on all attention logits (DeepSeek's mscale_all_dim)."""
-    sees: int | None = None
+    sliding_window: int | None = None
     """Number of tokens that the layer with the longest sliding window attends to; None for all tokens."""
 
     @property
@@ -197,15 +197,15 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
             raise UserError(f"base.model: this {kind} has no full-attention layer, and only those can be extended")
         rope = rope[layer_kind]
     scaling = scaling_of(config, rope, layer_kind)
-    sees = None if layer_kind else _sees(config)
+    sliding_window = None if layer_kind else _sliding_window(config)
     if family.sliding_needed and has_sliding_layers(config):
         raise UserError(
             f"base.model: full-attention layers of this {kind} have no positions, so no change of RoPE extends it"
         )
-    if sees is not None and sees < config.max_position_embeddings:
+    if sliding_window is not None and sliding_window < config.max_position_embeddings:
         raise UserError(
-            f"base.model: layers of this {kind} attend to the last {sees} tokens only (sliding window), which no "
-            "change of RoPE extends"
+            f"base.model: layers of this {kind} attend to the last {sliding_window} tokens only (sliding window), "
+            "which no change of RoPE extends"
         )
     head_dim = head_dim_of(config)
     partial = rope.get("partial_rotary_factor", 1.0)
@@ -220,7 +220,7 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
         layer_kind=layer_kind,
         scaling=scaling,
         softmax_gain=softmax_gain(kind, dict(rope)),
-        sees=sees,
+        sliding_window=sliding_window,
     )
 
 
@@ -266,7 +266,7 @@ def has_sliding_layers(config: PreTrainedConfig) -> bool:
     return "sliding_attention" in (getattr(config, "layer_types", None) or ())
 
 
-def _sees(config: PreTrainedConfig) -> int | None:
+def _sliding_window(config: PreTrainedConfig) -> int | None:
     """Tokens that the layer with the longest sliding window attends to; None for all of them."""
     kinds = getattr(config, "layer_types", None)
     used = getattr(config, "use_sliding_window", True) if kinds is None else FULL not in kinds

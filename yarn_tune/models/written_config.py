@@ -79,7 +79,7 @@ def _language_model(content: str) -> tuple[dict[str, Any], Layout]:
 
 
 def default_window(model_type: str) -> int:
-    """max_position_embeddings of the config class, for configs that leave it out."""
+    """max_position_embeddings of the config class, for configs that omit it."""
     return int(getattr(CONFIG_MAPPING[model_type](), "max_position_embeddings", 2048))
 
 

@@ -183,7 +183,7 @@ class Train:
     seed: Annotated[int, AtLeast(0), Below(2**32)] = 0
     gradient_checkpointing: bool = True
     keep_attention: bool = False
-    """Keep the output of attention beside the inputs of checkpointed layers, so that it is not computed again."""
+    """Keep the output of attention as well as the inputs of checkpointed layers, so that it is not computed again."""
     offload_activations: bool = False
     """Keep the inputs of checkpointed layers in CPU memory."""
     tiled_mlp: Count | None = None
@@ -219,7 +219,7 @@ class Runtime:
     sequence: Count = 1
     """Processes that share each row (DeepSpeed's Ulysses), for rows whose activations do not fit one device."""
     timeout_minutes: Annotated[float, Above(0), AtMost(10080), "a week is 10080"] = 30.0
-    """How long a process waits for the others before it gives up; set it above the time of the slowest step."""
+    """Timeout of communication between processes; set it above the time of the slowest step."""
     trackers: list[Literal["wandb", "tensorboard"]] = field(default_factory=list)
     threads: Count | None = None
     """CPU threads per process; null: torch's default."""

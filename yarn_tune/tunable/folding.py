@@ -145,7 +145,7 @@ def fold_checkpoint(folder: Path, config: dict[str, Any], gain: float, folds: Se
             tensors, numbers = tensors + 1, numbers + int(changed.sum())
         save_weights(weights, path, metadata)
     if added:
-        raise UserError(f"folding: {folder} has no weights beside which {', '.join(sorted(added)[:3])} ... belong")
+        raise UserError(f"folding: {folder} has no weights to which {', '.join(sorted(added)[:3])} ... belong")
     if not tensors:
         raise UserError(f"folding: no tensor found in {folder} that the learned numbers act in")
     return Folded(gain, tensors, numbers, (squares / max(1, numbers)) ** 0.5)

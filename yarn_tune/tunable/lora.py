@@ -1,4 +1,4 @@
-"""LoRA: low-rank changes of the weights, trained beside the other learned numbers and merged at export.
+"""LoRA: low-rank changes of the weights, trained together with the other learned numbers and merged at export.
 
 PEFT injects the adapters. Only their factors leave this module, so that evaluation and export need no PEFT model: a
 weight W becomes W + B A, and other values are folded into that sum.
@@ -82,7 +82,7 @@ def lora_config(lora: Lora) -> LoraConfig:
 
 
 def target_modules(model: PreTrainedModel, lora: Lora) -> dict[str, nn.Linear]:
-    """The modules that get adapters, by name; as in PEFT, a target is a module's name or the last parts of it.
+    """The modules to add adapters to, by name; as in PEFT, a target is a module's name or the last parts of it.
 
     Raises:
         UserError: if a target is in no layer of the model, or is not a linear module.

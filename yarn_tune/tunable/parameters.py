@@ -214,10 +214,10 @@ class Start:
                 f"rope.window: {rope.window} is smaller than the base model's native window {native}; "
                 "yarn-tune only extends windows (rope.native overrides the config)"
             )
-        if facts.sees is not None and rope.window > facts.sees:
+        if facts.sliding_window is not None and rope.window > facts.sliding_window:
             raise UserError(
-                f"rope.window: {rope.window}, but layers of this base attend to the last {facts.sees} tokens only "
-                "(sliding window), which no change of RoPE extends"
+                f"rope.window: {rope.window}, but layers of this base attend to the last {facts.sliding_window} "
+                "tokens only (sliding window), which no change of RoPE extends"
             )
         ramp = facts.ramp
         original = ramp.original if ramp else native
