@@ -77,7 +77,7 @@ def unwritable(path: Path, error: OSError | ValueError) -> UserError:
     """The error to raise when a file or folder cannot be written, with a remedy that fits the reason."""
     code, reason = getattr(error, "errno", None) or 0, getattr(error, "strerror", None) or str(error)
     remedies = {
-        **dict.fromkeys(FULL_DISK, "Free disk space and run the same command again"),
+        **dict.fromkeys(FULL_DISK, "Make room and run the same command again"),
         **dict.fromkeys((errno.EACCES, errno.EPERM), "Change the permissions of its folder, or write elsewhere"),
         errno.EROFS: "The file system is read-only; write elsewhere",
         **dict.fromkeys(

@@ -2,7 +2,7 @@
 
 Glossary
     theta                 base of the geometric series of frequencies (HF `rope_theta`)
-    d (`dim`)             rotary dimensions of one head; d/2 pairs, pair 0 turns fastest
+    d (`dim`)             rotary dimensions of one head; d/2 pairs, of which pair 0 rotates fastest
     native                window the base model was trained with (HF `original_max_position_embeddings`)
     window                window to be served after tuning
     scale s               how far the slow frequencies are stretched (HF `factor`)

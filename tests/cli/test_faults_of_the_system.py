@@ -135,7 +135,7 @@ def test_a_run_folder_that_is_read_only(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     said = refused(capsys, "export", run.folder)
     assert "Read-only file system" in said
-    assert "Free disk space" not in said
+    assert "Make room" not in said
 
 
 def process(recipe: Path, *arguments: str, shell: str = "", **environment: str) -> subprocess.CompletedProcess[str]:

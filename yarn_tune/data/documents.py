@@ -245,7 +245,7 @@ def _joined(documents: Iterable[Tokens]) -> dict[str, NDArray[Any]]:
 def _streamed(
     data: Data, place: str, name: str, encoder: Encoder, need: Need | None, account: Account
 ) -> tuple[tuple[Tokens, NDArray[np.int64]], Account]:
-    """As many documents of a dataset on the hub as are needed, with the account that includes them."""
+    """Read documents of a dataset on the hub until there are enough; return them and the account with them."""
     documents, total = list[Tokens](), 0
     for found in _checked(hub_records(place, name, encoder.columns), encoder, data.skip_bad_rows):
         if isinstance(found, str):

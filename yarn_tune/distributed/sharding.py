@@ -97,7 +97,7 @@ def check_weights(model: nn.Module, dtype: str) -> None:
 def spread(
     objective: nn.Module, model: PreTrainedModel, parameters: list[nn.Parameter], sharding: Sharding, world: World
 ) -> Iterator[Release]:
-    """In this context the objective runs over all processes of the world.
+    """Within the context, the objective runs over all processes of the world.
 
     Args:
         objective: the module whose forward pass is the loss.
@@ -156,7 +156,7 @@ def _fsdp(objective: nn.Module, model: PreTrainedModel, sharding: Sharding, worl
 
 @contextmanager
 def _rows_split(model: PreTrainedModel, micro_batch_size: int, world: World) -> Iterator[None]:
-    """In this context, attention covers whole rows, of which each process of a group holds a part."""
+    """Within the context, attention covers whole rows, of which each process of a group holds a part."""
     if world.sequence == 1:
         yield
         return

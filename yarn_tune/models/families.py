@@ -42,7 +42,7 @@ class Family:
 
     model_type: str
     note: str = ""
-    """For the table in docs/families.md."""
+    """Note in the table of docs/families.md."""
     refused: str = ""
     """The reason why models of this type cannot be tuned; empty where they can."""
     since: tuple[int, int] = (5, 0)

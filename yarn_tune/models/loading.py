@@ -247,7 +247,7 @@ def save_weights(weights: dict[str, Tensor], path: Path, metadata: dict[str, str
         readable_by_all(path)  # safetensors creates it readable by its owner only
     except (SafetensorError, OSError) as error:
         reason = re.sub(r"^.*I/O error: |\(os error.*", "", str(error)).strip()
-        raise UserError(f"{path} cannot be written ({reason}); make room, and run the same command again") from error
+        raise UserError(f"{path} cannot be written ({reason}); make room and run the same command again") from error
 
 
 def base_identity(base: Base) -> tuple[str, str | None]:

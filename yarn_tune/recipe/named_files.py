@@ -1,4 +1,4 @@
-"""What the names in a recipe refer to: document files, datasets and checkpoints.
+"""Resolve the names in a recipe: document files, datasets and checkpoints.
 
 This module needs neither torch nor transformers, so that a mistyped name is reported at once.
 """

@@ -34,7 +34,7 @@ MethodName = Literal["linear", "ntk", "dynamic", "ntk-by-parts", "llama3", "abf"
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """What `compare` measures on the held-out documents."""
+    """Settings of `compare`, which measures on the held-out documents."""
 
     methods: list[MethodName] = field(default_factory=lambda: ["linear", "ntk", "dynamic"])
     """Search-free methods to measure besides the base, the base with a sliding native window, and YaRN."""

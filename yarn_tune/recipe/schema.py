@@ -43,7 +43,7 @@ class Rope:
     factor: Annotated[float, AtLeast(1), "a smaller factor would shrink the window"] | None = None
     """YaRN's scale at the start; null: window / native."""
     frequencies: Literal["fixed", "scale", "ramp", "per_pair"] = "per_pair"
-    """What is learned of the frequency table. fixed: nothing; the table and the temperature t stay those of search-free
+    """Learned parameters of the frequency table. fixed: none; the table and the temperature t stay those of search-free
     YaRN, so that query gains or LoRA are learned alone, for which rows of half the window suffice. scale: s and t.
     ramp: s, t, beta_fast and beta_slow. per_pair: one factor per rotary pair, and t."""
     query_gains: Literal["none", "layer", "head", "pair", "pair_phase"] = "none"

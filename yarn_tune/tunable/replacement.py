@@ -80,7 +80,7 @@ class RotaryProxy(nn.Module):
         return self._rotary[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As `RotaryReplacement.forward`."""
+        """Call `RotaryReplacement.forward`."""
         return self.rotary(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryProxy":
