@@ -259,5 +259,5 @@ def test_code_of_a_checkpoint_is_not_run(tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(recipe_tree(base, tmp_path)))
     assert main(["plan", str(recipe)]) == 2
-    assert "it brings code of its own, which is never run here" in capsys.readouterr().err
+    assert "it requires custom code, which yarn-tune never runs" in capsys.readouterr().err
     assert not (tmp_path / "ran").exists()

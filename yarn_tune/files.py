@@ -1,8 +1,8 @@
-"""Files: written whole or not at all, also after a power cut; read with a checksum; folders locked by one process.
+"""Atomic and durable file writes, reads that verify checksums, and folder locks.
 
-Everything that a later command believes (learned parameters, checkpoints, measurements, token lists) carries a SHA-256
-of its own content: in the metadata of a safetensors file, or under the key `sha256` of a JSON object. A file whose
-checksum does not match is refused, or measured again, but never used.
+Every file that a later command relies on (learned parameters, checkpoints, measurements, token lists) contains a
+SHA-256 of its content: in the metadata of a safetensors file, or under the key `sha256` of a JSON object. A file whose
+checksum does not match is never used: the command refuses it or computes its content again.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """Arguments of renameat2(2)."""
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors that more room on the disk mends."""
+"""Errors that freeing disk space resolves."""
 
 CHECKSUM = "sha256"
 """Key of a checksum, in JSON objects and in the metadata of safetensors files."""
@@ -40,7 +40,7 @@ PARTIAL = ".*.partial"
 """Names of files and folders that are being written, or that a killed process left behind."""
 
 CHECKSUMS = "checksums.json"
-"""In an export: its files and their SHA-256."""
+"""Name of the file in an export that lists the export's files and their SHA-256."""
 
 LOCK = ".lock"
 
@@ -51,10 +51,10 @@ def partial_of(path: Path) -> Path:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, also if the power fails.
+    """Write a file atomically and durably: after a crash or power failure it has the old content or the new.
 
     Raises:
-        UserError: if it cannot be written, as on a full disk; the previous content stays.
+        UserError: if it cannot be written, for example on a full disk; the previous content is kept.
     """
     try:
         partial = partial_of(path)
@@ -77,7 +77,7 @@ def unwritable(path: Path, error: OSError | ValueError) -> UserError:
     """The error to raise when a file or folder cannot be written, with a remedy that fits the reason."""
     code, reason = getattr(error, "errno", None) or 0, getattr(error, "strerror", None) or str(error)
     remedies = {
-        **dict.fromkeys(FULL_DISK, "Make room, and the same command continues"),
+        **dict.fromkeys(FULL_DISK, "Make room and run the same command again"),
         **dict.fromkeys((errno.EACCES, errno.EPERM), "Change the permissions of its folder, or write elsewhere"),
         errno.EROFS: "The file system is read-only; write elsewhere",
         **dict.fromkeys(
@@ -96,7 +96,7 @@ def unreadable(path: Path, error: Exception, remedy: str) -> UserError:
 
 
 def printable(path: Path) -> str:
-    """A path as a message shows it: without control characters, cut to 300 characters."""
+    """A path as printed in messages: without control characters, cut to 300 characters."""
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
     return text if len(text) <= 300 else text[:140] + "..." + text[-150:]
 
@@ -113,9 +113,9 @@ def flush_folder(folder: Path) -> None:
 
 
 def put_in_place(partial: Path, target: Path) -> None:
-    """Rename a finished folder to its final name; a folder of that name is whole until then, and then deleted.
+    """Rename a finished folder to its final name, and delete the folder that had this name before.
 
-    The caller holds the lock of the folder around them (`locked`).
+    The old folder is complete until the rename. The caller must hold the lock (`locked`) of the parent folder.
 
     Raises:
         UserError: if it cannot be renamed.
@@ -136,7 +136,7 @@ def put_in_place(partial: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Swap two names in one step where the system can (Linux), else one after the other."""
+    """Swap two names atomically where the system supports it (Linux), otherwise by three renames."""
     libc = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(one.absolute()), os.fsencode(other.absolute())
     if hasattr(libc, "renameat2") and libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0:
@@ -154,9 +154,9 @@ def _aside(path: Path) -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder (or of an adapter's) while writing in it; a killed process releases it.
+    """Hold the lock of a run folder (or adapter folder) while writing to it; a killed process releases its lock.
 
-    What killed processes left half-written in the folder is deleted first.
+    Partial files that killed processes left in the folder are deleted first.
 
     Raises:
         UserError: if another process holds the lock, or the folder cannot be written.
@@ -180,7 +180,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _tidy(folder: Path) -> None:
-    """Delete what killed processes left half-written; put back a folder that was being replaced."""
+    """Delete partial files that killed processes left; restore a folder whose replacement was interrupted."""
     for aside in folder.glob(".*.replaced"):
         target = aside.with_name(aside.name.removesuffix(".replaced")[1:])
         if target.exists():
@@ -196,22 +196,22 @@ def _tidy(folder: Path) -> None:
 
 
 def readable_by_all(path: Path) -> None:
-    """Give a file the permissions that the umask leaves, where a library created it for its owner alone."""
+    """Set a file's permissions by the umask, for files that a library creates readable by their owner only."""
     mask = os.umask(0o022)
     os.umask(mask)
     path.chmod(0o666 & ~mask)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_atomically`, as JSON indented by one space."""
+    """Write a value atomically as JSON, indented by one space."""
     write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def read_json(path: Path, remedy: str) -> Any:
-    """A JSON file's value.
+    """Return the value in a JSON file.
 
     Raises:
-        UserError: if it is missing, unreadable or not JSON, with the remedy.
+        UserError: if it is missing, unreadable or not JSON; the message ends with `remedy`.
     """
     try:
         return json.loads(read_bytes(path))
@@ -220,34 +220,34 @@ def read_json(path: Path, remedy: str) -> Any:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A regular file's content; raises OSError for anything else, as a FIFO, on which reading would hang."""
+    """Return a regular file's content; raises OSError for anything else, for example a FIFO, which would block."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
     return path.read_bytes()
 
 
 def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
-    """The object with the checksum of everything else in it."""
+    """Return the object with a checksum of all its other values added."""
     rest = {key: each for key, each in value.items() if key != CHECKSUM}
     return rest | {CHECKSUM: hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
 def has_checksum(value: Any) -> bool:
-    """Whether a value read from JSON is an object whose checksum is right."""
+    """Whether a value read from JSON is an object with a correct checksum."""
     return isinstance(value, dict) and with_checksum(value) == value
 
 
 def write_checked(path: Path, value: dict[str, Any]) -> None:
-    """`write_json` of an object, with its checksum."""
-    # Through JSON once, so that the checksum is over what a reader gets: text for keys that are numbers, for example.
+    """Write an object as JSON, with a checksum."""
+    # Convert through JSON first, so that the checksum covers what a reader gets: number keys become text, for example.
     write_json(path, with_checksum(json.loads(json.dumps(value))))
 
 
 def read_checked(path: Path, remedy: str) -> dict[str, Any]:
-    """What `write_checked` wrote.
+    """Read an object that `write_checked` wrote.
 
     Raises:
-        UserError: if it is missing, unreadable or changed, with the remedy.
+        UserError: if it is missing, unreadable or changed; the message ends with `remedy`.
     """
     value = read_json(path, remedy)
     if not has_checksum(value):
@@ -256,7 +256,7 @@ def read_checked(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def tensors_digest(tensors: Tensors, more: str = "") -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of tensors, and more text."""
+    """SHA-256 over the names, dtypes, shapes and bytes of tensors, and over the text `more`."""
     digest = hashlib.sha256(more.encode())
     for name in sorted(tensors):
         stored = tensors[name].detach().cpu().contiguous()
@@ -291,15 +291,15 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-REMAKE = "delete it, and the same command makes it again"
+REMAKE = "delete it and run the same command again"
 
 
 def read_tensors_and_metadata(path: Path, more: str = "", required: bool = False) -> tuple[Tensors, dict[str, str]]:
     """(tensors, metadata without the checksum) of a safetensors file; raises as `read_tensors`.
 
     Args:
-        path: of the file.
-        more: what `save_tensors` got.
+        path: the safetensors file.
+        more: the text that was passed to `save_tensors`.
         required: whether a file without a checksum is refused.
     """
     try:
@@ -308,8 +308,8 @@ def read_tensors_and_metadata(path: Path, more: str = "", required: bool = False
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         metadata: dict[str, str] = header.get("__metadata__") or {}
         given = metadata.pop(CHECKSUM, None)
-        wanted = None if given is None else tensors_digest(tensors, json.dumps(metadata, sort_keys=True) + more)
-        if given != wanted or (required and given is None):
+        computed = None if given is None else tensors_digest(tensors, json.dumps(metadata, sort_keys=True) + more)
+        if given != computed or (required and given is None):
             raise ValueError("its checksum does not match its content")
     except (SafetensorError, OSError, ValueError, KeyError, OverflowError, RuntimeError) as error:
         raise unreadable(path, error, REMAKE) from error

@@ -2,14 +2,14 @@
 
 Glossary
     theta                 base of the geometric series of frequencies (HF `rope_theta`)
-    d (`dim`)             rotary dimensions of one head; d/2 pairs, pair 0 turns fastest
+    d (`dim`)             rotary dimensions of one head; d/2 pairs, of which pair 0 rotates fastest
     native                window the base model was trained with (HF `original_max_position_embeddings`)
     window                window to be served after tuning
     scale s               how far the slow frequencies are stretched (HF `factor`)
     temperature t         attention logits are divided by t
     attention_factor a    the same parameter in Hugging Face configs. HF multiplies **cos and sin** by it, so both
                           q and k are multiplied and logits scale by its **square**: a = 1 / sqrt(t).
-    beta_fast, beta_slow  turns within the native window above which a pair is left alone, and below which it
+    beta_fast, beta_slow  turns within the native window above which a pair is unchanged, and below which it
                           is divided by s; between them YaRN blends linearly in the pair index
 
 Shapes: an inverse frequency table is `[d/2]` in radians per token. Scalars are Python floats or tensors of one
@@ -75,10 +75,10 @@ def dynamic_ntk_inv_freq(
 
 
 def abf_theta(theta: float, native: int, factor: float) -> float:
-    """The theta with which the pair of one turn within `native` tokens makes one turn within `factor` x `native`.
+    """The theta for which the pair that makes one turn within `native` tokens makes one within `factor` x `native`.
 
-    Raising theta and nothing else is the adjusted base frequency of arXiv:2309.16039. This rule for how far is that of
-    arXiv:2310.05209, theorem 1: theta to the power of ln(window / 2 pi) / ln(native / 2 pi).
+    The adjusted base frequency (ABF) of arXiv:2309.16039 raises theta only. The amount follows arXiv:2310.05209,
+    theorem 1: theta to the power of ln(window / 2 pi) / ln(native / 2 pi).
 
     Raises:
         ValueError: if no pair can make a turn within `native` tokens.
@@ -89,13 +89,13 @@ def abf_theta(theta: float, native: int, factor: float) -> float:
 
 
 COPE_PAIRS = 20
-"""How many of the slowest pairs CoPE clips, whatever their number (hrlics/CoPE, `modeling_cope.py`)."""
+"""Number of slowest pairs that CoPE clips, for any head size (hrlics/CoPE, `modeling_cope.py`)."""
 
 
 def cope_inv_freq(inv_freq: Tensor, clipped: int = COPE_PAIRS) -> Tensor:
     """CoPE's soft clipping of a table `[d/2]`: the slowest `clipped` pairs times (1 + cos(x)) / 2, x from 0 to pi.
 
-    The slowest pair of all then does not turn. Source: arXiv:2602.05258 and its code, hrlics/CoPE.
+    The slowest pair gets frequency 0. Source: arXiv:2602.05258 and its code, hrlics/CoPE.
     """
     count = min(clipped, len(inv_freq))
     taper = 0.5 * (1.0 + torch.cos(torch.linspace(0.0, torch.pi, count, dtype=torch.float32)))
@@ -135,10 +135,10 @@ def snapped_betas(
 
 @dataclass(frozen=True)
 class YarnRamp:
-    """Which pairs YaRN stretches, and how far it blends."""
+    """The ramp of YaRN: which pairs it stretches, and between which pairs it blends."""
 
     native: int
-    """Window in which the betas count turns."""
+    """Window in tokens within which the betas count turns."""
     beta_fast: Scalar = BETA_FAST
     beta_slow: Scalar = BETA_SLOW
     truncate: bool = True

@@ -220,7 +220,7 @@ def test_betas_of_ones_own_are_not_dropped():
 
 @pytest.mark.rope_warnings
 def test_dynamic_scaling_is_refused():
-    with pytest.raises(UserError, match="rope_type 'dynamic', which changes with the length read"):
+    with pytest.raises(UserError, match="rope_type 'dynamic', which depends on the prompt length"):
         rope_facts(tiny_config("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}))
 
 

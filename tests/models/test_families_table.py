@@ -109,7 +109,7 @@ def test_families_said_to_run_in_vllm_are():
 def test_every_family_folds_somewhere_or_says_why_not(family, tmp_path):
     config = config_json(str(save_tiny(tmp_path / "base", family)))
     if FAMILIES[family].queries is None:
-        with pytest.raises(UserError, match="was not established"):
+        with pytest.raises(UserError, match="it is not known where to scale"):
             query_site(config)
     else:
         assert query_site(config).groups in (1, 4)

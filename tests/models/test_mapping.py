@@ -79,7 +79,7 @@ def test_the_layout_behind_a_wrapped_config_is_found(kind):
     if config.is_encoder_decoder:
         pytest.skip("encoder and decoder")
     if kind in UNEVEN:
-        with pytest.raises(UserError, match="does not say how large its heads are"):
+        with pytest.raises(UserError, match="has no head size"):
             layout_of(written)
         return
     if not getattr(text, "rope_parameters", None):

@@ -96,7 +96,7 @@ def test_folded_equals_configured(case, tmp_path):
 def test_what_cannot_be_folded_is_refused_by_name():
     for family, extra, reason in (
         ("olmo", {"clip_qkv": 8.0}, "clamps its queries"),
-        ("hunyuan_v1_dense", {}, "where hunyuan_v1_dense scales its queries was not established"),
+        ("hunyuan_v1_dense", {}, "it is not known where to scale queries of hunyuan_v1_dense"),
         ("llama4_text", {}, "llama4_text"),
     ):
         with pytest.raises(UserError, match=reason):

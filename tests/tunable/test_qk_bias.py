@@ -176,7 +176,7 @@ def test_shards_get_their_biases_and_the_index_names_them(tmp_path):
     for path in tmp_path.glob("model-*-of-*.safetensors"):
         path.unlink()
     save_file({"other.weight": torch.ones(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="has no weights beside which model.layers.0.self_attn.k_proj.bias"):
+    with pytest.raises(UserError, match="has no weights to which model.layers.0.self_attn.k_proj.bias"):
         fold_checkpoint(tmp_path, config, 1.0, [fold])
 
 

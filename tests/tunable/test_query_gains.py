@@ -164,7 +164,7 @@ def test_plan_says_how_many_numbers(tmp_path, rung, count):
         ("qwen3", "pair_phase", {}, "pair_phase cannot be folded here: qwen3 normalises queries; use pair"),
         ("olmo2", "pair_phase", {}, "olmo2 normalises queries"),
         ("olmo", "layer", {"clip_qkv": 8.0}, "this olmo clamps its queries"),
-        ("hunyuan_v1_dense", "pair", {}, "where hunyuan_v1_dense scales its queries was not established"),
+        ("hunyuan_v1_dense", "pair", {}, "it is not known where to scale queries of hunyuan_v1_dense"),
     ],
 )
 def test_what_a_family_cannot_carry_is_refused_by_name(family, rung, extra, message):

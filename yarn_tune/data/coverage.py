@@ -41,7 +41,7 @@ def count_distances(rows: Iterable[Placed], window: int, bins: int = 16) -> Cove
 
 
 def _runs(row: Placed) -> list[int]:
-    """Length of each segment that has a target; segments do not see each other."""
+    """Length of each segment that has a target; tokens do not attend across segments."""
     counted = row.labels != IGNORED
     ends = np.cumsum(row.segments)
     return [length for length, end in zip(row.segments, ends, strict=True) if counted[end - length : end].any()]

@@ -1,7 +1,7 @@
 """The documents that a recipe names, as token ids of 4 bytes each.
 
 Files are read twice. The first pass checks every record and notes its size; if there is more text than the rows need, a
-seeded choice of documents is made from the sizes. The second pass tokenizes what was chosen. Both results are kept
+seeded choice of documents is made from the sizes. The second pass tokenizes the chosen documents. Both results are kept
 under `$YARN_TUNE_CACHE` (default `~/.cache/yarn_tune`), keyed by a hash of the file and the tokenizer. Datasets on the
 hub are streamed until there is enough, and not kept.
 """
@@ -32,19 +32,19 @@ from .tokenization import BadRow, Document, Encoder
 
 CACHE_FORMAT = 2
 FEWEST = 32
-"""Documents that are tokenized at least, if there are so many, so that few rows do not come from one document."""
+"""Fewest documents to tokenize, if there are that many, so that a few rows come from several documents."""
 REASONS = 3
-"""Reasons for skipped rows that a report shows."""
+"""Most reasons for skipped rows in a report."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """How much text the rows of a run take, where documents hold more."""
+    """How much text to tokenize, if the documents hold more than the rows of a run need."""
 
     tokens: int
-    """At least so many are tokenized."""
+    """Fewest tokens to tokenize."""
     row_tokens: int
-    """Documents of this length and more are chosen first."""
+    """Documents with at least this many tokens are chosen first."""
     seed: int = 0
 
 
@@ -53,7 +53,7 @@ class Documents:
     """Token ids of many documents; iterating gives each as a view, without a copy."""
 
     parts: list[tuple[Tokens, NDArray[np.int64]]]
-    """For each file: all ids, and the index behind each document's last one."""
+    """For each file: all ids, and the end index of each document in them."""
     account: Account
 
     def __iter__(self) -> Iterator[Tokens]:
@@ -75,14 +75,14 @@ class Survey:
 
 
 def read_documents(data: Data, place: str, names: list[str], base: BaseModel, need: Need | None = None) -> Documents:
-    """Tokenize the documents under some names, each closed by the end-of-text token.
+    """Tokenize the documents under some names, each followed by the end-of-text token.
 
     Args:
-        data: the recipe's section, for how rows are read.
-        place: the recipe's key (`data.train`), which begins every message.
+        data: section of the recipe, with the settings for reading records.
+        place: key of the recipe (`data.train`), with which every message begins.
         names: files, folders, globs and datasets on the hub.
-        base: whose tokenizer is used.
-        need: how much the rows take; None reads all files. Datasets on the hub are read up to `need.tokens` each.
+        base: the model whose tokenizer is used.
+        need: how much text the rows need; None reads all files. Datasets on the hub are read up to `need.tokens` each.
 
     Raises:
         UserError: if a file is missing or unreadable, a row cannot be used, or there is no text at all.
@@ -90,14 +90,14 @@ def read_documents(data: Data, place: str, names: list[str], base: BaseModel, ne
     encoder = Encoder(base, data.text_key)
     paths = _files(data, place, names)
     surveys = [_survey(path, place, encoder, data.skip_bad_rows) for path in paths]
-    wanted = need
+    target = need
     while True:
-        chosen = _choose(paths, surveys, place, encoder, wanted)
+        chosen = _choose(paths, surveys, place, encoder, target)
         parts = [_tokens(path, place, encoder, mask) for path, mask in zip(paths, chosen, strict=True)]
         total = sum(len(tokens) for tokens, _ in parts)
-        if wanted is None or need is None or 2 * total >= need.tokens or all(mask is None for mask in chosen):
+        if target is None or need is None or 2 * total >= need.tokens or all(mask is None for mask in chosen):
             break
-        wanted = replace(wanted, tokens=2 * wanted.tokens)  # the estimate of tokens per character was too high
+        target = replace(target, tokens=2 * target.tokens)  # the estimate of tokens per character was too high
     account = Account(
         files=len(paths),
         unread=sum(int((~mask).sum()) for mask in chosen if mask is not None),
@@ -124,7 +124,7 @@ def read_documents(data: Data, place: str, names: list[str], base: BaseModel, ne
 
 
 def _files(data: Data, place: str, names: list[str]) -> list[Path]:
-    """The files of all names, in order; one that is matched twice is read once."""
+    """The files of all names, in order; a file that is matched twice is read once."""
     found: dict[str, Path] = {}
     for name in names:
         if name.startswith(HUB):
@@ -142,7 +142,7 @@ def _files(data: Data, place: str, names: list[str]) -> list[Path]:
 
 
 def _checked(records: Iterable[Record], encoder: Encoder, skip: bool) -> Iterator[Document | str]:
-    """Documents, and for each row that is skipped the reason.
+    """Yield a document per row, or the reason why the row is skipped.
 
     Raises:
         UserError: for a row that cannot be used, unless such rows are skipped.
@@ -157,7 +157,7 @@ def _checked(records: Iterable[Record], encoder: Encoder, skip: bool) -> Iterato
 
 
 def _survey(path: Path, place: str, encoder: Encoder, skip: bool) -> Survey:
-    """The first pass over a file, from the cache where it is there; a cached one with bad rows serves only skipping."""
+    """The first pass over a file, cached; a cached result with bad rows is used only if bad rows are skipped."""
     cache = _cache_path(path, encoder, "survey")
     arrays, facts = _load(cache)
     if facts is not None and (skip or not facts["skipped"]):
@@ -185,7 +185,7 @@ def _choose(
 ) -> list[NDArray[np.bool_] | None]:
     """For each file, which documents to tokenize; None for all.
 
-    Long documents come first, since they give rows within one document; among documents of a kind the seed decides.
+    Long documents come first, since they give rows within one document; otherwise the order is random, by the seed.
     """
     everything: list[NDArray[np.bool_] | None] = [None] * len(surveys)
     characters = sum(int(each.characters.sum()) for each in surveys)
@@ -205,7 +205,7 @@ def _choose(
 
 
 def _tokens_per_character(path: Path, place: str, encoder: Encoder) -> float:
-    """An estimate from the beginnings of the first documents."""
+    """Estimate tokens per character from the beginnings of the first documents."""
     records = itertools.islice(read_records(path, place, encoder.columns), 32)
     texts = [found for found in _checked(records, encoder, skip=True) if isinstance(found, Document)]
     beginnings = [replace(each, text=each.text[:20_000]) for each in texts if each.text.strip()]
@@ -216,7 +216,7 @@ def _tokens_per_character(path: Path, place: str, encoder: Encoder) -> float:
 def _tokens(
     path: Path, place: str, encoder: Encoder, mask: NDArray[np.bool_] | None
 ) -> tuple[Tokens, NDArray[np.int64]]:
-    """Token ids of the chosen documents of a file, from the cache where they are there."""
+    """Token ids of the chosen documents of a file, cached."""
     chosen = "all" if mask is None else hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()
     cache = _cache_path(path, encoder, chosen)
     arrays, facts = _load(cache)
@@ -229,7 +229,7 @@ def _tokens(
 
 
 def _joined(documents: Iterable[Tokens]) -> dict[str, NDArray[Any]]:
-    """Many documents in one array, without the empty ones."""
+    """Join documents in one array, without the empty ones."""
     chunks, ends, buffer, total = [np.zeros(0, np.int32)], array("q"), list[Tokens](), 0
     for document in documents:
         if len(document):
@@ -245,7 +245,7 @@ def _joined(documents: Iterable[Tokens]) -> dict[str, NDArray[Any]]:
 def _streamed(
     data: Data, place: str, name: str, encoder: Encoder, need: Need | None, account: Account
 ) -> tuple[tuple[Tokens, NDArray[np.int64]], Account]:
-    """As many documents of a dataset on the hub as are needed, with the account that includes them."""
+    """Read documents of a dataset on the hub until there are enough; return them and the account with them."""
     documents, total = list[Tokens](), 0
     for found in _checked(hub_records(place, name, encoder.columns), encoder, data.skip_bad_rows):
         if isinstance(found, str):
@@ -261,7 +261,7 @@ def _streamed(
 
 
 def _cache_path(path: Path, encoder: Encoder, what: str) -> Path:
-    """Where a result for a file's content is kept."""
+    """The path at which a result for a file's content is cached."""
     state = path.stat()
     digest = _digest(path, state.st_size, state.st_mtime_ns)
     facts = [CACHE_FORMAT, digest, kind_of(str(path)), what, encoder.signature]
@@ -276,7 +276,7 @@ def _digest(path: Path, size: int, modified: int) -> str:
 
 
 def _load(cache: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any] | None]:
-    """Arrays and facts of a kept result; no facts if it is not there or damaged."""
+    """Arrays and facts of a cached result; None in place of facts if it is missing or damaged."""
     try:
         tensors, metadata = read_tensors_and_metadata(cache, required=True)
         return {name: tensor.numpy() for name, tensor in tensors.items()}, json.loads(metadata["facts"])
@@ -285,7 +285,7 @@ def _load(cache: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any] | None]:
 
 
 def _keep(cache: Path, arrays: dict[str, NDArray[Any]], facts: dict[str, Any]) -> None:
-    """Keep a result; where it cannot be written, it is computed again the next time."""
+    """Cache a result; if it cannot be written, it is computed again the next time."""
     if not all(map(len, arrays.values())):
         return
     tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}

@@ -1,4 +1,4 @@
-"""Held-out documents as they are measured on: excerpts to read, prose to hide needles in; checked before training."""
+"""Held-out documents: excerpts for perplexity and prose for retrieval prompts, both checked before training."""
 
 import itertools
 
@@ -15,9 +15,9 @@ from .packing import Account, Tokens
 from .tokenization import control_tokens
 
 ROOM, ROOM_FOR_LISTS = 16, 48
-"""Tokens left of a window for the answer to a question: for one number, and for several numbers or names."""
+"""Tokens of a window reserved for the answer to a question: one number, and several numbers or names."""
 HELDOUT_FILLER = 2_000_000
-"""Tokens of a streamed dataset that are enough to hide needles in."""
+"""Tokens of a streamed dataset to read as prose for retrieval prompts."""
 
 
 def heldout_excerpts(
@@ -25,14 +25,14 @@ def heldout_excerpts(
 ) -> list[tuple[str, Tensor]]:
     """Return up to `count` excerpts of `length` tokens, int64 `[length]` each, from the held-out documents in turn.
 
-    The first excerpts are the documents' beginnings, the next ones what follows, unless only `beginnings` are taken.
-    Each comes with a label, and begins with the tokenizer's prefix.
+    The first excerpts are the beginnings of the documents, and further ones are the next spans, unless `beginnings` is
+    set. Each excerpt has a label, and begins with the tokenizer's prefix.
 
     Args:
         data: the recipe's section.
-        base: its tokenizer is used.
+        base: the model whose tokenizer is used.
         length: tokens of an excerpt.
-        count: most excerpts.
+        count: largest number of excerpts.
         key: recipe key whose documents are read, `data.heldout` or `data.heldout_unlike`.
         beginnings: whether only the first `length` tokens of each document are taken.
 
@@ -61,36 +61,36 @@ def heldout_excerpts(
 
 
 def heldout_tokens(data: Data, base: BaseModel) -> Tokens:
-    """Return all held-out documents, one after another, without special tokens: prose to hide needles in."""
+    """Return all held-out documents, concatenated and without special tokens: prose for retrieval prompts."""
     documents = _read(data, base, HELDOUT_FILLER)
     tokens = np.concatenate([part for part, _ in documents.parts])
     return tokens[~np.isin(tokens, control_tokens(base))]
 
 
 def check_heldout(data: Data, evaluation: Eval, base: BaseModel, native: int, window: int) -> dict[str, Account]:
-    """Refuse held-out files that `compare` could not measure on, before anything is learned.
+    """Check before training that `compare` can measure on the held-out files.
 
     Datasets on the hub are not read, since no cache keeps them.
 
     Returns:
-        for each recipe key, what was found in its files.
+        the account of the files of each recipe key.
 
     Raises:
         UserError: if files are missing or unreadable, if no document is as long as the longest length measured, or if
-            the shortest or longest prompt of `eval.retrieval` cannot be made of them.
+            the shortest or longest prompt of `eval.retrieval` cannot be made from them.
     """
     found: dict[str, Account] = {}
     for key, names in data.heldout_files().items():
         if names and not any(name.startswith(HUB) for name in names):
             heldout_excerpts(data, base, max(evaluation.lengths or [window]), 1, key)
             found[key] = _read(data, base, 0, key).account
-    if "data.heldout" in found and (wanted := evaluation.retrieval):
+    if "data.heldout" in found and (retrieval := evaluation.retrieval):
         filler = heldout_tokens(data, base)
-        lengths = grid_lengths(wanted, native, window)
+        lengths = grid_lengths(retrieval, native, window)
         try:
-            for task, length in itertools.product(wanted.tasks, (lengths[0], lengths[-1])):
-                words = WORDINGS[wanted.wording]
-                spec = PromptSpec(task=task, length=length, depth=0.0, seed=0, keys=wanted.keys, wording=words)
+            for task, length in itertools.product(retrieval.tasks, (lengths[0], lengths[-1])):
+                words = WORDINGS[retrieval.wording]
+                spec = PromptSpec(task=task, length=length, depth=0.0, seed=0, keys=retrieval.keys, wording=words)
                 prompt_of(base.tokenizer, filler, spec)
         except UserError as error:
             raise UserError(f"eval.retrieval: {error}") from error
@@ -98,20 +98,20 @@ def check_heldout(data: Data, evaluation: Eval, base: BaseModel, native: int, wi
 
 
 def _read(data: Data, base: BaseModel, streamed: int, key: str = "data.heldout") -> Documents:
-    """All files of a key; of a dataset on the hub, which may not end, `streamed` tokens."""
+    """All documents of a key; of a dataset on the hub, which may be endless, the first `streamed` tokens."""
     names = data.heldout_files()[key]
     need = Need(streamed, 1) if any(name.startswith(HUB) for name in names) else None
     return read_documents(data, key, names, base, need)
 
 
-def grid_lengths(wanted: Retrieve, native: int, window: int) -> list[int]:
-    """The recipe's lengths; or the native window doubled up to the window, each less the room for an answer."""
-    room = ROOM if wanted.tasks == ["needle"] else ROOM_FOR_LISTS
-    return sorted(set(wanted.lengths or [length - room for length in doubled(native, window)]))
+def grid_lengths(retrieval: Retrieve, native: int, window: int) -> list[int]:
+    """The recipe's lengths; or the native window doubled up to the window, each minus the tokens of an answer."""
+    room = ROOM if retrieval.tasks == ["needle"] else ROOM_FOR_LISTS
+    return sorted(set(retrieval.lengths or [length - room for length in doubled(native, window)]))
 
 
 def doubled(native: int, window: int) -> list[int]:
-    """The native window, twice it, and so on below the window; and the window."""
+    """The native window and its doublings below the window, followed by the window."""
     lengths = [native]
     while lengths[-1] * 2 < window:
         lengths.append(lengths[-1] * 2)

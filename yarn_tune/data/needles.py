@@ -1,8 +1,8 @@
-"""Retrieval prompts, and training rows that end in one: a number is stated somewhere in prose and asked for at the end.
+"""Retrieval prompts, and training rows with a prompt: prose that states a number, and a question about it at the end.
 
-Prose rewards near context most of all, and tuning on prose alone can make a model worse at looking far back. Rows with
-a question prevent that. They use the same prompts as the measurements (`evaluation/retrieval.py`), with other words,
-numbers and positions, made from the training documents, and contain the answer.
+Most tokens of prose depend on near context only, and tuning on prose alone can weaken retrieval from far context. Rows
+with a question prevent that. They use the prompts of the measurements (`evaluation/retrieval.py`) with other words,
+numbers and positions, are made from the training documents, and contain the answer.
 """
 
 import itertools
@@ -22,15 +22,15 @@ from .rows import RowSet
 from .tokenization import control_tokens
 
 FIRST_SEED = 1_000_000
-"""Measurements count their prompts from zero."""
+"""First seed of prompts in training rows; seeds of measured prompts count from zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wording:
-    """How numbers are stated and asked for; templates over `{word}` and, in the needle, `{number}`.
+    """Templates for statements and questions over `{word}` and, in the needle, `{number}`.
 
-    Needle and question have the blanks they need around them in the prose; the lead is the beginning of the answer,
-    put into the model's mouth, and a blank and the number are to follow. Words have blanks between.
+    Needle and question include the blanks that separate them from the prose. The lead is the beginning of the answer,
+    given as the model's own text; a blank and the number complete it. Words are separated by blanks.
     """
 
     needle: str
@@ -47,7 +47,7 @@ PLAIN = Wording(
     words="apple basket candle desert engine feather guitar hammer island jacket kettle ladder mirror orange pencil "
     "quilt ribbon saddle temple umbrella violin wagon anchor button copper dragon eagle flower glass honey jewel lemon",
 )
-"""For any language model."""
+"""Wording for any language model."""
 
 
 DEMO = Wording(
@@ -56,16 +56,16 @@ DEMO = Wording(
     lead="The number of the {word} is",
     words="garden river tower castle market letter ship bridge church forest kitchen window horse table",
 )
-"""What data/tiny-base was trained on (`number_sentences` of its train.py)."""
+"""Wording that data/tiny-base was trained on (`number_sentences` of its train.py)."""
 
 
 WORDINGS = {"plain": PLAIN, "demo": DEMO}
-"""As recipes name them."""
+"""Wordings by their names in recipes."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question, token ids `[length]`; the answer, as token ids and as text; where the needle's first token is."""
+    """A prompt as token ids `[length]`, its answer as token ids and text, and the index of the needle's first token."""
 
     ids: list[int]
     answer_ids: list[int]
@@ -75,7 +75,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSpec:
-    """Everything that decides a prompt, except the tokenizer and the prose."""
+    """Everything that determines a prompt, except the tokenizer and the prose."""
 
     task: str = "needle"
     """A key of `TASKS`, or `needle`."""
@@ -84,21 +84,21 @@ class PromptSpec:
     depth: float
     """Share of the prose before the needle, or before the first statement of a task whose statements have an order."""
     seed: int
-    """Decides words, numbers, prose and the other places."""
+    """Determines words, numbers, prose and all other positions."""
     keys: int = 1
-    """Needles, each for another word; of `needle` alone."""
+    """Needles, each for another word; for the task `needle` only."""
     wording: Wording = PLAIN
 
 
 def prompt_of(tokenizer: Tokenizer, filler_ids: Sequence[int] | Tokens, spec: PromptSpec) -> Prompt:
-    """The prompt of any task; raises as `build_prompt`."""
+    """Build the prompt of any task; raises as `build_prompt`."""
     if spec.task == "needle":
         return build_prompt(tokenizer, filler_ids, spec.length, spec.depth, spec.keys, spec.seed, spec.wording)
     _check_depth(spec.depth)
     rng = random.Random(f"retrieval/{spec.task}/{spec.seed}")
-    asked = TASKS[spec.task](rng, spec.wording)
-    opening, closing, answer_ids = _frame(tokenizer, asked.question, asked.lead, asked.answer)
-    ordered, others = ([_encode(tokenizer, text) for text in texts] for texts in (asked.ordered, asked.others))
+    text = TASKS[spec.task](rng, spec.wording)
+    opening, closing, answer_ids = _frame(tokenizer, text.question, text.lead, text.answer)
+    ordered, others = ([_encode(tokenizer, each) for each in texts] for texts in (text.ordered, text.others))
     count = spec.length - len(opening) - sum(map(len, [*ordered, *others])) - len(closing)
     if count < 1:
         raise UserError(
@@ -107,12 +107,12 @@ def prompt_of(tokenizer: Tokenizer, filler_ids: Sequence[int] | Tokens, spec: Pr
         )
     prose = _span(filler_ids, count, rng)
     body, at = _spread(prose, ordered, others, spec.depth, rng)
-    return Prompt([*opening, *body, *closing], answer_ids, asked.answer, len(opening) + at)
+    return Prompt([*opening, *body, *closing], answer_ids, text.answer, len(opening) + at)
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a task states and asks, as text."""
+    """The text of a task: statements, question and answer."""
 
     ordered: list[str]
     """Statements that appear in this order, the first one at the prompt's depth."""
@@ -161,7 +161,7 @@ def _words(rng: random.Random, wording: Wording) -> Question:
 
 
 TASKS = {"values": _values, "variables": _variables, "words": _words}
-"""Tasks beside `needle`, after RULER (arXiv:2404.06654): several values of one key, variable tracking, and the most
+"""Tasks other than `needle`, after RULER (arXiv:2404.06654): several values of one key, variable tracking, and the most
 frequent word. An answer is right as a whole or not at all, while RULER gives credit for parts."""
 
 
@@ -174,16 +174,17 @@ def build_prompt(
     seed: int,
     wording: Wording = PLAIN,
 ) -> Prompt:
-    """A prompt of exactly `length` tokens; a function of its arguments alone.
+    """Build a prompt of exactly `length` tokens, which depends on the arguments only.
 
-    With a chat template, prose and question are the user's message and the answer's beginning is the model's.
-    `filler_ids` is natural prose without special tokens; a span from a random place is used. Of `keys` needles, each
-    for another word, one is asked for; it has the share `depth` of the prose and the other needles before it (and
-    moves aside where one of those is in the way). `seed` chooses words, numbers, the span, the other places.
+    With a chat template, prose and question are the user's message, and the lead begins the model's message.
+    `filler_ids` is natural prose without special tokens; a span at a random position is used. The question is about one
+    of `keys` needles, which have different words. The share `depth` of the prose and the other needles precedes it; if
+    another needle is at this position, the nearest free one is used. `seed` determines the words, the numbers, the span
+    and the other positions.
 
     Raises:
-        UserError: if `length` has no room for needles and question (the message says which length has), if there is
-            too little filler, or if depth, keys or the chat template are impossible.
+        UserError: if needles and question do not fit in `length` (the message has the smallest possible length), if
+            there is too little filler, or if depth, keys or the chat template are invalid.
     """
     _check_depth(depth)
     rng = random.Random(f"retrieval/{seed}")
@@ -207,7 +208,7 @@ def _check_depth(depth: float) -> None:
 
 
 def _span(filler_ids: Sequence[int] | Tokens, count: int, rng: random.Random) -> list[int]:
-    """`count` tokens of prose from a random place."""
+    """`count` tokens of prose from a random position."""
     if len(filler_ids) < count:
         raise UserError(f"retrieval filler: {len(filler_ids)} tokens of prose, {count} needed; name longer documents")
     start = rng.randrange(len(filler_ids) - count + 1)
@@ -215,17 +216,17 @@ def _span(filler_ids: Sequence[int] | Tokens, count: int, rng: random.Random) ->
 
 
 def answer_tokens(tokenizer: Tokenizer, seed: int, wording: Wording = PLAIN, task: str = "needle") -> int:
-    """How many tokens the answer to the prompt of a seed has, with one needle; `UserError` as `build_prompt`."""
+    """Number of tokens of the answer to the prompt of a seed, with one needle; raises as `build_prompt`."""
     if task != "needle":
-        asked = TASKS[task](random.Random(f"retrieval/{task}/{seed}"), wording)
-        return len(_frame(tokenizer, asked.question, asked.lead, asked.answer)[2])
+        text = TASKS[task](random.Random(f"retrieval/{task}/{seed}"), wording)
+        return len(_frame(tokenizer, text.question, text.lead, text.answer)[2])
     words, numbers = _drawn(random.Random(f"retrieval/{seed}"), wording, 1)
     question, lead = wording.question.format(word=words[0]), wording.lead.format(word=words[0])
     return len(_frame(tokenizer, question, lead, str(numbers[0]))[2])
 
 
 def _drawn(rng: random.Random, wording: Wording, keys: int) -> tuple[list[str], list[int]]:
-    """Different words and their different numbers."""
+    """Draw different words, and a different number for each."""
     nouns = wording.words.split()
     most = len(nouns) if "{word}" in wording.needle else 1
     if not 1 <= keys <= most:
@@ -234,14 +235,14 @@ def _drawn(rng: random.Random, wording: Wording, keys: int) -> tuple[list[str], 
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a text that stands in the middle of another: without the blank some tokenizers put first."""
+    """Token ids of a text within another text, without the blank that some tokenizers prepend."""
     ids: list[list[int]] = tokenizer(["\n", "\n" + text, text], add_special_tokens=False, verbose=False)["input_ids"]
     before, whole, alone = ids
     return whole[len(before) :] if whole[: len(before)] == before else alone
 
 
 def _frame(tokenizer: Tokenizer, question: str, lead: str, answer: str) -> tuple[list[int], list[int], list[int]]:
-    """Token ids before the prose, token ids after it (the question and the answer's beginning), and the answer's."""
+    """Token ids before the prose, after it (the question and the answer's beginning), and of the answer."""
     if tokenizer.chat_template:
         mark = "@@message@@"
         message = [{"role": "user", "content": mark}]
@@ -249,7 +250,7 @@ def _frame(tokenizer: Tokenizer, question: str, lead: str, answer: str) -> tuple
         if len(sides) != 2:
             raise UserError(f"chat template: shows the user's message {len(sides) - 1} times; once is supported")
         opening, after = _encode(tokenizer, sides[0]), question + sides[1] + lead
-    else:  # the token that begins a text, if the tokenizer puts one there
+    else:  # the tokens that the tokenizer prepends to a text
         opening, after = list(prefix_of(tokenizer)), f"{question} {lead}"
     closing, answered = _encode(tokenizer, after), _encode(tokenizer, f"{after} {answer}")
     whole = answered[: len(closing)] == closing
@@ -259,7 +260,7 @@ def _frame(tokenizer: Tokenizer, question: str, lead: str, answer: str) -> tuple
 def _spread(
     filler: list[int], ordered: list[list[int]], others: list[list[int]], depth: float, rng: random.Random
 ) -> tuple[list[int], int]:
-    """The prose with all statements in it, and where the first of `ordered` begins, or else the first one of all."""
+    """The prose with all statements, and the index of the first of `ordered`, or of the first statement without any."""
     first = round(depth * len(filler))
     spots = [first, *sorted(rng.randint(first, len(filler)) for _ in ordered[1:])] if ordered else []
     spots += [rng.randint(0, len(filler)) for _ in others]
@@ -275,7 +276,7 @@ def _spread(
 
 
 def _place(filler: list[int], needles: list[list[int]], depth: float, rng: random.Random) -> tuple[list[int], int]:
-    """The prose with all needles in it, and where the first of `needles` begins; no two stand side by side."""
+    """The prose with all needles, and the index of the first of `needles`; no two needles are adjacent."""
     body: list[int] = []
     taken: set[int] = set()
     done = 0
@@ -284,13 +285,13 @@ def _place(filler: list[int], needles: list[list[int]], depth: float, rng: rando
         taken.update(range(len(body) - len(needle), len(body) + 1))
         done = spot
     body += filler[done:]
-    wanted, free = round(depth * len(body)), (at for at in range(len(body) + 1) if at not in taken)
-    at = min(free, key=lambda at: abs(at - wanted))
+    target, free = round(depth * len(body)), (at for at in range(len(body) + 1) if at not in taken)
+    at = min(free, key=lambda at: abs(at - target))
     return [*body[:at], *needles[0], *body[at:]], at
 
 
 def plant_needles(rows: RowSet, data: Data, base: BaseModel, seed: int, first: int = FIRST_SEED) -> RowSet:
-    """Put a question at the end of a share `data.needles` of the rows; the seed decides which ones.
+    """Put a question at the end of a share `data.needles` of the rows; the seed determines which ones.
 
     Raises:
         UserError: if rows are too short for a question.
@@ -317,7 +318,7 @@ def plant_needles(rows: RowSet, data: Data, base: BaseModel, seed: int, first: i
 def _with_question(row: Placed, base: BaseModel, spec: PromptSpec) -> Placed:
     """A row of the same length that ends in a question and its answer."""
     size = len(row.input_ids)
-    # Twice, since without its special tokens the text may be too short to fill a row with needle and question.
+    # Repeat the text: without its special tokens it may be too short to fill a row with needle and question.
     prose = np.tile(row.input_ids, 2)
     prose = prose[~np.isin(prose, control_tokens(base))]
     try:

@@ -1,7 +1,7 @@
-"""Token lists in, rows of equal length out, with accounts of both. No token is lost, and none is used twice.
+"""Pack documents into rows of equal length, and count both. Every token is used exactly once.
 
-A row is `row_tokens` ids, cut into *segments*: runs of tokens that see each other. `positions` decides the positions of
-a row. Time is linear in documents and tokens; a row that is a span of one document is a view of it.
+A row is `row_tokens` ids, cut into *segments*: runs of tokens that attend to each other. The module `positions` assigns
+positions. Time is linear in documents and tokens; a row that is a span of one document is a view of it.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ Tokens = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Account:
-    """What was found under the names of a recipe."""
+    """Counts of the documents that a recipe names."""
 
     files: int = 0
     documents: int = 0
@@ -30,14 +30,14 @@ class Account:
     skipped: int = 0
     """Rows that cannot be used."""
     reasons: tuple[str, ...] = ()
-    """Why, for the first of them."""
+    """Reasons for the first skipped rows."""
     look_alikes: int = 0
     """Pieces of text that look like a special token and stay text."""
     separated: bool = True
-    """Whether the tokenizer has an end-of-text token to put behind each document."""
+    """Whether the tokenizer has an end-of-text token to append to each document."""
 
     def text(self) -> str:
-        """Say how many documents there are, and how long."""
+        """Describe the number and the length of the documents."""
         mean = self.tokens // max(1, self.documents)
         unread = f"; {self.unread:,} more are not needed" if self.unread else ""
         return (
@@ -46,7 +46,7 @@ class Account:
         )
 
     def notes(self, place: str) -> list[str]:
-        """Say what was left out or taken in an unusual way."""
+        """Describe rows and documents that are skipped or handled in an unusual way."""
         found = []
         if self.skipped:
             found.append(f"{place}: {self.skipped:,} rows are skipped (data.skip_bad_rows): {'; '.join(self.reasons)}")
@@ -70,7 +70,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """Rows, and an account of where the tokens went."""
+    """Rows, and counts of the documents and tokens in them."""
 
     rows: list[Row]
     documents: int
@@ -94,7 +94,7 @@ class _Shared:
 
     @property
     def room(self) -> int:
-        """Tokens that the current row still takes."""
+        """Free tokens of the current row."""
         return self.row_tokens - self._filled
 
     def add(self, piece: Tokens) -> None:
@@ -105,7 +105,7 @@ class _Shared:
             self._close(self._pieces, 0)
 
     def fill(self, filler: int) -> None:
-        """Fill up the last, short row."""
+        """Pad the last row with `filler` if it is short."""
         if self._filled:
             self._close([*self._pieces, np.full(self.room, filler, np.int32)], self.room)
 
@@ -116,7 +116,7 @@ class _Shared:
 
 
 def pack_concat(documents: Iterable[Tokens], row_tokens: int, filler: int = 0) -> Packed:
-    """Put documents one after another; each piece of a document in a row is a segment of its own."""
+    """Concatenate documents; each piece of a document in a row is a segment of its own."""
     shared = _Shared(row_tokens)
     count = total = 0
     for document in documents:
@@ -134,10 +134,10 @@ def pack_concat(documents: Iterable[Tokens], row_tokens: int, filler: int = 0) -
 
 
 def pack_long(documents: Iterable[Tokens], row_tokens: int, filler: int = 0) -> Packed:
-    """Take spans of single documents where they are long enough, and join what is left over, end to end.
+    """Take spans of single documents where they are long enough, and concatenate the remainders.
 
-    A joined row is one segment: its positions run on through the joints, so that far positions are trained even where
-    no document reaches them (the end-of-text token tells the model where a document ends).
+    A joined row is one segment: its positions continue across documents, so that far positions are trained even where
+    no document reaches them (the end-of-text token marks the end of a document).
     """
     whole: list[Row] = []
     shared = _Shared(row_tokens)

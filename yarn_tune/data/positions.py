@@ -1,7 +1,7 @@
 """The position of each token of a row, and the targets that count.
 
-Position ids that jump by anything but one are how `transformers` detects document borders when no attention mask is
-given. Of a row only the token ids are kept, in 4 bytes each; positions and labels are computed when they are needed.
+Without an attention mask, `transformers` detects document borders from position ids that do not increase by one. A row
+stores only token ids, in 4 bytes each; positions and labels are computed when they are needed.
 """
 
 from dataclasses import dataclass, replace
@@ -18,15 +18,15 @@ class Placed:
 
     input_ids: Tokens
     segments: tuple[int, ...]
-    """Lengths of the runs of tokens that see each other; positions begin from zero in each."""
+    """Lengths of the runs of tokens that attend to each other; positions begin from zero in each."""
     padding: int = 0
     """Filler tokens at the end, which are a segment of their own."""
     prefix: int = 0
-    """Tokens at the beginning of each segment that are not the document's, and so no targets."""
+    """Tokens at the beginning of each segment that do not belong to the document and are not targets."""
     answers: int = 0
     """How many labels before the last one are the answer to a planted question."""
     cut_labels: Tokens | None = None
-    """The labels of a piece of a longer row, whose last one is the first token of the next piece."""
+    """The labels of a piece of a longer row; the last label is the first token of the next piece."""
 
     @property
     def position_ids(self) -> Tokens:

@@ -1,4 +1,4 @@
-"""Records of a document file: compression, encoding, kind, and where a record is in its file.
+"""Read the records of document files, and locate each record in its file.
 
 A text file is one record; a line of JSON lines, an entry of a JSON list and a row of a Parquet file are one each.
 Offsets in messages count bytes and lines of the file, after decompression where it is compressed.
@@ -42,12 +42,12 @@ SIGNATURES = (
     (b"PAR1", "a Parquet file", ".parquet"),
     (b"PK\x03\x04", "a zip archive", None),
 )
-"""First bytes, what they mean, and the ending that such a file must have; zip archives are not read."""
+"""First bytes of a file, its kind, and the ending that its name must have; zip archives are not read."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One row of a file. If it cannot be read, `problem` says why and `values` is empty."""
+    """One row of a file. If it cannot be read, `problem` is the reason and `values` is empty."""
 
     where: str
     values: dict[str, Any] = field(default_factory=dict)
@@ -59,17 +59,17 @@ def read_records(path: Path, place: str, columns: tuple[str, ...]) -> Iterator[R
 
     Args:
         path: a file of a known kind.
-        place: the recipe's key, which begins every message.
-        columns: fields that are used; the text of a text file is in the first. Parquet decodes no others.
+        place: key of the recipe, with which every message begins.
+        columns: fields that are used; the text of a text file is in the first. Other Parquet columns are not decoded.
 
     Raises:
-        UserError: if the file as a whole cannot be read: damaged, another kind than its name says, not UTF-8 or UTF-16.
+        UserError: if the file as a whole cannot be read: damaged, of another kind than its name, not UTF-8 or UTF-16.
     """
     where = f"{place}: {path}"
     found = kind_of(str(path))
     if found is None:
         raise UserError(
-            f"{where}: unknown kind of file; known: {', '.join(KINDS)}, and but for .parquet each with "
+            f"{where}: unknown kind of file; known: {', '.join(KINDS)}, all but .parquet also with "
             f"{' or '.join(COMPRESSED)}"
         )
     kind, compression = found
@@ -153,7 +153,7 @@ class _Translated(io.RawIOBase):
 def encoding_of(head: bytes) -> tuple[str, int]:
     """Return (encoding, length of the byte order mark) from a file's first bytes.
 
-    UTF-16 without a mark is recognised by its zero bytes, which text has at every second place and UTF-8 has nowhere.
+    UTF-16 without a mark is recognised by zero bytes at every second position, which UTF-8 text does not have.
     """
     for mark, name in BYTE_ORDER_MARKS:
         if head.startswith(mark):
@@ -186,7 +186,7 @@ def _decoded(content: bytes, path: Path, where: str) -> str:
 
 
 def _not_valid(content: bytes, at: int, encoding: str, path: Path, offset: int = 0) -> str:
-    """Say where bytes are not in the encoding, with a command that converts the file.
+    """Describe where bytes are not valid in the encoding, with a command that converts the file.
 
     `offset` is where `content` begins in the file.
     """
@@ -196,8 +196,8 @@ def _not_valid(content: bytes, at: int, encoding: str, path: Path, offset: int =
     source = "WINDOWS-1252" if any(0x80 <= byte < 0xA0 for byte in content) else "LATIN1"
     name = shlex.quote(str(path))
     return (
-        f"{problem}; if it is {source}, convert it with `iconv -f {source} -t UTF-8 {name} > NEW`, otherwise name the "
-        "encoding that it has"
+        f"{problem}; if it is {source}, convert it with `iconv -f {source} -t UTF-8 {name} > NEW`, otherwise replace "
+        f"{source} by its encoding"
     )
 
 
@@ -303,7 +303,7 @@ def hub_records(place: str, name: str, columns: tuple[str, ...]) -> Iterator[Rec
 
 
 def kind_name(value: object) -> str:
-    """Name a JSON or Parquet value's type as a message shows it."""
+    """Name a JSON or Parquet value's type, as printed in messages."""
     names = {bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object",
              bytes: "bytes", type(None): "null"}  # fmt: skip
     return names.get(type(value), f"a {type(value).__name__}")

@@ -1,4 +1,4 @@
-"""From the documents a recipe names (`documents.py`) to rows for training."""
+"""Make training and validation rows from the documents that a recipe names."""
 
 import os
 import random
@@ -31,16 +31,16 @@ class RowSet:
     rows: list[Placed]
     packed: Packed
     available: int
-    """Rows the documents would have given."""
+    """Number of rows that the documents fill."""
     prefix: tuple[int, ...] = ()
-    """Tokens that begin every row, in place of its own first ones: those that the tokenizer puts before a text."""
+    """Tokens that replace the first tokens of every row: those that the tokenizer prepends to a text."""
     account: Account = field(default_factory=Account)
-    """Of the documents."""
+    """Counts of the documents."""
 
     def batch(self, step: int, batch_size: int, seed: int) -> list[Placed]:
-        """The rows of one step. A function of its arguments alone, so that a resumed run reads on exactly.
+        """The rows of one step. They depend on the arguments only, so that a resumed run reads the same rows.
 
-        Rows are shuffled anew for every pass over them.
+        Rows are shuffled again for every pass over them.
         """
         chosen = []
         for slot in range(step * batch_size, (step + 1) * batch_size):
@@ -61,7 +61,7 @@ def build_rows(data: Data, base: BaseModel, request: RowRequest) -> RowSet:
     """Tokenize, pack and place the training documents.
 
     Raises:
-        UserError: if files are missing or unreadable, hold too little text for one row, or are held out too.
+        UserError: if files are missing or unreadable, hold too little text for one row, or are also held out.
     """
     _check_apart(data)
     documents = _read(data, "data.train", data.train, base, request)
@@ -90,7 +90,7 @@ def build_rows_apart(data: Data, base: BaseModel, request: RowRequest, count: in
 
 
 def _read(data: Data, key: str, names: list[str], base: BaseModel, request: RowRequest) -> Documents:
-    """The documents under a key of the recipe, with twice the text that the rows take if there is so much."""
+    """Read the documents under a key of the recipe, up to twice the text that the rows need."""
     need = Need(2 * request.rows * request.row_tokens, request.row_tokens, request.seed)
     return read_documents(data, key, names, base, need)
 
@@ -127,7 +127,7 @@ def _rows(
         )
     rng = random.Random(request.seed)
     whole = packed.whole_rows
-    # Rows that come from one document train true long distances: they come first when not all are needed.
+    # Rows from a single document train real long distances, so they come first if not all rows are needed.
     order = [*rng.sample(range(whole), whole), *rng.sample(range(whole, len(usable)), len(usable) - whole)]
     rows = [place_contiguous(usable[i]).with_prefix(base.prefix) for i in order[: request.rows]]
     return RowSet(rows, packed, len(usable), base.prefix, account)
@@ -145,8 +145,8 @@ def _check_apart(data: Data) -> None:
             if same is not None:
                 name = "" if same == path else f", as {same}"
                 raise UserError(
-                    f"{key}: {path} is among the files of data.train too{name}; measuring on training documents says "
-                    "nothing: name other documents"
+                    f"{key}: {path} is among the files of data.train too{name}; measurements on training documents "
+                    "are not valid; name other documents"
                 )
 
 

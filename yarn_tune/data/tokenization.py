@@ -1,6 +1,6 @@
-"""Records to token ids: text, chat messages and token ids, with the end-of-text token behind each document.
+"""Convert records (text, chat messages or token ids) to token ids, with the end-of-text token after each document.
 
-Text is tokenized without special tokens: what looks like one (`<s>`) stays text. Ids are kept in 4 bytes each.
+Text is tokenized without special tokens: a string that looks like one (`<s>`) stays text. Ids take 4 bytes each.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ from .packing import Tokens
 from .readers import Record, kind_name
 
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 512, 500_000
-"""Most documents, and about as many characters, that are tokenized at once."""
+"""Most documents, and approximately the most characters, per call of the tokenizer."""
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<EOS_TOKEN>", "<eos>", "</s>")
 """Tokens that end a document in pretraining, by the names that published models give them."""
 MESSAGES = "messages"
 
 
 class BadRow(Exception):
-    """A row that cannot be used; the message says what was found."""
+    """A row that cannot be used; the message describes the problem."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Document:
     text: str = ""
     ids: Tokens | None = None
     chat: bool = False
-    """Whether the text was rendered by a chat template, so that special tokens in it are meant."""
+    """Whether the text was rendered by a chat template, so that special tokens in it are control tokens."""
 
     @property
     def size(self) -> int:
@@ -89,7 +89,7 @@ class Encoder:
 
     @cached_property
     def _special(self) -> re.Pattern[str] | None:
-        """What looks like a special token in a text."""
+        """Pattern that matches the written form of special tokens."""
         return re.compile("|".join(map(re.escape, self._names))) if self._names else None
 
     def look_alikes(self, text: str) -> int:
@@ -97,7 +97,7 @@ class Encoder:
         return len(self._special.findall(text)) if self._special else 0
 
     def check(self, record: Record) -> Document:
-        """Return what a record holds.
+        """Check a record and convert it to a document.
 
         Raises:
             BadRow: with the reason why the record cannot be used.
@@ -131,7 +131,7 @@ class Encoder:
         return ids.astype(np.int32)
 
     def _rendered(self, messages: object) -> str:
-        """A conversation as the tokenizer's chat template writes it."""
+        """Render a conversation with the tokenizer's chat template."""
         if not _is_chat(messages):
             raise BadRow(f"{MESSAGES} must be a list of objects with role and content; found {kind_name(messages)}")
         if not self.tokenizer.chat_template:
@@ -164,7 +164,7 @@ class Encoder:
         return iter(self._plain(texts, special=chat))
 
     def _plain(self, texts: list[str], special: bool = False) -> list[list[int]]:
-        """Ids of texts by themselves; with `special`, special tokens in them are read as such."""
+        """Ids of texts, without a prefix; with `special`, special tokens in the texts become control tokens."""
         options = {"add_special_tokens": False, "split_special_tokens": not special, "verbose": False}
         found = self.tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, **options)
         return found["input_ids"]  # type: ignore[no-any-return]
@@ -178,13 +178,13 @@ class Encoder:
         )
 
     def _without_special_ids(self, text: str, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokenize a text whose look-alikes are in the tokenizer's own vocabulary, as in Unigram: cut through them."""
+        """Tokenize a text in parts, cut within its look-alikes, if the vocabulary contains these (as in Unigram)."""
         cuts = [(match.start() + match.end()) // 2 for match in self._special.finditer(text)] if self._special else []
         parts = [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
         return np.concatenate([np.array(each, np.int64) for each in self._plain(parts)]) if cuts else ids
 
     def _closed(self, document: Document, encoded: Iterator[list[int]]) -> Tokens:
-        """A document's ids with the end-of-text token behind them."""
+        """A document's ids, followed by the end-of-text token."""
         given = document.ids
         if given is None:
             ids = np.array(next(encoded), dtype=np.int64)
@@ -199,7 +199,7 @@ class Encoder:
                 raise UserError(
                     f"{document.where}: the tokenizer gives token {ids.max()}, but the embedding of "
                     f"{self.base.source.model} has {self.vocabulary} rows; the tokenizer belongs to another model, or "
-                    "tokens were added to it alone"
+                    "has added tokens that the model lacks"
                 )
             given = ids.astype(np.int32)
         if not len(given) or [int(given[-1])] == self.separator:
@@ -220,7 +220,7 @@ def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def control_tokens(base: BaseModel) -> list[int]:
-    """Return the ids that are no prose: special tokens, the prefix and the end-of-text token."""
+    """Return the ids that are not prose: special tokens, the prefix and the end-of-text token."""
     ending = end_of_text(base.tokenizer)
     return [*base.tokenizer.all_special_ids, *base.prefix, *([] if ending is None else [ending])]
 
@@ -234,7 +234,7 @@ def _is_chat(value: object) -> bool:
 
 
 def _without_lone_surrogates(text: str) -> str:
-    """The text itself; raises `BadRow` if it holds half of a surrogate pair, which no UTF-8 can."""
+    """The text itself; raises `BadRow` if it holds half of a surrogate pair, which UTF-8 cannot encode."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -38,9 +38,9 @@ def checkpoint_layers(model: PreTrainedModel, keep_attention: bool = False) -> N
     Checkpointing is non-reentrant, because reentrant checkpointing fails with cos and sin that layers share.
 
     Args:
-        model: gradient checkpointing is switched on in it.
+        model: the model to enable gradient checkpointing in.
         keep_attention: keep the outputs of the fused attention kernels (`KERNELS`) too. Eager attention, or torch's
-            fallback for it, is recomputed all the same.
+            fallback for it, is recomputed in any case.
 
     Raises:
         UserError: if transformers does not support checkpointing for this family.
@@ -67,8 +67,8 @@ def offload_inputs(model: PreTrainedModel, device: str | None = None) -> None:
     the device anyway; inside it, a layer saves nothing until it is recomputed.
 
     Args:
-        model: its checkpointing functions are wrapped.
-        device: type of the device it will run on, if it is not there yet (FSDP moves it later).
+        model: the model whose checkpointing functions are wrapped.
+        device: type of the device that the model will run on, if it is moved later (by FSDP).
     """
     device = device or next(model.parameters()).device.type
     for module in model.modules():

@@ -48,7 +48,7 @@ class World:
 
     @property
     def device(self) -> torch.device:
-        """The device of this process."""
+        """Device of this process."""
         return self.accelerator.device  # type: ignore[no-any-return]
 
     @property
@@ -111,7 +111,7 @@ def start(runtime: Runtime, seed: int, batch_size: int, micro_batch_size: int, f
 
     Args:
         runtime: section of the recipe.
-        seed: of all random number generators.
+        seed: seed of all random number generators.
         batch_size: rows per step, over all processes.
         micro_batch_size: rows per forward pass.
         folder: the run folder, in which trackers write.
@@ -127,10 +127,10 @@ def start(runtime: Runtime, seed: int, batch_size: int, micro_batch_size: int, f
     for variable, key in FOREIGN.items():
         if os.environ.get(variable, "false").lower() in ("1", "true", "yes"):
             raise UserError(
-                f"{variable} is set: the config of `accelerate launch` sets up what the recipe sets with {key}; launch "
+                f"{variable} is set: the config of `accelerate launch` conflicts with {key} of the recipe; launch "
                 "with recipes/accelerate/gpus.yaml, or with ./launch.sh"
             )
-    # Without `cpu=True` and without an accelerator, accelerate starts no process group: every process trains alone.
+    # Without `cpu=True` and without an accelerator, accelerate starts no process group, and every process trains alone.
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision="no",
@@ -141,7 +141,7 @@ def start(runtime: Runtime, seed: int, batch_size: int, micro_batch_size: int, f
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     world, sequence = accelerator.num_processes, runtime.sequence
     if world != launched:
-        raise UserError(f"{launched} processes were launched but {world} found each other; launch with ./launch.sh")
+        raise UserError(f"{launched} processes were launched but {world} are connected; launch with ./launch.sh")
     if runtime.processes not in (None, world):
         raise UserError(
             f"runtime.processes: the recipe is for {runtime.processes} processes, but {world} are running; launch "

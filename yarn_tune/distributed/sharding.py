@@ -1,11 +1,11 @@
-"""One model over many processes: frozen weights in shards (DeepSpeed's ZeRO-3 or torch's FSDP2), rows in parts.
+"""One model over many processes: sharded frozen weights (DeepSpeed's ZeRO-3 or torch's FSDP2), and split rows.
 
 The learned parameters stay whole and float32 in every process, hidden from module traversal (`tunable.RotaryProxy`).
 DeepSpeed and FSDP therefore have no optimizer, gradients, clipping or mixed precision here: they only gather the
 weights of a layer before it is used and release them afterwards. ZeRO-1 and ZeRO-2 would shard the optimizer states and
 gradients of a few learned parameters, which saves nothing over data parallelism, so they are not offered.
 
-Rows in parts is DeepSpeed's Ulysses: each of `runtime.sequence` processes holds one part of a row, and attention
+Rows are split by DeepSpeed's Ulysses: each of `runtime.sequence` processes holds one part of a row, and attention
 exchanges tokens for heads. The backward pass of the exchange is exact, so gradients are sums over processes.
 """
 
@@ -30,7 +30,7 @@ from ..recipe import Runtime
 from .processes import World
 
 Release = Callable[[], None]
-"""To be called after each backward pass: releases gathered weights."""
+"""Releases gathered weights; must be called after each backward pass."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Sharding:
     runtime: Runtime
     """Section of the recipe."""
     dtype: str
-    """Of the frozen weights."""
+    """Dtype of the frozen weights."""
     micro_batch_size: int
     """Rows per forward pass."""
 
@@ -74,12 +74,12 @@ def loading(sharding: Sharding, world: World) -> Iterator[None]:
         yield
         return
     _with_deepspeed(world)
-    # transformers loads in shards for as long as this object lives.
-    announced = HfDeepSpeedConfig(sharding.deepspeed_config())
+    # transformers shards the models that it loads while this object exists.
+    config = HfDeepSpeedConfig(sharding.deepspeed_config())
     try:
         yield
     finally:
-        del announced
+        del config
 
 
 def check_weights(model: nn.Module, dtype: str) -> None:
@@ -97,12 +97,12 @@ def check_weights(model: nn.Module, dtype: str) -> None:
 def spread(
     objective: nn.Module, model: PreTrainedModel, parameters: list[nn.Parameter], sharding: Sharding, world: World
 ) -> Iterator[Release]:
-    """In this context the objective runs over all processes of the world.
+    """Within the context, the objective runs over all processes of the world.
 
     Args:
         objective: the module whose forward pass is the loss.
         model: the frozen model inside it.
-        parameters: the learned ones, which must stay whole.
+        parameters: the learned parameters, which must stay whole.
         sharding: how to distribute weights and rows.
         world: the processes.
 
@@ -156,7 +156,7 @@ def _fsdp(objective: nn.Module, model: PreTrainedModel, sharding: Sharding, worl
 
 @contextmanager
 def _rows_split(model: PreTrainedModel, micro_batch_size: int, world: World) -> Iterator[None]:
-    """In this context, attention sees whole rows of which each process of a group holds a part."""
+    """Within the context, attention covers whole rows, of which each process of a group holds a part."""
     if world.sequence == 1:
         yield
         return
@@ -183,12 +183,12 @@ def _rows_split(model: PreTrainedModel, micro_batch_size: int, world: World) -> 
 
 
 def _with_deepspeed(world: World) -> Any:
-    """Import DeepSpeed and connect it to the process group that exists already."""
+    """Import DeepSpeed and connect it to the existing process group."""
     import deepspeed
 
     _connect(world)
     if world.device.type == "cpu":
-        # Its shared-memory exchange is for inference. It would be compiled now, for minutes; a run that is killed
+        # DeepSpeed's shared-memory exchange is for inference only, and compiling it takes minutes. A run that is killed
         # meanwhile leaves a lock file that makes the next run hang.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_init_required=False)

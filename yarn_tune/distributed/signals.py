@@ -1,8 +1,8 @@
-"""SIGTERM and SIGINT: the current step is finished and saved, then the run ends.
+"""Stop a run on SIGTERM and SIGINT, after the current step is finished and saved.
 
 A second signal ends the run at once, unless it is the same signal delivered twice: a scheduler signals every process,
-and a launcher forwards the signal it got to its processes. All processes of a run stop after the same step, because one
-that stopped alone would leave the others waiting in a collective operation.
+and a launcher forwards its signal to its processes. All processes of a run stop after the same step, because the others
+would block in a collective operation if one stopped alone.
 """
 
 import signal

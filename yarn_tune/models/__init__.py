@@ -1,4 +1,4 @@
-"""Base models: what is known of each family, RoPE facts of a config, where queries are, loading, and the token loss."""
+"""Base models: facts per family, RoPE facts of a config, location of the queries, loading, and the token loss."""
 
 from .base import BaseModel
 from .checkpoint_files import SECOND_COPY, UNQUANTISED, cache_folder, check_plain, kept_digest, quantisation_of

@@ -27,7 +27,7 @@ from .query_layout import QuerySite, query_site
 from .rope_config import Layout, RopeFacts, layout_of, rope_facts
 
 MOST_TOKENS = 10**9
-"""Of a window; above it, sizes are mistakes."""
+"""Largest accepted window; a larger one is taken for a mistake."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class BaseModel:
 
     @cached_property
     def is_local(self) -> bool:
-        """Whether its config is on this machine; reads nothing. Raises `UserError` if there is no such folder."""
+        """Whether the config is on this machine; reads no file. Raises `UserError` if there is no such folder."""
         return is_local(self.source.model, self.source.revision)
 
     @cached_property
@@ -68,7 +68,7 @@ class BaseModel:
 
     @cached_property
     def facts(self) -> RopeFacts:
-        """What the config says about the rotary embeddings; raises `UserError` if the model cannot be tuned."""
+        """RoPE facts from the config; raises `UserError` if the model cannot be tuned."""
         try:
             found = rope_facts(self.config)
             table, factor = found.table(found.native)
@@ -98,12 +98,12 @@ class BaseModel:
 
     @property
     def no_query_site(self) -> str:
-        """The reason why there is no `query_site`; empty where there is one."""
+        """The reason why `query_site` is None; empty if it is not."""
         return self._site if isinstance(self._site, str) else ""
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer beside the model; raises `UserError` if there is none."""
+        """The tokenizer of the checkpoint; raises `UserError` if there is none."""
         folder = Path(self.source.model)
         if folder.is_dir() and not own_files(folder, TOKENIZER):
             raise UserError(f"base.model: {folder} has no tokenizer; copy the files of the model it was made from")
@@ -111,11 +111,11 @@ class BaseModel:
 
     @cached_property
     def prefix(self) -> tuple[int, ...]:
-        """The tokens that the tokenizer puts before a text by itself; usually one or none."""
+        """The tokens that the tokenizer prepends to every text; usually one or none."""
         return prefix_of(self.tokenizer)
 
     def notes(self) -> list[str]:
-        """Say what is unusual about the checkpoint, and what follows from it; no weights are loaded.
+        """Describe unusual properties of the checkpoint and their consequences; loads no weights.
 
         Raises:
             UserError: for a folder that `load` would refuse: other formats than safetensors, missing files, an adapter.
@@ -165,5 +165,5 @@ class BaseModel:
         return hashlib.sha256(json.dumps(self.digests).encode()).hexdigest()
 
     def load(self, dtype: str | None = None) -> PreTrainedModel:
-        """The model with stock classes, in `dtype` (by default that of the recipe)."""
+        """Load the model with stock classes, in `dtype` (by default that of the recipe)."""
         return load_model(self.source.model, self.source.revision, dtype or self.source.dtype, self.config)

@@ -1,4 +1,4 @@
-"""The RoPE scaling in a base's own config (Llama 3.1, YaRN, longrope, linear).
+"""RoPE scaling in the config of a base (Llama 3.1, YaRN, longrope, linear).
 
 Training on such a base starts from its own table, with search-free YaRN applied on top for the factor by which the new
 window exceeds the base's. The table comes from transformers' own functions, so it equals the base's bit for bit.
@@ -27,14 +27,14 @@ class Ramp:
 
     factor: float
     original: int
-    """Tokens in which the betas count rotations."""
+    """Window in tokens within which the betas count rotations."""
     beta_fast: float
     beta_slow: float
     truncate: bool
 
     @property
     def reach(self) -> int:
-        """The window it extends to."""
+        """The window that this YaRN extends to."""
         return round(self.factor * self.original)
 
 
@@ -44,10 +44,10 @@ class Scaling:
 
     rope_type: str
     inv_freq: tuple[float, ...]
-    """Of prompts of more than `above` tokens."""
+    """Inverse frequencies for prompts of more than `above` tokens."""
     attention_factor: float
     short_inv_freq: tuple[float, ...] | None = None
-    """Of shorter prompts, where those differ (longrope)."""
+    """Inverse frequencies for shorter prompts, where they differ (longrope)."""
     above: int = 0
     ramp: Ramp | None = None
 
@@ -57,7 +57,7 @@ class Scaling:
         return torch.tensor(self.short_inv_freq if short else self.inv_freq), self.attention_factor
 
     def digest(self) -> str:
-        """A short name of the table: numbers learned over one do not fit another."""
+        """A short identifier of the table; numbers learned with one table do not fit another."""
         content = repr((self.inv_freq, self.short_inv_freq, self.attention_factor)).encode()
         return f"{self.rope_type} {hashlib.sha256(content).hexdigest()[:12]}"
 
@@ -72,10 +72,10 @@ def scaling_of(config: PreTrainedConfig, section: dict[str, Any], layer_kind: st
     if kind == "default":
         return None
     if kind not in CONTINUED:
-        reason = "changes with the length read" if kind == "dynamic" else "is not known here"
+        reason = "depends on the prompt length" if kind == "dynamic" else "is not supported"
         raise UserError(
-            f"base.model: its config carries rope_type {kind!r}, which {reason}; continued are {', '.join(CONTINUED)}. "
-            "Take the scaling out of a copy of its config.json to start from plain RoPE"
+            f"base.model: its config has rope_type {kind!r}, which {reason}; supported types: {', '.join(CONTINUED)}. "
+            "Remove the scaling from a copy of its config.json to start from plain RoPE"
         )
     compute = ROPE_INIT_FUNCTIONS[kind]
     above = int(section.get("original_max_position_embeddings") or config.max_position_embeddings)

@@ -1,7 +1,8 @@
-"""The files of a checkpoint: only its own, only safetensors, and their digests.
+"""The files of a checkpoint: which of them are read, and their digests.
 
-A checkpoint folder is foreign input. Its index may name files elsewhere or pickles (which can hold code), a link may
-lead out of the folder, and an `adapter_config.json` makes transformers add an adapter. All of these are refused.
+A checkpoint folder is untrusted input. Its index may name files elsewhere or pickles (which can hold code), a link may
+point out of the folder, and an `adapter_config.json` makes transformers add an adapter. All of these are refused. Only
+safetensors files are read as weights.
 """
 
 import hashlib
@@ -34,13 +35,13 @@ READ = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*", 
 
 
 def checkpoint_folder(model: str, revision: str | None, patterns: Sequence[str], but: str | None = None) -> Path:
-    """A folder with the files of a checkpoint that match the patterns; of a hub id, they are downloaded.
+    """A folder with the files of a checkpoint that match the patterns; files of a hub id are downloaded.
 
     Args:
         model: a folder or a hub id.
-        revision: of a hub id.
+        revision: the revision of a hub id.
         patterns: names of the files, with wildcards.
-        but: names left out.
+        but: pattern of the names to exclude.
 
     Raises:
         UserError: if a hub id cannot be downloaded.
@@ -57,7 +58,7 @@ def checkpoint_folder(model: str, revision: str | None, patterns: Sequence[str],
 
 
 def own_files(folder: Path, patterns: Sequence[str], but: str | None = None, root: Path | None = None) -> list[Path]:
-    """The files in a checkpoint folder (or in one below `root`, the checkpoint's) that match, sorted by name.
+    """The files in a checkpoint folder (or in a subfolder of it, `root`) that match the patterns, sorted by name.
 
     Raises:
         UserError: if one of them is a link to a file outside the folder.
@@ -74,7 +75,7 @@ def own_files(folder: Path, patterns: Sequence[str], but: str | None = None, roo
 
 
 def _inside(link: Path, folder: Path) -> bool:
-    """Whether a link leads into its folder, or as in the hub's cache from snapshots/<revision>/ to blobs/."""
+    """Whether a link points into `folder`, or in the hub's cache from snapshots/<revision>/ to blobs/."""
     real, home = Path(os.path.realpath(link)), Path(os.path.realpath(folder))
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
     return real.is_relative_to(home) or (blobs is not None and real.parent == blobs)
@@ -123,7 +124,7 @@ def quantisation_of(config: dict[str, Any]) -> str | None:
 
 
 def check_plain(tensors: dict[str, Tensor]) -> None:
-    """Check that tensors are floats of 16 bits or more, which alone can be folded into or merged.
+    """Check that tensors are floats of at least 16 bits, as folding and merging require.
 
     Raises:
         UserError: naming the first that is not.
@@ -153,7 +154,7 @@ def check_complete(model: str, info: dict[str, Any], wrapped: bool) -> None:
     unknown = [] if wrapped else [name for name in info.get("unexpected_keys") or () if not KNOWN_EXTRA.search(name)]
     kinds = {
         "are missing, and would be random": info.get("missing_keys") or (),
-        "have another shape than config.json says": mismatched,
+        "do not have the shape that config.json gives": mismatched,
         "are not of its model class": unknown,
     }
     for problem, names in kinds.items():
@@ -166,7 +167,7 @@ def check_complete(model: str, info: dict[str, Any], wrapped: bool) -> None:
 
 
 KNOWN_EXTRA = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|attention\.(masked_)?bias$")
-"""Buffers that old releases of transformers saved, and that are computed now."""
+"""Buffers that old releases of transformers saved and that current releases compute."""
 
 
 def files_digest(files: Sequence[Path]) -> str:
@@ -176,9 +177,9 @@ def files_digest(files: Sequence[Path]) -> str:
 
 
 def kept_digest(path: Path) -> str:
-    """SHA-256 of a file, computed once: it is kept under the user's cache by size, times and inode of the file.
+    """SHA-256 of a file, kept in the user's cache under the size, times and inode of the file.
 
-    The time of the last status change is among them, which no program can set back, so a file that was replaced under
+    The times include that of the last status change, which no program can set back, so that a file replaced by one of
     the same size and modification time is read again.
     """
     real = os.path.realpath(path)
@@ -195,7 +196,7 @@ def kept_digest(path: Path) -> str:
     try:
         write_json(kept, {"facts": facts, "digest": digest, "check": _check(facts, digest)})
     except UserError:
-        return digest  # without a place to keep it, it is computed again the next time
+        return digest  # if it cannot be kept, it is computed again the next time
     return digest
 
 

@@ -1,4 +1,4 @@
-"""What is known about each Hugging Face model class that bears on RoPE: one row per family, and nowhere else.
+"""All facts about Hugging Face model classes that tuning RoPE depends on: one row per family.
 
 To add a family, add a row here and a small config to the tests. A model type without a row is refused.
 
@@ -25,7 +25,7 @@ class Place:
     pattern: str
     """Matches tensor names; group 1 is the layer, group `head` (if there is one) the head."""
     rows: Rows
-    """How the rows of heads are arranged in them; see `query_layout.ROWS`."""
+    """How the rows of the heads are arranged in these tensors; see `query_layout.ROWS`."""
 
 
 BIAS = "attention_bias"
@@ -42,16 +42,16 @@ class Family:
 
     model_type: str
     note: str = ""
-    """For the table in docs/families.md."""
+    """Note in the table of docs/families.md."""
     refused: str = ""
     """The reason why models of this type cannot be tuned; empty where they can."""
     since: tuple[int, int] = (5, 0)
-    """First release of transformers that was seen to read the rope sections of its exports correctly."""
+    """First release of transformers that reads the rope sections of its exports correctly in tests."""
 
     queries: Place | None = None
-    """Where queries are scaled; None where it was not established, or where a norm follows the rotation."""
+    """Where queries are scaled; None if this is not known, or if a norm follows the rotation."""
     query_norm: Place | None = None
-    """The same where one of `norm_keys` switches on a norm of the queries."""
+    """Where queries are scaled if one of `norm_keys` enables a norm of the queries."""
     norm_keys: tuple[str, ...] = ("use_qk_norm", "qk_layernorm")
     norm_shift: float = 0.0
     """1 where the query norm multiplies by 1 + weight."""
@@ -60,7 +60,7 @@ class Family:
     bias_key: str = ""
     """Config key that switches biases of the attention projections on or off; empty where none is known."""
     gated: bool = False
-    """Whether the query projection holds an output gate beside the query of each head."""
+    """Whether the query projection holds an output gate after the query of each head."""
     interleaved: bool = False
     """Whether the pairs are neighbours (2i, 2i + 1); elsewhere pair i is (i, i + d/2)."""
     interleaved_key: str = ""
@@ -88,11 +88,11 @@ class Family:
     logit_scale_key: str = ""
     """Config key that multiplies the product of hidden states and vocabulary matrix."""
     logit_divisor_key: str = ""
-    """Config key that divides it."""
+    """Config key that divides the product of hidden states and vocabulary matrix."""
     gguf: str = ""
     """Its architecture name in GGUF, where factors per pair can be stored there."""
     gguf_flags: bool = False
-    """Whether llama.cpp serves a learned scale by command line flags alone."""
+    """Whether llama.cpp serves a learned scale with command line flags only."""
 
 
 def _rows(*rows: Family) -> dict[str, Family]:
@@ -100,7 +100,7 @@ def _rows(*rows: Family) -> dict[str, Family]:
 
 
 def _plain(*model_types: str) -> dict[str, Family]:
-    """Families with a plain query projection and nothing odd."""
+    """Families with a plain query projection and default values for all other facts."""
     return {each: Family(model_type=each, queries=Q_PROJ) for each in model_types}
 
 
@@ -117,7 +117,7 @@ _WORKING = {
         Family(model_type="seed_oss", queries=Q_PROJ, biased=True, bias_key=BIAS),
         Family(model_type="apertus", bias_key=BIAS, queries=Q_NORM),
         Family(model_type="bamba", note="only attention layers have positions", queries=Q_PROJ, tuned_kind=FULL),
-        Family(model_type="bitnet", note="ternary weights: frequencies alone", queries=None),
+        Family(model_type="bitnet", note="ternary weights: frequencies only", queries=None),
         Family(model_type="cohere", bias_key=BIAS, note="pairs are interleaved", interleaved=True, queries=Q_PROJ,
                query_norm=Q_NORM_ACROSS, logit_scale_key="logit_scale"),
         Family(model_type="cwm", note="sliding layers share the table", queries=Q_PROJ),
@@ -162,7 +162,7 @@ _WORKING = {
         Family(model_type="helium", note="pairs are interleaved", interleaved=True, queries=Q_PROJ),
         Family(model_type="hy_v3", queries=Q_NORM),
         Family(model_type="hyperclovax", queries=Q_PROJ, logit_scale_key="logits_scaling"),
-        Family(model_type="jetmoe", note="experts project the queries: frequencies alone", queries=None),
+        Family(model_type="jetmoe", note="experts project the queries: frequencies only", queries=None),
         Family(model_type="lfm2", note="only attention layers have positions", queries=Q_LAYERNORM, tuned_kind=FULL),
         Family(model_type="lfm2_moe", note="as lfm2", queries=Q_LAYERNORM, tuned_kind=FULL),
         Family(model_type="llama", bias_key=BIAS, queries=Q_PROJ, gguf="llama"),
@@ -238,7 +238,7 @@ _NOT_WORKING = {
     **_refused("its full-attention and its sliding layers have a rotary module each, and only one can be replaced",
                "granite_swa", "granitemoe_swa"),
     **_refused("each of its attention layers has a rotary module of its own", "moshi"),
-    **_refused("it computes its table anew in each forward, by a rule of its own", "phimoe"),
+    **_refused("it computes its table again in each forward pass, by a rule of its own", "phimoe"),
     **_refused("queries are scaled by their position too (llama_4_scaling_beta), which an export would not keep",
                "ministral3", "mistral4"),
     **_refused("RoPE scaling of its latent attention was not established for the serving stacks",
@@ -251,10 +251,10 @@ _NOT_WORKING = {
     **_refused("its config class drops the section of full-attention layers from an exported config", "mellum",
                "mimo_v2_flash"),
     **_refused("an indexer selects the tokens that its layers attend to", "minimax_m3_vl_text", "qwen4_exp_text"),
-    **_refused("a further layer stands between its hidden states and its vocabulary matrix", "modernbert-decoder"),
+    **_refused("it has a further layer between its hidden states and its vocabulary matrix", "modernbert-decoder"),
     **_refused("its vision and audio encoders are part of the language model", "phi4_multimodal"),
     **_refused("its layers share keys and values, which was not tested", "gemma3n_text"),
-    **_refused("a convolution over tokens stands between its queries and their rotation", "zaya"),
+    **_refused("it applies a convolution over tokens to its queries before the rotation", "zaya"),
     **_refused("its kinds of layers rotate different shares of each head, which not all stacks read", "laguna"),
     **_refused("it reads bytes in patches, each with RoPE of its own", "blt"),
     **_refused("queries are clamped and projected together with keys, which was not tested", "dbrx"),
@@ -272,7 +272,7 @@ def supported() -> list[str]:
 
 
 def family_of(model_type: str) -> Family:
-    """The row of a model type; one that says so where it has none."""
+    """The row of a model type; for an unknown type, a row that is refused as not supported."""
     row = FAMILIES.get(model_type)
     return row or Family(
         model_type=model_type, refused=f"it is not supported yet; supported model types: {', '.join(supported())}"

@@ -44,10 +44,10 @@ EXTRA_KEYS = {"attn_factor", "short_mscale", "long_mscale"}
 
 GIB = 2**30
 MESSAGE = 500
-"""Characters of another library's message that are shown."""
+"""Most characters of another library's message that are shown."""
 
 SIZES = {"num_hidden_layers": 10_000, "hidden_size": 10**6, "vocab_size": 10**8, "max_position_embeddings": 10**9}
-"""Largest values of a config that are not taken for mistakes; building a larger model would not end."""
+"""Largest accepted values of a config; a larger value is a mistake, and building such a model would not end."""
 
 
 def load_config(model: str, revision: str | None = None, local_only: bool = False) -> PreTrainedConfig:
@@ -60,14 +60,14 @@ def load_config(model: str, revision: str | None = None, local_only: bool = Fals
     try:
         config = _from_hub(AutoConfig.from_pretrained, model, revision=revision, local_files_only=local_only)
     except UserError:
-        # Of values of a wrong type, config classes report the first, and seldom what to write.
+        # Config classes report only the first value of a wrong type, and seldom a remedy.
         check_types(config_json(model, revision))
         raise
     check_rope_types(config.get_text_config())
     for key, most in SIZES.items():
         value = getattr(config.get_text_config(), key, None)
         if isinstance(value, (int, float)) and not 0 < value <= most:
-            raise UserError(f"base.model: {model!r}: {key} is {value} in its config, which no model has; repair it")
+            raise UserError(f"base.model: {model!r}: {key} is {value} in its config, which is out of range; repair it")
     return config  # type: ignore[no-any-return]
 
 
@@ -104,9 +104,9 @@ def is_local(model: str, revision: str | None = None) -> bool:
 
 @contextmanager
 def without_network() -> Iterator[None]:
-    """Inside, hub ids are read from the local cache alone.
+    """Within the context, hub ids are read from the local cache only.
 
-    Otherwise each load asks the hub whether a file has changed, and without a network waits for every answer.
+    Otherwise each load sends requests to the hub to find changed files, and without a network each request times out.
     """
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = True
@@ -119,15 +119,15 @@ def without_network() -> Iterator[None]:
 def load_model(
     model: str, revision: str | None = None, dtype: str = "bfloat16", config: PreTrainedConfig | None = None
 ) -> PreTrainedModel:
-    """The causal language model with stock classes, in evaluation mode, without a KV cache.
+    """Load the causal language model with stock classes, in evaluation mode, without a KV cache.
 
-    Its `inv_freq` stays float32: `from_pretrained(dtype=...)` leaves it alone, a later `.to(dtype)` would not.
+    Its `inv_freq` stays float32: `from_pretrained(dtype=...)` does not convert it, while a later `.to(dtype)` would.
 
     Args:
         model: a checkpoint folder or hub id.
-        revision: of a hub id.
-        dtype: name of the torch dtype of its weights.
-        config: of the model, if it was read already; it is copied.
+        revision: the revision of a hub id.
+        dtype: name of the torch dtype of the weights.
+        config: the config of the model, if it was loaded before; it is copied.
 
     Raises:
         UserError: if weights are missing, unknown or of another shape, or files are not the checkpoint's own.
@@ -155,7 +155,7 @@ def load_model(
 def load_tokenizer(
     model: str, revision: str | None = None, config: PreTrainedConfig | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint folder or hub id; `config` is the model's, if it was read already."""
+    """The tokenizer of a checkpoint folder or hub id; `config` is the model's, if it was loaded before."""
     known = {} if config is None else {"config": config}
     return _from_hub(AutoTokenizer.from_pretrained, model, revision=revision, **known)  # type: ignore[no-any-return]
 
@@ -165,10 +165,10 @@ LONGEST_RENDERING = 30.0
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Any, add_generation_prompt: bool = False) -> str:
-    """The text that the tokenizer's chat template makes of messages.
+    """Render messages with the tokenizer's chat template.
 
-    A template is a program that comes with the checkpoint. It runs in a sandbox, which limits one loop but not loops in
-    loops; in the main thread of a process, where a timer can interrupt it, it may take 30 seconds.
+    A template is a program that comes with the checkpoint. It runs in a sandbox, which limits single loops but not
+    nested ones; in the main thread, where a timer can interrupt it, it is limited to 30 seconds.
 
     Raises:
         UserError: if the template raises an error or takes too long.
@@ -184,7 +184,7 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Any, add_generatio
             signal.setitimer(signal.ITIMER_REAL, LONGEST_RENDERING)
         options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
         return str(tokenizer.apply_chat_template(messages, **options))  # type: ignore[arg-type]
-    except Exception as error:  # a template raises what it likes
+    except Exception as error:  # a template can raise any exception
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(f"the chat template of the tokenizer fails: {reason[:300]}") from error
     finally:
@@ -194,7 +194,7 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Any, add_generatio
 
 
 def prefix_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the tokens that this tokenizer, and so a server, puts before a text: none, `<s>`, or `[gMASK]<sop>`."""
+    """Return the tokens that this tokenizer, and so a server, prepends to a text: none, `<s>`, or `[gMASK]<sop>`."""
     probe = tokenizer("a", return_special_tokens_mask=True, verbose=False)
     added = itertools.takewhile(
         lambda pair: pair[1], zip(probe["input_ids"], probe["special_tokens_mask"], strict=True)
@@ -203,21 +203,21 @@ def prefix_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def slow_dtype(dtype: str, device: str) -> str | None:
-    """What to say where a device computes in this dtype by detours (bfloat16 on x86 without AVX-512), or None."""
+    """A warning if a device only emulates this dtype (bfloat16 on x86 without AVX-512), otherwise None."""
     if dtype == "bfloat16" and device == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "NO AVX"):
         return (
-            "WARNING: this CPU has no instructions for bfloat16, in which matrices take up to a hundred times longer "
-            "than in float32; set base.dtype: float32"
+            "WARNING: this CPU has no instructions for bfloat16, so that matrix products take up to a hundred times "
+            "longer than in float32; set base.dtype: float32"
         )
     return None
 
 
 def to_device(model: PreTrainedModel) -> PreTrainedModel:
-    """The model on the accelerator, if there is one with room for it; where there is not, a line on stderr says so."""
+    """Move the model to the accelerator if there is one with enough free memory; otherwise print why not to stderr."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is None:
         return model
-    # In float32 a model takes twice what it took in training. A tenth more, and 1 GiB, is for what it computes.
+    # A float32 model takes twice its memory in training. Reserve a tenth more, and 1 GiB, for activations.
     need, free = 1.1 * model.get_memory_footprint() + GIB, _free(accelerator)
     if need > free:
         print(
@@ -231,10 +231,10 @@ def to_device(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _free(accelerator: torch.device) -> float:
-    """Bytes to be had on it; where that is not known, no end of them."""
+    """Free bytes on the device; infinity if the number is not known."""
     if accelerator.type != "cuda":
         return math.inf
-    # What models before left behind is free too.
+    # Release the memory of earlier models first, so that it counts as free.
     gc.collect()
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info()[0]
@@ -248,35 +248,35 @@ def save_weights(weights: dict[str, Tensor], path: Path, metadata: dict[str, str
     """
     try:
         save_file(weights, path, metadata=metadata)
-        readable_by_all(path)  # safetensors creates it for its owner alone
+        readable_by_all(path)  # safetensors creates it readable by its owner only
     except (SafetensorError, OSError) as error:
         reason = re.sub(r"^.*I/O error: |\(os error.*", "", str(error)).strip()
-        raise UserError(f"{path} cannot be written ({reason}); make room, and run the same command again") from error
+        raise UserError(f"{path} cannot be written ({reason}); make room and run the same command again") from error
 
 
 def base_identity(base: Base) -> tuple[str, str | None]:
-    """Which checkpoint a recipe's base is, however its folder is spelled."""
+    """The identity of a base: its hub id, or the real path of its folder, and its revision."""
     return os.path.realpath(base.model) if Path(base.model).is_dir() else base.model, base.revision
 
 
 def _from_hub(load: Callable[..., Any], model: str, **options: Any) -> Any:
-    """Call a `from_pretrained`; a model that cannot be had is the user's error, not a traceback."""
+    """Call a `from_pretrained` and convert its errors to `UserError`."""
     try:
         with _quiet(model):
             # A checkpoint's own code is never run: what is exported must run on stock classes.
             return load(model, trust_remote_code=False, **options)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # a damaged config makes config classes divide by zero, index None, and worse
+    except Exception as error:  # config classes raise any exception for a damaged config
         reason = " ".join(str(error).split())[:MESSAGE] or type(error).__name__
         if "trust_remote_code" in str(error):
-            reason = "it brings code of its own, which is never run here; only model classes of transformers are tuned"
+            reason = "it requires custom code, which yarn-tune never runs; only classes of transformers are supported"
         raise UserError(f"base.model: {model!r} could not be loaded: {reason}") from error
 
 
 @contextmanager
 def _quiet(model: str) -> Iterator[None]:
-    """Hide what transformers prints about a load that works: the bar of a local one, warnings about `EXTRA_KEYS`."""
+    """Hide the output of a normal load: the progress bar of a local one, and warnings about `EXTRA_KEYS`."""
     bar = progress.is_progress_bar_enabled() and not is_hub_id(model)
     shown = logging.getLogger("transformers").handlers
     for handler in shown:
@@ -314,16 +314,16 @@ def rotary_site(model: PreTrainedModel) -> tuple[nn.Module, str]:
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The model's layers, by the class that transformers never splits."""
+    """The model's decoder layers, found by the class names in `_no_split_modules`."""
     return [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
 
 
 def switch_off_dropout(model: PreTrainedModel) -> None:
-    """Frozen weights need no dropout, and training mode (which checkpointing needs) would switch it on."""
+    """Set dropout to 0: frozen weights need none, and training mode (which checkpointing needs) would enable it."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    # Some families pass a probability of their own, or the config's, to a function.
+    # Some families pass a probability of the module, or the config's, to a function.
     for owner in (model.config, *model.modules()):
         for name, value in vars(owner).items():
             if "drop" in name and isinstance(value, float):

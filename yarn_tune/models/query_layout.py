@@ -1,10 +1,10 @@
 """Where the queries of a model can be scaled before they are rotated: tensor names, rows, and the pair of each row.
 
 RoPE rotates q and k in pairs of rows. Multiplying both rows of a pair of q by one number, or rotating the pair by one
-angle, commutes with RoPE, so it can be learned beside it and folded into the checkpoint. Where the query is normalised
-between projection and rotation, the norm's weight is scaled instead; heads share it, unless the norm is across all of
-them, and it cannot hold a rotation. Where the norm follows the rotation, or queries are clamped in between, nothing
-can be folded exactly.
+angle, commutes with RoPE, so it can be learned apart from RoPE and folded into the checkpoint. Where the query is
+normalised between projection and rotation, the norm's weight is scaled instead; heads share it, unless the norm is
+across all of them, and it cannot hold a rotation. Where the norm follows the rotation, or queries are clamped in
+between, nothing can be folded exactly.
 
 Shapes: `rows` is `[groups, d]`, groups being query heads, or 1 where they share a norm; `pairs` is `[d]`.
 """
@@ -26,16 +26,16 @@ from .rope_config import Layout, config_object, head_dim_of, layout_of, text_sec
 
 @dataclass(frozen=True)
 class Indices:
-    """A site's rows in a tensor of so many, on its device."""
+    """Indices of a site's rows in a tensor with a given number of rows, on its device."""
 
     rows: Tensor
     """Index of each rotated row, group after group, `[groups * d]`."""
     pairs: Tensor
-    """As `Site.pairs`, `[d]`."""
+    """`QuerySite.pairs` on this device, `[d]`."""
     partner: Tensor
-    """Index of the other row of each row's pair; of a row that is not rotated, its own; `[rows]`."""
+    """Index of the other row of each row's pair; a row that is not rotated has its own index; `[rows]`."""
     sign: Tensor
-    """With which that comes in where the pair is turned, `[groups * d]`."""
+    """Sign of the other row's contribution to a rotation of the pair, `[groups * d]`."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class QuerySite:
 
     @cached_property
     def width(self) -> int:
-        """The least number of rows that a tensor of queries has."""
+        """The smallest number of rows that a tensor of queries can have."""
         return int(self.rows.max()) + 1
 
     @property
     def normed(self) -> bool:
-        """Whether the place is a norm's weight, which can hold no turn of a pair."""
+        """Whether queries are scaled in a norm's weight, which cannot hold a rotation of a pair."""
         return "norm" in self.pattern.pattern
 
     def holds(self, name: str) -> bool:
@@ -77,7 +77,7 @@ class QuerySite:
         return match is not None and int(match[1]) in self.layers
 
     def gains_for(self, name: str, gains: Tensor) -> Tensor:
-        """Those of one tensor, `[groups, d/2]`, out of `[tuned layers, groups, d/2]`."""
+        """The gains of one tensor, `[groups, d/2]`, from those of all, `[tuned layers, groups, d/2]`."""
         match = self.pattern.search(name)
         assert match is not None
         own = gains[sorted(self.layers).index(int(match[1]))]
@@ -87,12 +87,12 @@ class QuerySite:
         return own
 
     def indices(self, rows: int, device: torch.device) -> Indices:
-        """Where the rotated rows of a tensor of `rows` are; computed once, and not again in every forward."""
+        """Indices of the rotated rows in a tensor of `rows` rows; computed once and then kept."""
         if (rows, device) not in self._indices:
             self._indices[rows, device] = self._find(rows, device)
         return self._indices[rows, device]
 
-    @torch.inference_mode(False)  # tensors made in such a mode can have no part in a gradient later
+    @torch.inference_mode(False)  # tensors made in inference mode cannot be used by autograd later
     def _find(self, rows: int, device: torch.device) -> Indices:
         order = self.pairs.argsort(stable=True).reshape(-1, 2)
         other, sign = torch.empty_like(self.pairs), torch.ones(self.pairs.shape)
@@ -106,7 +106,7 @@ class QuerySite:
 def scaled(x: Tensor, site: QuerySite, gains: Tensor) -> Tensor:
     """`x` with its rotated rows multiplied; differentiable, and computed at least in the precision of `gains`.
 
-    A pair (first, second) is read as the complex number first + i second, which is how RoPE turns it.
+    A pair (first, second) is treated as the complex number first + i second, as RoPE does.
 
     Args:
         x: `[..., rows]`.
@@ -135,10 +135,10 @@ def query_site(config: dict[str, Any]) -> QuerySite:
     family, bare = layout.family, config_object(text_section(config))
     place = family.queries
     if place is None:
-        raise UserError(f"folding: where {layout.model_type} scales its queries was not established; see export.stacks")
+        raise UserError(f"folding: it is not known where to scale queries of {layout.model_type}; see export.stacks")
     if getattr(bare, "clip_qkv", None):
         raise UserError(
-            f"folding: this {layout.model_type} clamps its queries (clip_qkv) before rotating them, so it is not exact"
+            f"folding: this {layout.model_type} clamps its queries (clip_qkv) before the rotation; folding is not exact"
         )
     if family.query_norm is not None and any(getattr(bare, key, False) for key in family.norm_keys):
         place = family.query_norm
@@ -157,7 +157,7 @@ def _rotary_dim(bare: PreTrainedConfig, layout: Layout) -> int:
 
 
 def tuned_layers(config: PreTrainedConfig) -> frozenset[int]:
-    """Layers whose queries are rotated with the table that is tuned."""
+    """Layers whose queries are rotated with the tuned table."""
     count, family = config.num_hidden_layers, family_of(config.model_type)
     kinds, switched = getattr(config, "layer_types", None), getattr(config, family.tuned_key or "", None)
     if family.tuned_kind and kinds:
@@ -178,12 +178,12 @@ def separate(config: PreTrainedConfig, dim: int) -> Tensor:
 
 
 def per_head(config: PreTrainedConfig, dim: int) -> Tensor:
-    """[q, k, v] of head 0, then of head 1, ..."""
+    """A fused projection: [q, k, v] of head 0, then of head 1, ..."""
     return _grid(torch.arange(config.num_attention_heads) * 3 * head_dim_of(config), dim)
 
 
 def shared(config: PreTrainedConfig, dim: int) -> Tensor:
-    """One norm for every head."""
+    """One norm that all heads share."""
     return _grid(torch.zeros(1, dtype=torch.long), dim)
 
 
@@ -198,7 +198,7 @@ def falcon(config: PreTrainedConfig, dim: int) -> Tensor:
 
 
 def latent(config: PreTrainedConfig, dim: int) -> Tensor:
-    """DeepSeek's queries: in each head the unrotated part first."""
+    """DeepSeek's query projection: the unrotated part of each head precedes the rotated part."""
     size = config.qk_nope_head_dim + config.qk_rope_head_dim
     return _grid(torch.arange(config.num_attention_heads) * size + config.qk_nope_head_dim, dim)
 

@@ -1,4 +1,4 @@
-"""What a config says about rotary embeddings: the shape behind a config.json, and the facts that training needs."""
+"""Rotary embeddings in a config: the layout of a config.json, and the facts that training needs."""
 
 import copy
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from .base_scaling import Ramp, Scaling, scaling_of
 from .families import FAMILIES, FULL, Family, family_of
 
 RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-"""Of the transformers that is installed."""
+"""Major and minor version of the installed transformers."""
 
 ROPE_KEYS = {"rope_scaling", "rope_parameters", "rope_theta", "rope_local_base_freq", "partial_rotary_factor",
              "rotary_pct", "rotary_emb_base"}  # fmt: skip
@@ -29,19 +29,19 @@ def head_dim_of(config: PreTrainedConfig) -> int:
     Raises:
         UserError: if the config does not give them.
     """
-    # Gemma 4 has another size in full-attention layers, and its config refuses to name one for all of them.
+    # Gemma 4 has another head size in full-attention layers, and its config raises for a size of all layers.
     per_layer = getattr(config, "is_heterogeneous", False)
     own = config.to_dict().get("head_dim") if per_layer else getattr(config, "head_dim", None)
     given = getattr(config, "qk_rope_head_dim", None) or own
     try:
         return int(given or config.hidden_size // config.num_attention_heads)
     except AttributeError as error:
-        raise UserError(f"config.json: {config.model_type} does not say how large its heads are") from error
+        raise UserError(f"config.json: {config.model_type} has no head size (head_dim)") from error
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The shape of a model's rotary embeddings, with every rope key taken away."""
+    """The shape of a model's rotary embeddings, without any rope key."""
 
     family: Family
     head_dim: int
@@ -51,17 +51,17 @@ class Layout:
     thetas: dict[str, float]
     """The family's own theta by kind, which readers fall back to."""
     partial_rotary_factor: float
-    """The family's own default."""
+    """The family's default of the share of each head that is rotated."""
     original: int | None = None
     """`original_max_position_embeddings` at the top level of the config (Phi-3 has it there)."""
     interleaved: bool = False
     """Whether the pairs are neighbours (2i, 2i + 1); elsewhere pair i is (i, i + d/2)."""
     rotated_apart: bool = False
-    """Whether `head_dim` counts the rotated part alone, so that no share of it applies."""
+    """Whether `head_dim` counts only the rotated part, so that no share of it applies."""
 
     @property
     def model_type(self) -> str:
-        """Of the text model."""
+        """The model type of the text model."""
         return self.family.model_type
 
     @property
@@ -70,7 +70,7 @@ class Layout:
         return self.kinds != ("",)
 
     def rotary_dim(self, share: float) -> int:
-        """Rotated dimensions of one head, where a config says that `share` of it is rotated."""
+        """Rotated dimensions of one head, if a config gives `share` as its rotated share."""
         return self.head_dim if self.rotated_apart else int(self.head_dim * share)
 
 
@@ -108,7 +108,7 @@ def _bare(config: dict[str, Any]) -> PreTrainedConfig:
 
 
 def config_object(config: dict[str, Any]) -> PreTrainedConfig:
-    """The config object of a config.json, or of what `to_dict` gives, which some classes do not take back whole."""
+    """The config object of a config.json, or of the result of `to_dict`, which some classes do not accept unchanged."""
     kind = CONFIG_MAPPING[config["model_type"]]
     kept = {key: value for key, value in config.items() if not isinstance(getattr(kind, key, None), property)}
     # Infinities (Mamba's time steps) are objects in a file; transformers decodes them when it reads one.
@@ -117,15 +117,15 @@ def config_object(config: dict[str, Any]) -> PreTrainedConfig:
 
 
 def layout_of(config: dict[str, Any]) -> Layout:
-    """The layout behind a config.json, from the family's own config class; that of the text model, where it wraps one.
+    """The layout of a config.json, from the family's own config class; of the text model in a wrapped config.
 
     Raises:
-        UserError: if the installed transformers does not know the model type, or it has no RoPE.
+        UserError: if the installed transformers lacks the model type, or the model has no RoPE.
     """
     text = text_section(config)
     kind = text.get("model_type", "")
     if kind not in CONFIG_MAPPING:
-        raise UserError(f"config.json: model_type {kind!r} is not one that the installed transformers knows")
+        raise UserError(f"config.json: model_type {kind!r} is not supported by the installed transformers")
     bare, family = _bare(text), family_of(kind)
     sections = getattr(bare, "rope_parameters", None)
     if not sections:
@@ -150,7 +150,7 @@ def _interleaved(family: Family, config: PreTrainedConfig) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class RopeFacts:
-    """What a base model's config says about its rotary embeddings."""
+    """Facts about the rotary embeddings of a base model, from its config."""
 
     model_type: str
     theta: float
@@ -163,15 +163,15 @@ class RopeFacts:
     layer_kind: str = ""
     """The kind of layers these facts are about; empty where all layers share one table."""
     scaling: Scaling | None = None
-    """What its config already does to the frequencies."""
+    """The scaling in its config; None for plain RoPE."""
     softmax_gain: float = 1.0
-    """What the base multiplies all its logits by on top (DeepSeek's mscale_all_dim)."""
-    sees: int | None = None
-    """How many tokens the layer with the longest sliding window attends to; None for all of them."""
+    """Additional factor of the base on all attention logits (DeepSeek's mscale_all_dim)."""
+    sliding_window: int | None = None
+    """Number of tokens that the layer with the longest sliding window attends to; None for all tokens."""
 
     @property
     def ramp(self) -> Ramp | None:
-        """The YaRN it ships, if that is its scaling."""
+        """The YaRN in its config; None if it has another scaling or none."""
         return self.scaling.ramp if self.scaling else None
 
     def table(self, length: int) -> tuple[Tensor, float]:
@@ -197,15 +197,15 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
             raise UserError(f"base.model: this {kind} has no full-attention layer, and only those can be extended")
         rope = rope[layer_kind]
     scaling = scaling_of(config, rope, layer_kind)
-    sees = None if layer_kind else _sees(config)
+    sliding_window = None if layer_kind else _sliding_window(config)
     if family.sliding_needed and has_sliding_layers(config):
         raise UserError(
             f"base.model: full-attention layers of this {kind} have no positions, so no change of RoPE extends it"
         )
-    if sees is not None and sees < config.max_position_embeddings:
+    if sliding_window is not None and sliding_window < config.max_position_embeddings:
         raise UserError(
-            f"base.model: layers of this {kind} attend to the last {sees} tokens only (sliding window), which no "
-            "change of RoPE extends"
+            f"base.model: layers of this {kind} attend to the last {sliding_window} tokens only (sliding window), "
+            "which no change of RoPE extends"
         )
     head_dim = head_dim_of(config)
     partial = rope.get("partial_rotary_factor", 1.0)
@@ -220,7 +220,7 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
         layer_kind=layer_kind,
         scaling=scaling,
         softmax_gain=softmax_gain(kind, dict(rope)),
-        sees=sees,
+        sliding_window=sliding_window,
     )
 
 
@@ -231,13 +231,13 @@ def _stated_window(config: PreTrainedConfig) -> int:
 
 
 def refusal(config: PreTrainedConfig) -> str | None:
-    """The reason why no model with this config can be tuned; None where nothing is known against it."""
+    """The reason why no model with this config can be tuned; None if no reason is known."""
     family = family_of(config.model_type)
     if config.model_type in FAMILIES and family.refused:
         return family.refused
     if config.get_text_config() is not config:
         inner = config.get_text_config().model_type
-        return f"it is multimodal; take its language model (model type {inner}) out of the checkpoint"
+        return f"it is multimodal; extract its language model (model type {inner}) from the checkpoint"
     if getattr(config, "alibi", False):
         return "its positions are ALiBi, not RoPE"
     if not family.refused and not getattr(config, "rope_parameters", None):
@@ -254,7 +254,7 @@ def refusal(config: PreTrainedConfig) -> str | None:
 
 
 def softmax_gain(kind: str, section: dict[str, Any]) -> float:
-    """What latent attention multiplies its logits by, over all dimensions of a head, under a rope section."""
+    """The factor of latent attention on its logits, over all dimensions of a head, for a rope section."""
     factor, weight = section.get("factor"), section.get("mscale_all_dim")
     if not family_of(kind).latent or section.get("rope_type") in (None, "default") or not weight or not factor:
         return 1.0
@@ -266,7 +266,7 @@ def has_sliding_layers(config: PreTrainedConfig) -> bool:
     return "sliding_attention" in (getattr(config, "layer_types", None) or ())
 
 
-def _sees(config: PreTrainedConfig) -> int | None:
+def _sliding_window(config: PreTrainedConfig) -> int | None:
     """Tokens that the layer with the longest sliding window attends to; None for all of them."""
     kinds = getattr(config, "layer_types", None)
     used = getattr(config, "use_sliding_window", True) if kinds is None else FULL not in kinds
@@ -274,7 +274,7 @@ def _sees(config: PreTrainedConfig) -> int | None:
 
 
 def logit_transform(config: PreTrainedConfig) -> Callable[[Tensor], Tensor] | None:
-    """What the family does to the product of hidden states and vocabulary matrix; None where nothing."""
+    """The family's transform of the product of hidden states and vocabulary matrix; None if it has none."""
     family = family_of(config.model_type)
     if family.logit_scale_key:
         return lambda logits: logits * getattr(config, family.logit_scale_key)

@@ -15,7 +15,7 @@ from transformers import Cache, PreTrainedModel
 from .rope_config import logit_transform
 
 CHUNK = 512
-"""Tokens whose logits exist at one time."""
+"""Tokens per chunk; only the logits of one chunk exist at a time."""
 
 Transform = Callable[[Tensor], Tensor] | None
 
@@ -66,7 +66,7 @@ def hidden_states(
     position_ids: Tensor | None = None,
     cache: Cache | None = None,
 ) -> Tensor:
-    """Last hidden states `[b, n, h]`; with `cache`, of tokens that follow those in it, which it then holds too.
+    """Last hidden states `[b, n, h]`. With `cache`, the tokens follow those in the cache and are appended to it.
 
     transformers detects document borders from `position_ids` only without a cache.
     """

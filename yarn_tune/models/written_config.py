@@ -1,4 +1,4 @@
-"""A config.json as people have it: wrapped, incomplete, with wrong types or misspelt keys, or of an unknown type."""
+"""Handle any config.json: wrapped, incomplete, with wrong types or misspelt keys, or of an unknown model type."""
 
 import copy
 import difflib
@@ -18,10 +18,10 @@ ALIASES = {"kimi_k2": "deepseek_v3"}
 
 
 def resembling(config: dict[str, Any]) -> dict[str, Any]:
-    """A config whose model type transformers lacks, in the keys of a type that it has; others as they are.
+    """Translate a config of a model type that transformers lacks to a type that it has; return others unchanged.
 
-    Code that such a checkpoint brings is not read: without an entry in `ALIASES` its keys are taken to mean what they
-    mean in a Llama-type model.
+    The checkpoint's own code is not read: without an entry in `ALIASES`, its keys are interpreted as those of a
+    Llama-type model.
     """
     kind = config.get("model_type", "")
     if kind in CONFIG_MAPPING or isinstance(config.get("text_config"), dict):
@@ -55,10 +55,10 @@ def is_foreign(config: dict[str, Any]) -> bool:
 
 
 def language_model(config: dict[str, Any]) -> tuple[dict[str, Any], Layout]:
-    """The keys of the language model in a config.json, with its window filled in, and the layout behind them.
+    """The keys of the language model in a config.json, with its window filled in, and their layout.
 
     Raises:
-        UserError: if it has no RoPE, or its config class does not take the other keys.
+        UserError: if it has no RoPE, or its config class rejects other keys.
     """
     text, layout = _language_model(json.dumps(config, default=str))
     return copy.deepcopy(text), layout
@@ -79,7 +79,7 @@ def _language_model(content: str) -> tuple[dict[str, Any], Layout]:
 
 
 def default_window(model_type: str) -> int:
-    """max_position_embeddings of the config class, for configs that leave it out."""
+    """max_position_embeddings of the config class, for configs that omit it."""
     return int(getattr(CONFIG_MAPPING[model_type](), "max_position_embeddings", 2048))
 
 
@@ -122,7 +122,7 @@ def check_types(config: dict[str, Any]) -> None:
 
 
 def check_rope_types(config: PreTrainedConfig) -> None:
-    """The same for a config that transformers loaded: its classes take strings for most numbers, and fail later."""
+    """`check_types` for a loaded config: config classes accept strings for most numbers, and fail later."""
     written = config.to_dict()
     keys = (*SECTIONS, *NUMBERS, "max_position_embeddings")
     check_types({key: written[key] for key in keys if written.get(key) is not None})
@@ -198,20 +198,20 @@ def _shown(value: Any) -> str:
 
 
 def spelling_mistakes(config: dict[str, Any], text: dict[str, Any]) -> list[str]:
-    """Keys of a config.json, and of its language model, that look like rope keys and that no stack reads, in words."""
+    """Messages about keys of a config.json and its language model that look like rope keys and that no stack reads."""
     found = {**dict(_misspelt(config)), **dict(_misspelt(text))}
-    said = [
+    messages = [
         f"{key!r} is a key that no stack reads, so what it holds is ignored; {meant!r} may be meant"
         for key, meant in found.items()
     ]
     for name in SECTIONS:
         section = text.get(name) or {}
         for part in (section, *(value for value in section.values() if isinstance(value, dict))):
-            said += [
+            messages += [
                 f"{key!r} in {name} is a key that no stack reads, so it is ignored; {meant!r} may be meant"
                 for key, meant in _misspelt_in_section(part)
             ]
-    return said
+    return messages
 
 
 def _misspelt(config: dict[str, Any]) -> list[tuple[str, str]]:
@@ -232,7 +232,7 @@ def _misspelt(config: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _misspelt_in_section(section: dict[str, Any]) -> list[tuple[str, str]]:
-    """The same for keys of a rope section."""
+    """`_misspelt` for the keys of a rope section."""
     known = [*IN_SECTION, *OTHER_IN_SECTION]
     pairs = [(key, _closest(key, known)) for key in section if key not in known]
     return [(key, close) for key, close in pairs if close is not None]

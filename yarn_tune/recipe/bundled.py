@@ -30,16 +30,16 @@ def copy_recipe(name: str, target: Path) -> list[Path]:
     Recipes share documents and scripts, so identical files that exist already are kept.
 
     Raises:
-        UserError: if there is no such recipe, or a different file of the same name exists; nothing is copied then.
+        UserError: if there is no such recipe, or a different file of the same name exists. Nothing is copied then.
     """
     if name not in shipped_recipes():
         raise UserError(f"there is no bundled recipe {name!r}; choose one of {', '.join(shipped_recipes())}")
     files = _files_of(name)
-    there = [path for path in files if (target / path).exists()]
-    if other := [str(target / path) for path in there if not _same(home() / path, target / path)]:
+    existing = [path for path in files if (target / path).exists()]
+    if other := [str(target / path) for path in existing if not _same(home() / path, target / path)]:
         raise UserError(f"{', '.join(other)}: exists with other content; nothing was copied")
     for path in files:
-        if path not in there:
+        if path not in existing:
             (target / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(home() / path, target / path)
     return [target / path for path in files]

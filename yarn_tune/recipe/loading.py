@@ -1,4 +1,4 @@
-"""Load a recipe: YAML and dotted overrides into the dataclasses of `schema.py`, checked.
+"""Load a recipe: build the dataclasses of `schema.py` from YAML and dotted overrides, and check them.
 
 Every problem of a recipe is reported at once, each with its place (file and key), the value found and what to
 write instead. Precedence: defaults < YAML < overrides (`train.steps=50`).
@@ -63,7 +63,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def _not_found(path: Path) -> str:
-    """Say that a recipe does not exist, with the nearest one beside it."""
+    """The message that a recipe does not exist, with the most similar name in its folder."""
     beside = [str(file) for file in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
     close = difflib.get_close_matches(str(path), [*beside, *(file.removesuffix(".yaml") for file in beside)], n=1)
     return f"no such file; did you mean {close[0].removesuffix('.yaml')}.yaml?" if close else "no such file"
@@ -72,7 +72,7 @@ def _not_found(path: Path) -> str:
 def open_recipe(
     recipe: str | Path | dict[str, Any] | Recipe, overrides: Sequence[str] = (), folder: str | Path | None = None
 ) -> tuple[Recipe, Path]:
-    """Read a recipe and name its run folder.
+    """Read a recipe and determine its run folder.
 
     Args:
         recipe: a recipe's path, a run folder, the recipe as nested dicts, or one that was read already.
@@ -81,7 +81,7 @@ def open_recipe(
             `runs/<name>`.
 
     Raises:
-        UserError: if there is no such recipe, or if it is impossible, with every problem found.
+        UserError: if there is no such recipe, or if it cannot be run, with every problem found.
     """
     if isinstance(recipe, (dict, Recipe)):
         read = parse_recipe(recipe, list(overrides)) if isinstance(recipe, dict) else recipe
@@ -102,7 +102,7 @@ CHECKSUM = re.compile(HEAD + r"[0-9a-f]{64}\n")
 
 
 def checksum_line(text: str) -> str:
-    """The first line of the recipe in a run folder; what is below it must not change any more."""
+    """The first line of the recipe in a run folder; the lines below it must not change afterwards."""
     return f"{HEAD}{hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
@@ -111,7 +111,7 @@ def _check_checksum(source: str, text: str) -> None:
     head = CHECKSUM.match(text)
     broken = head is None and text.startswith(HEAD)
     if broken or (head and checksum_line(text[head.end() :]) != head[0]):
-        remedy = "put it back as it was, and give other settings on the command line (key=value)"
+        remedy = "restore it, and pass other settings on the command line (key=value)"
         raise RecipeError(source, [f"changed since yarn-tune wrote it; {remedy}"])
 
 

@@ -1,4 +1,4 @@
-"""What the names in a recipe refer to: document files, datasets and checkpoints.
+"""Resolve the names in a recipe: document files, datasets and checkpoints.
 
 This module needs neither torch nor transformers, so that a mistyped name is reported at once.
 """
@@ -25,10 +25,10 @@ def kind_of(path: str) -> tuple[str, str] | None:
 
 
 def matching_files(pattern: str) -> list[str]:
-    """Return the files that a name stands for, sorted: a file, a folder's document files, or what a glob matches.
+    """Return the files that a name refers to, sorted: a file, the document files in a folder, or matches of a glob.
 
-    A path that exists is taken as it is, also with `[` or `*` in it. Of a folder, all files of a known kind beneath it
-    are read, except hidden ones.
+    A path that exists is used literally, even with `[` or `*` in it. In a folder and its subfolders, all files of a
+    known kind are read, except hidden ones.
     """
     name = os.path.expanduser(pattern)
     if os.path.isdir(name):
@@ -55,13 +55,13 @@ def located(name: str, folder: Path) -> str:
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether this is `org/name`; if `org` is a folder here it is a path, perhaps a mistyped one."""
+    """Whether a name is a hub id, `org/name`; if a folder `org` exists, the name is a path instead."""
     path = Path(model)
     return model.count("/") == 1 and not model.startswith((".", "/", "~")) and not path.parent.is_dir()
 
 
 def what_is(path: Path) -> str:
-    """Say what a path is, and which command takes it: the end of the message about a wrong argument."""
+    """Describe a path and the command that accepts it, to end the message about a wrong argument."""
     if not path.exists():
         return "there is no such file or folder"
     if path.suffix == ".gguf":

@@ -32,7 +32,7 @@ class Findings:
 
 
 MOST_NODES = 100_000
-"""Values in a YAML text, with every alias written out."""
+"""Most values in a YAML text, with every alias expanded."""
 
 
 def read_yaml(text: str) -> Any:
@@ -44,7 +44,7 @@ def read_yaml(text: str) -> Any:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None and _size(root, {}) > MOST_NODES:
-            raise yaml.YAMLError(f"its aliases make more than {MOST_NODES:,} values of it")
+            raise yaml.YAMLError(f"its aliases expand to more than {MOST_NODES:,} values")
         return yaml.safe_load(text)
     except (ValueError, OverflowError) as error:  # a number of thousands of digits, a date that does not exist
         raise yaml.YAMLError(str(error).split(";")[0]) from error
@@ -53,9 +53,9 @@ def read_yaml(text: str) -> Any:
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """The number of values below a node, with every alias written out."""
+    """The number of values below a node, with every alias expanded."""
     if id(node) not in known:
-        known[id(node)] = MOST_NODES + 1  # while it is counted: a node within itself never ends
+        known[id(node)] = MOST_NODES + 1  # until it is counted, so that a node that contains itself ends
         children = node.value if isinstance(node, yaml.CollectionNode) else []
         inner = itertools.chain.from_iterable(each if isinstance(each, tuple) else (each,) for each in children)
         known[id(node)] = 1 + sum(_size(each, known) for each in inner)
@@ -162,8 +162,8 @@ def _annotated(hint: Any, notes: tuple[Any, ...], value: Any, place: str, findin
     constraints: list[Constraint] = [note for note in notes if not isinstance(note, str)]
     if findings.unusable == unusable and not all(each.holds(value) for each in constraints):
         named = [each for each in constraints if not isinstance(each, Bound) or not each.holds(value)]
-        wanted = " and ".join(each.text for each in named).replace(" and be ", " and ")
-        findings.problems.append(f"{place}: must {wanted}; found {show(value)}")
+        conditions = " and ".join(each.text for each in named).replace(" and be ", " and ")
+        findings.problems.append(f"{place}: must {conditions}; found {show(value)}")
         findings.out_of_range.append(place)
     reasons = "".join(f" ({note})" for note in notes if isinstance(note, str))
     findings.problems[before:] = [problem + reasons for problem in findings.problems[before:]]
@@ -194,7 +194,7 @@ def _join(place: str, key: object) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as messages show it, cut to 60 characters."""
+    """A value as printed in messages, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

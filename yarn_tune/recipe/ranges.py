@@ -1,6 +1,6 @@
 """Ranges of recipe values, written beside the field: `steps: Annotated[int, AtLeast(1)] = 100`.
 
-`parsing` reads these annotations; nothing else knows them. A string among the annotations is the reason for the range,
+`parsing` checks these annotations and `keys` lists them. A string among the annotations is the reason for the range,
 and is added to the message.
 """
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
 LONGEST_NAME = 200
-"""Bytes of a folder name; file systems take 255, and names of partial files are longer."""
+"""Most bytes of a folder name. File systems allow 255, and the names of partial files are longer."""
 
 
 class Constraint(Protocol):
@@ -20,7 +20,7 @@ class Constraint(Protocol):
 
     @property
     def text(self) -> str:
-        """The condition, to follow "must"."""
+        """The condition as words that follow "must"."""
         ...
 
 
@@ -95,7 +95,7 @@ class Below:
 
 @dataclass(frozen=True)
 class NotEmpty:
-    """A text or a list with something in it."""
+    """A text or a list that is not empty."""
 
     def holds(self, value: str | list[Any]) -> bool:
         """See `Constraint`."""
@@ -124,7 +124,7 @@ class FolderName:
 
 Count = Annotated[int, AtLeast(1), Bound(10_000_000)]
 Length = Annotated[int, AtLeast(2), Bound(100_000_000)]
-"""Tokens of something that has at least one prediction."""
+"""A number of tokens that has at least one prediction."""
 Share = Annotated[float, AtLeast(0), AtMost(1)]
 Rate = Annotated[float, Above(0), Bound(1e6)]
 Weight = Annotated[float, AtLeast(0)]

@@ -1,4 +1,4 @@
-"""The recipe's sections for what follows training: `eval` and `export`."""
+"""The recipe sections for the steps after training: `eval` and `export`."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -13,7 +13,7 @@ class Retrieve:
     """Retrieval of numbers that are hidden in the held-out documents."""
 
     lengths: Annotated[list[Length], NotEmpty(), "name a length, or null"] | None = None
-    """Lengths of the prompts; null: the native window doubled up to the window, each less 16 tokens for the answer."""
+    """Lengths of the prompts; null: the native window doubled up to the window, each minus 16 tokens for the answer."""
     depths: Annotated[list[Share], NotEmpty(), "name a depth"] = field(
         default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0]
     )
@@ -34,14 +34,14 @@ MethodName = Literal["linear", "ntk", "dynamic", "ntk-by-parts", "llama3", "abf"
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """What `compare` measures on the held-out documents."""
+    """Settings of `compare`, which measures on the held-out documents."""
 
     methods: list[MethodName] = field(default_factory=lambda: ["linear", "ntk", "dynamic"])
-    """Search-free methods measured beside the base, its slid native window and YaRN."""
+    """Search-free methods to measure besides the base, the base with a sliding native window, and YaRN."""
     native_adapted: bool = False
-    """Train a control: the same kinds of numbers except frequencies, learned at the native window from the same rows,
-    cut, and measured with the native window slid. A gain that the control has too is adaptation to the text, not a
-    longer reach. Costs a second training."""
+    """Train a control: the same kinds of numbers except frequencies, learned from the same rows cut to the native
+    window, and measured with a sliding native window. An improvement that the control has too is adaptation to the
+    text, not a longer reach. Costs a second training."""
 
     lengths: Annotated[list[Length], NotEmpty(), "name a length, or null"] | None = None
     """Lengths of the excerpts; null: native window and window."""
@@ -50,13 +50,13 @@ class Eval:
     buckets: Count = 8
     """Position buckets per window."""
     stride: Count | None = None
-    """Step of the native window that is slid over the document; null: a quarter of the native window."""
+    """Stride of the sliding native window; null: a quarter of the native window."""
     chunk: Count | None = None
     """Tokens per forward pass over a KV cache, for documents too long for one pass; null: the whole document."""
     key_gain: Annotated[float, Above(0)] = 2.0
-    """A key token is one whose NLL far context lowers by at least this much ..."""
+    """Least reduction of the NLL of a key token by far context, in nats (threshold of LongPPL)."""
     key_floor: Annotated[float, Above(0)] = 2.0
-    """... to at most this much (the thresholds of LongPPL)."""
+    """Largest NLL of a key token with far context, in nats (threshold of LongPPL)."""
     retrieval: Retrieve | None = None
     """null: retrieval is not measured."""
 
@@ -75,7 +75,7 @@ class Export:
     """The checkpoint to serve."""
 
     stacks: Annotated[list[StackName], NotEmpty(), "name a stack, or null"] | None = None
-    """Serving stacks that must compute what was learned; null: the usual ones that run this family."""
+    """Serving stacks that must apply all learned numbers; null: the common stacks that run this family."""
     fold: Literal["auto", "never", "always"] = "auto"
     """Multiply the temperature into the query projections; auto: only where a stack needs it."""
     tolerance: Annotated[float, Above(0)] = 1e-4

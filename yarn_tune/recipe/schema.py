@@ -1,6 +1,6 @@
 """The sections of a recipe: frozen dataclasses with every default and every range.
 
-The sections for what follows training, `eval` and `export`, are in `results_schema.py`.
+The sections for the steps after training, `eval` and `export`, are in `results_schema.py`.
 
 Units: lengths and positions are in tokens; learning rates are per step, in log space (a rate of 0.01 moves a
 number by about 1% per step). Ranges are annotations, explained in `ranges.py`.
@@ -34,7 +34,7 @@ YARN = "yarn"
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """What is learned, and for which window."""
+    """The numbers to learn, and the window to learn them for."""
 
     window: Length
     """Window to serve after tuning."""
@@ -43,7 +43,7 @@ class Rope:
     factor: Annotated[float, AtLeast(1), "a smaller factor would shrink the window"] | None = None
     """YaRN's scale at the start; null: window / native."""
     frequencies: Literal["fixed", "scale", "ramp", "per_pair"] = "per_pair"
-    """What is learned of the frequency table. fixed: nothing; the table and the temperature t stay those of search-free
+    """Learned parameters of the frequency table. fixed: none; the table and the temperature t stay those of search-free
     YaRN, so that query gains or LoRA are learned alone, for which rows of half the window suffice. scale: s and t.
     ramp: s, t, beta_fast and beta_slow. per_pair: one factor per rotary pair, and t."""
     query_gains: Literal["none", "layer", "head", "pair", "pair_phase"] = "none"
@@ -51,11 +51,11 @@ class Rope:
     layer, head: one gain per layer or head. pair: one per head and rotary pair. pair_phase: one gain and one angle per
     head and rotary pair."""
     qk_bias: bool = False
-    """Learn offsets of queries and keys, exported as biases of their projections, where the family can have them."""
+    """Learn offsets of queries and keys, exported as biases of their projections, where the family supports them."""
     init: Annotated[str, NotEmpty()] = YARN
     """yarn: every parameterisation starts as search-free YaRN, exactly. Or the folder of a finished run, of a run's
-    checkpoint, or of an adapter, on the same base and with the same `frequencies`, `query_gains` and `lora`: its
-    learned numbers are the start. `train.weight_decay` pulls towards YaRN in both cases. Change `train.seed` too,
+    checkpoint, or of an adapter, on the same base and with the same `frequencies`, `query_gains` and `lora`: learning
+    starts from its numbers. `train.weight_decay` pulls towards YaRN in both cases. Change `train.seed` too,
     or the run reads the rows of the earlier one again."""
     beta_fast: float = 32.0
     """Rotations within the native window above which YaRN keeps a pair's frequency."""
@@ -76,7 +76,7 @@ class Lora:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Documents, and how they become rows."""
+    """Documents, and how rows are made from them."""
 
     train: Files
     """Files, folders or globs, relative to the working folder or to the recipe's; or `hub:org/name[:split]` for a
@@ -91,8 +91,8 @@ class Data:
     prepare: str | None = None
     """The command that creates the files, shown when they do not exist."""
     text_key: str = "text"
-    """Field that holds the text; a field `input_ids` with token ids is used without tokenization, and without either
-    `messages` are written by the chat template."""
+    """Field that holds the text. A field `input_ids` with token ids is used without tokenization. If a record has
+    neither, its `messages` are rendered with the chat template."""
     skip_bad_rows: bool = False
     """Skip and count rows that cannot be used, instead of refusing the file."""
     rows: Count | None = None
@@ -103,7 +103,7 @@ class Data:
     """long: a row is a span of one document where documents are long enough, else several documents joined. concat:
     documents share rows, each isolated from the others, with positions from zero."""
     lengths: Annotated[list[Length], NotEmpty(), "name a length, or null"] | None = None
-    """Lengths that rows are cut to, one per step; null: rows are read whole."""
+    """Lengths that rows are cut to, one length per step; null: rows are not cut."""
     order: Literal["mixed", "staged"] = "mixed"
     """Order of `lengths`. mixed: they alternate. staged: one after another, each for its share of the steps."""
     needles: Share = 0.0
@@ -122,7 +122,7 @@ class Data:
         return [*self.train, *(self.validation or []), *self.heldout, *self.heldout_unlike]
 
     def length_at(self, step: int, steps: int) -> int | None:
-        """The length that rows are cut to in a step; None where they are read whole."""
+        """The length that rows are cut to in a step; None if they are not cut."""
         if self.lengths is None:
             return None
         turn = step if self.order == "mixed" else step * len(self.lengths) // steps
@@ -174,8 +174,8 @@ class Train:
     """Decay of every learned number towards search-free YaRN, where a gain is 1 and a phase 0. It is AdamW's: a step
     moves a number by at most rate x decay of its distance."""
     objective: Literal["next-token", "distill"] = "next-token"
-    """next-token: cross entropy. distill: KL from the base's own predictions, with its native window slid along the
-    row."""
+    """next-token: cross entropy. distill: KL from the base's own predictions, computed with a sliding native
+    window."""
     short_context_kl: Weight = 0.0
     """Weight of KL(base || tuned) inside the native window, which preserves the predictions on short texts."""
     answer_weight: Weight = 50.0
@@ -183,11 +183,11 @@ class Train:
     seed: Annotated[int, AtLeast(0), Below(2**32)] = 0
     gradient_checkpointing: bool = True
     keep_attention: bool = False
-    """Keep the output of attention beside the inputs of checkpointed layers, so that it is not computed again."""
+    """Keep the output of attention as well as the inputs of checkpointed layers, so that it is not computed again."""
     offload_activations: bool = False
     """Keep the inputs of checkpointed layers in CPU memory."""
     tiled_mlp: Count | None = None
-    """Tokens of a row that pass an MLP at a time; null: all. Saves memory for one more forward pass of the MLP."""
+    """Tokens per tile of the MLPs; null: whole rows. Saves memory at the cost of one more forward pass of the MLPs."""
     decide: bool = False
     """At the end, keep the state with the lowest loss on validation rows (`data.validation`): the final or the averaged
     numbers, their offsets from search-free YaRN multiplied by 1, 0.75, 0.5, 0.25 or 0."""
@@ -201,7 +201,7 @@ class Train:
         return self.objective != "next-token" or self.short_context_kl > 0
 
 
-STAGES = "stages 1 and 2 shard gradients and optimizer state, which here belong to a few thousand numbers"
+STAGES = "stages 1 and 2 shard gradients and optimizer state, which are small here: the base is frozen"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +209,7 @@ class Runtime:
     """Processes and logs."""
 
     processes: Count | None = None
-    """Number of processes that the run expects; another number is an error. null: any."""
+    """Required number of processes; any other number is an error. null: any number."""
     zero: Annotated[Literal[0, 3], STAGES] = 0
     """3: frozen weights sharded over the processes by DeepSpeed. 0: whole in each process."""
     fsdp: bool = False
@@ -219,7 +219,7 @@ class Runtime:
     sequence: Count = 1
     """Processes that share each row (DeepSpeed's Ulysses), for rows whose activations do not fit one device."""
     timeout_minutes: Annotated[float, Above(0), AtMost(10080), "a week is 10080"] = 30.0
-    """How long a process waits for the others before it gives up; set it above the time of the slowest step."""
+    """Timeout of communication between processes; set it above the time of the slowest step."""
     trackers: list[Literal["wandb", "tensorboard"]] = field(default_factory=list)
     threads: Count | None = None
     """CPU threads per process; null: torch's default."""

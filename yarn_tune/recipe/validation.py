@@ -1,7 +1,7 @@
 """Rules about several keys of a recipe. The range of a single value is annotated beside its field in `schema.py`.
 
 A rule is checked only if all values that it reads are inside their own ranges, so that no rule has to guard against
-them. What depends on the base model is checked where the model is read.
+them. Conditions on the base model are checked where the model is loaded.
 """
 
 from collections.abc import Callable, Sequence
@@ -93,7 +93,7 @@ _LEARNED: list[Rule[Recipe]] = [
 _DATA: list[Rule[Recipe]] = [
     Rule(
         "data.heldout", ("data.train",), lambda r: not {*r.data.train} & {*r.data.heldout},
-        "a document of data.train is listed here too, and a measurement on training documents says nothing; name other "
+        "a document of data.train is listed here too, and measurements on training documents are not valid; name other "
         "documents",
     ),
     Rule(

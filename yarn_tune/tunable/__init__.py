@@ -1,4 +1,4 @@
-"""The trainable parameters: the rotary module, query gains and phases, LoRA, and folding into weights."""
+"""The trainable parameters: the rotary module, query gains and phases, biases, LoRA, and folding into weights."""
 
 from .attachment import FollowingHooks, attach, attach_fixed, base_model_active, detach, observe
 from .folding import Folded, config_changes, fold_checkpoint, fold_parameters, set_parameters

@@ -1,7 +1,7 @@
 """Attach trainable or fixed numbers to a loaded model, and detach them.
 
-The rotary module is swapped, numbers that act in the weights are applied by forward hooks on the modules whose weights
-they will be folded into, and LoRA adapters are put beside the weights. The model itself is frozen and unchanged.
+The rotary module is replaced, numbers that act in the weights are applied by forward hooks on the modules whose weights
+they will be folded into, and LoRA adapters are added to the target modules. The model itself is frozen and unchanged.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ from .replacement import FixedRotary, RotaryProxy, swap
 from .rotary import TunableRotary
 
 Values = Callable[[], WeightFold | None]
-"""The values at the time of a forward pass; None leaves the outputs as they are."""
+"""Returns the values during a forward pass; None leaves the outputs unchanged."""
 
 
 def attach(
@@ -35,11 +35,11 @@ def attach(
     The model must be loaded in its final dtype. It then computes search-free YaRN.
 
     Args:
-        model: with its stock rotary module.
+        model: the model, with its stock rotary module.
         start: values of the table at the start.
         frequencies: as in `rope.frequencies`.
         adjustments: parameters that act in the weights.
-        lora: section of the recipe; adapters are added beside the target weights.
+        lora: section of the recipe; adapters are added to the target modules.
 
     Raises:
         RuntimeError: if something is attached already.
@@ -86,7 +86,7 @@ def add_hooks(model: nn.Module, places: WeightFold, values: Values) -> list[Remo
 
 
 def observe(model: nn.Module, rotary: TunableRotary) -> list[RemovableHandle]:
-    """Hooks that measure the sizes of activations that rates are relative to, where that is still to be done."""
+    """Add hooks that measure the activation sizes to which learning rates are relative, unless they were measured."""
 
     def hook_of(adjustment: Adjustment, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -95,8 +95,8 @@ def observe(model: nn.Module, rotary: TunableRotary) -> list[RemovableHandle]:
 
         return hook
 
-    waiting = [(each, modules_of(model, each())) for each in rotary.adjustments if each.unscaled()]
-    return [m.register_forward_hook(hook_of(each, name)) for each, found in waiting for name, m in found.items()]
+    unmeasured = [(each, modules_of(model, each())) for each in rotary.adjustments if each.unscaled()]
+    return [m.register_forward_hook(hook_of(each, name)) for each, found in unmeasured for name, m in found.items()]
 
 
 def modules_of(model: nn.Module, places: WeightFold) -> dict[str, nn.Module]:
@@ -112,7 +112,7 @@ def modules_of(model: nn.Module, places: WeightFold) -> dict[str, nn.Module]:
 
 
 class FollowingHooks:
-    """Hooks as of `add_hooks` on a model whose modules may still be wrapped and unwrapped, as LoRA does."""
+    """Hooks as from `add_hooks`, for a model whose modules may be wrapped or unwrapped later, for example by LoRA."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -121,13 +121,13 @@ class FollowingHooks:
         self._handles: list[RemovableHandle] = []
 
     def add(self, places: WeightFold, values: Values) -> None:
-        """Apply values of one more kind; a kind that is there already is left as it is."""
+        """Add the values of one kind; a kind that was added before is not changed."""
         kinds = {**{places.kind: (places, values)}, **self._acts}
         self._acts = {kind: kinds[kind] for kind in KINDS if kind in kinds}  # applied in the order of the table
         self.remove()
 
     def follow(self) -> None:
-        """Put the hooks on the modules that are in place now, unless they are there already."""
+        """Register the hooks on the current modules, unless they are registered there already."""
         if self._places and all(getattr(parent, name) is module for parent, name, module in self._places):
             return
         self.remove()
@@ -146,7 +146,7 @@ class FollowingHooks:
 
 @contextmanager
 def base_model_active(rotary: TunableRotary) -> Iterator[None]:
-    """Within the context, the model that `rotary` is attached to computes what the base does."""
+    """Within the context, the model that `rotary` is attached to gives the outputs of the base."""
     rotary.bypassed = True
     rotary.lora.switch(False)
     try:
@@ -157,7 +157,7 @@ def base_model_active(rotary: TunableRotary) -> Iterator[None]:
 
 
 def detach(model: PreTrainedModel) -> None:
-    """Restore the stock modules; the learned numbers are in the module that `attach` returned."""
+    """Restore the stock modules; the module that `attach` returned keeps the learned numbers."""
     remove_lora(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

@@ -1,8 +1,8 @@
 """Fold learned values into the tensors of a checkpoint, or of a loaded model.
 
-Folding is exact in real arithmetic: a checkpoint in bfloat16 rounds every folded weight anew (by about 0.1% each);
-`Folded.rounding` is how much that was. The attention temperature is folded into the queries where a stack reads no
-config key for it.
+Folding is exact in real arithmetic. A checkpoint in bfloat16 rounds every folded weight again (by about 0.1% each);
+`Folded.rounding` measures this. The attention temperature is folded into the queries where a stack reads no config key
+for it.
 """
 
 import json
@@ -25,14 +25,14 @@ from .query_gains import GainFold, uniform_gain
 
 @dataclass(frozen=True)
 class Folded:
-    """What was folded into a checkpoint."""
+    """Summary of what was folded into a checkpoint."""
 
     gain: float
-    """The temperature's part, which multiplies logits."""
+    """Factor on the logits from the part of the temperature that was folded."""
     tensors: int
     numbers: int
     rounding: float
-    """Root mean square of the relative change by rounding to the checkpoint's dtype; near 0 for float32."""
+    """Root mean square of the relative change from rounding to the checkpoint's dtype; near 0 for float32."""
 
 
 def with_gain(config: dict[str, Any], gain: float, folds: Sequence[WeightFold]) -> list[WeightFold]:
@@ -40,7 +40,7 @@ def with_gain(config: dict[str, Any], gain: float, folds: Sequence[WeightFold]) 
 
     Args:
         config: config.json of the base.
-        gain: what the temperature folded into the queries multiplies logits by; 1 for none.
+        gain: factor on the logits from the temperature that is folded into the queries; 1 for none.
         folds: learned values, in the order in which they are applied.
 
     Raises:
@@ -52,7 +52,7 @@ def with_gain(config: dict[str, Any], gain: float, folds: Sequence[WeightFold]) 
 
 
 def fold_tensor(name: str, tensor: Tensor, folds: Sequence[WeightFold]) -> Tensor:
-    """The tensor with all values folded that act on it, float64."""
+    """The tensor with all values that act on it folded in, float64."""
     exact = tensor.double()
     for fold in folds:
         if fold.holds(name):
@@ -68,7 +68,7 @@ def config_changes(folds: Sequence[WeightFold]) -> dict[str, Any]:
 def fold_parameters(
     model: nn.Module, config: dict[str, Any], gain: float, folds: Sequence[WeightFold]
 ) -> dict[str, Tensor]:
-    """What `fold_checkpoint` makes of a model's parameters, by name, on the CPU; the model is unchanged."""
+    """The parameters that `fold_checkpoint` would change, folded, by name, on the CPU; the model is unchanged."""
     every = with_gain(config, gain, folds)
     parameters = dict(model.named_parameters())
     named = {n: p.detach().cpu() for n, p in parameters.items() if any(fold.holds(n) for fold in every)}
@@ -96,7 +96,7 @@ def set_parameters(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 def _index(folder: Path, file: str, tensors: dict[str, Tensor]) -> None:
-    """Enter new tensors of a weight file in the index of a checkpoint that has several."""
+    """Add new tensors of a weight file to the index of a checkpoint that has several files."""
     path = folder / "model.safetensors.index.json"
     if tensors and path.is_file():
         index = json.loads(path.read_text(encoding="utf-8"))
@@ -111,13 +111,13 @@ def fold_checkpoint(folder: Path, config: dict[str, Any], gain: float, folds: Se
     """Fold values into the checkpoint's weight files, in place.
 
     Args:
-        folder: of the checkpoint.
+        folder: the folder of the checkpoint.
         config: its config.json.
-        gain: of all rotated query dimensions of tuned layers.
+        gain: gain of all rotated query dimensions of tuned layers.
         folds: learned values, in the order in which they are applied.
 
     Raises:
-        UserError: if this family cannot carry it, and nothing is written then; or if a file cannot be written.
+        UserError: if values cannot be folded into this family (nothing is written then), or a file cannot be written.
     """
     every = with_gain(config, gain, folds)
     added = {name: shape for fold in every for name, shape in fold.added().items()}
@@ -126,7 +126,7 @@ def fold_checkpoint(folder: Path, config: dict[str, Any], gain: float, folds: Se
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             names, metadata = set(file.keys()), file.metadata()
-        # A new bias is put into the file of its weight.
+        # A new bias goes into the file of its weight.
         new_here = {n: added.pop(n) for n in sorted(added) if f"{n.removesuffix('bias')}weight" in names}
         held = [n for n in sorted({*names, *new_here}) if any(fold.holds(n) for fold in every)]
         if not held and not new_here:
@@ -145,7 +145,7 @@ def fold_checkpoint(folder: Path, config: dict[str, Any], gain: float, folds: Se
             tensors, numbers = tensors + 1, numbers + int(changed.sum())
         save_weights(weights, path, metadata)
     if added:
-        raise UserError(f"folding: {folder} has no weights beside which {', '.join(sorted(added)[:3])} ... belong")
+        raise UserError(f"folding: {folder} has no weights to which {', '.join(sorted(added)[:3])} ... belong")
     if not tensors:
         raise UserError(f"folding: no tensor found in {folder} that the learned numbers act in")
     return Folded(gain, tensors, numbers, (squares / max(1, numbers)) ** 0.5)

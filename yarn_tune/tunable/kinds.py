@@ -20,11 +20,11 @@ class Kind:
     """One kind of learned number."""
 
     name: str
-    """As in `train.learning_rate` and `train.weight_decay`, and in counts."""
+    """Name in `train.learning_rate`, `train.weight_decay` and counts."""
     key: str
-    """Key of the recipe that switches it on."""
+    """Recipe key that enables it."""
     label: str
-    """In sentences of reports and messages."""
+    """Name in sentences of reports and messages."""
     identity: float
     """Value in natural units that leaves search-free YaRN (or the base's weights) unchanged."""
     learned: Callable[[Rope, Lora | None], bool]
@@ -36,13 +36,13 @@ class Kind:
     folded_into: str
     """Where the export puts the values."""
     make: Callable[[dict[str, Any], Rope], Adjustment | None] | None = None
-    """From config.json of the base: the parameters; None where another row or the rotary module has them."""
+    """Makes the parameters from config.json of the base; None where another row or the rotary module has them."""
     kept_queries: int = 0
     """Copies of the queries that a layer keeps between the passes for the gradients of this kind."""
 
 
 def _gain_rate(rope: Rope) -> float:
-    """The rate of log gains: numbers that move more of the queries move slower."""
+    """The rate of log gains: numbers that scale more of the queries get a lower rate."""
     return {"layer": 0.01, "head": 0.02}.get(rope.query_gains, 0.03)
 
 
@@ -115,7 +115,7 @@ KINDS: dict[str, Kind] = {
         ),
     )
 }
-"""By name, in the order of the optimizer's groups; adjustments are applied in this order too."""
+"""All kinds by name, in the order of the optimizer's groups; adjustments are applied in this order too."""
 
 
 def kinds_of(rope: Rope, lora: Lora | None = None) -> list[Kind]:
@@ -131,7 +131,7 @@ def adjustments_for(config: dict[str, Any], rope: Rope) -> tuple[Adjustment, ...
         rope: section of the recipe.
 
     Raises:
-        UserError: if this family cannot carry one of them, with the reason.
+        UserError: if this family does not support one of them, with the reason.
     """
     made = [kind.make(config, rope) for kind in kinds_of(rope) if kind.make is not None]
     return tuple(adjustment for adjustment in made if adjustment is not None)

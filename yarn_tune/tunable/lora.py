@@ -1,4 +1,4 @@
-"""LoRA: low-rank changes of the weights, trained beside the other learned numbers and merged at export.
+"""LoRA: low-rank changes of the weights, trained together with the other learned numbers and merged at export.
 
 PEFT injects the adapters. Only their factors leave this module, so that evaluation and export need no PEFT model: a
 weight W becomes W + B A, and other values are folded into that sum.
@@ -40,7 +40,7 @@ class LoraFactors:
         self, parameters: dict[str, nn.Parameter] | None = None, adapters: list[nn.Module] | None = None
     ) -> None:
         self.parameters = parameters or {}
-        """By name, `lora.<weight>.A` and `lora.<weight>.B`."""
+        """Parameters by name, `lora.<weight>.A` and `lora.<weight>.B`."""
         self._adapters = adapters or []
 
     def matching(self, numbers: dict[str, Tensor]) -> dict[str, nn.Parameter]:
@@ -50,12 +50,12 @@ class LoraFactors:
         return self.parameters
 
     def switch(self, on: bool) -> None:
-        """Let the adapters take part in the forward pass, or not; their parameters stay trainable."""
+        """Enable or disable the adapters in the forward pass; their parameters stay trainable."""
         for module in self._adapters:
             module._disable_adapters = not on  # type: ignore[assignment]
 
     def move(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Apply a move to the factors, which sharding leaves behind where it moves the model's own weights."""
+        """Move the factors by `fn`, since sharding moves only the weights of the model."""
         for factor in self.parameters.values():
             factor.data = fn(factor.data)
 
@@ -69,7 +69,7 @@ class LoraSize:
     copied: int
     """Numbers per token kept for the gradients of A, over all layers, where each module copies its input to float32."""
     shared: int
-    """The same in a float32 model, where modules that read one tensor keep that tensor."""
+    """`copied` of a float32 model, where modules with the same input keep it once."""
 
 
 NO_LORA = LoraSize(0, 0, 0)
@@ -82,7 +82,7 @@ def lora_config(lora: Lora) -> LoraConfig:
 
 
 def target_modules(model: PreTrainedModel, lora: Lora) -> dict[str, nn.Linear]:
-    """The modules that get adapters, by name; as in PEFT, a target is a module's name or the last parts of it.
+    """The modules to add adapters to, by name; as in PEFT, a target is a module's name or the last parts of it.
 
     Raises:
         UserError: if a target is in no layer of the model, or is not a linear module.
@@ -111,15 +111,15 @@ def lora_size(config: PreTrainedConfig, lora: Lora | None) -> LoraSize:
         model = AutoModelForCausalLM.from_config(config)
     modules = target_modules(model, lora)
     read = [m.in_features for m in modules.values()]
-    # One tensor per parent and width: queries, keys and values read the same one, and the output projection reads what
-    # attention keeps.
+    # One tensor per parent and width: queries, keys and values have the same input, and the input of the output
+    # projection is kept by attention anyway.
     tensors = {(name.rpartition(".")[0], m.in_features) for name, m in modules.items()}
     numbers = lora.rank * (sum(read) + sum(m.out_features for m in modules.values()))
     return LoraSize(numbers, sum(read), sum(width for _, width in tensors))
 
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> LoraFactors:
-    """Put adapters beside the target modules; they start at no change and are float32 whatever dtype the model has.
+    """Add adapters to the target modules; they start with a change of zero, and are float32 for any dtype of the model.
 
     Raises:
         UserError: as `target_modules` does.
@@ -137,7 +137,7 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> LoraFactors:
 
 
 def remove_lora(model: PreTrainedModel) -> None:
-    """Put the modules back that the adapters wrap."""
+    """Restore the modules that the adapters wrap."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, LoraLayer):
@@ -158,7 +158,7 @@ def merged(weight: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
 
 @contextmanager
 def with_lora(model: PreTrainedModel, factors: Factors | None) -> Iterator[None]:
-    """Within the context, the model has the merged weights; afterwards the original ones, to the bit."""
+    """Within the context, the model has the merged weights; afterwards the original ones are restored exactly."""
     parameters = dict(model.named_parameters())
     kept = {name: parameters[name].detach().clone() for name in factors or {}}
     try:

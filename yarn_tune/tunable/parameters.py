@@ -73,7 +73,7 @@ class WeightFold(ABC):
         return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
     def placed(self, model: nn.Module) -> "WeightFold":
-        """The same on the device of a model, in float32, or in float64 for a float64 model."""
+        """These values on the device of a model, in float32, or in float64 for a float64 model."""
         like = next(model.parameters())
         real = torch.float64 if like.dtype == torch.float64 else torch.float32  # not every device has float64
         dtypes = {name: real.to_complex() if value.is_complex() else real for name, value in self.values().items()}
@@ -88,7 +88,7 @@ class Adjustment(nn.Module, ABC):
 
     @abstractmethod
     def forward(self) -> WeightFold:
-        """The values now, differentiable."""
+        """The current values, differentiable."""
 
     @abstractmethod
     def exact(self) -> WeightFold:
@@ -99,19 +99,19 @@ class Adjustment(nn.Module, ABC):
         """Trainable parameters by the name of their kind."""
 
     def unscaled(self) -> bool:
-        """Whether rates are relative to a size of activations that is still to be measured."""
+        """Whether learning rates are relative to activation sizes that were not measured yet."""
         return False
 
     def observe(self, module: str, output: Tensor) -> None:  # noqa: B027
-        """Add the output of a module to that measurement."""
+        """Add the output of a module to the measurement of activation sizes."""
 
     def set_scale(self, total: Callable[[Tensor], Tensor]) -> None:  # noqa: B027
-        """End that measurement; `total` sums a tensor over all processes."""
+        """Finish the measurement of activation sizes; `total` sums a tensor over all processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """Learned numbers in natural units: what is compared, exported and served.
+    """Learned numbers in natural units, as they are compared, exported and served.
 
     The table is given by `factors`; where that is None, it is YaRN's over a window of `original` tokens, of which only
     the ratio to the betas matters.
@@ -171,7 +171,7 @@ class Learned:
         return shown
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the base's facts and the values that are in the weights, of which only shapes are given."""
+        """All values except the base's facts, with only the shapes of values that act in the weights."""
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("facts", "folds", "lora")}
         folds = {
             fold.kind: {n: {"shape": list(v.shape), "complex": v.is_complex()} for n, v in fold.values().items()}
@@ -184,8 +184,8 @@ class Learned:
 class Start:
     """The start of learning: search-free YaRN for this base and window.
 
-    For a base that ships YaRN, it is the base's own YaRN with a larger factor; for a base with another scaling, YaRN is
-    applied to the base's table. With window = native it is the base itself.
+    For a base with YaRN in its config, it is the base's own YaRN with a larger factor; for a base with another scaling,
+    YaRN is applied to the base's table. With window = native it is the base itself.
     """
 
     facts: RopeFacts
@@ -193,9 +193,9 @@ class Start:
     """Window of the base."""
     window: int
     factor: float
-    """YaRN's, over a window of `original` tokens."""
+    """YaRN's factor over a window of `original` tokens."""
     original: int
-    """Window that the betas count turns in: the native one, or that of the YaRN the base ships."""
+    """Window within which the betas count turns: the native one, or that of the YaRN in the base's config."""
     beta_fast: float
     beta_slow: float
     truncate: bool = True
@@ -205,19 +205,19 @@ class Start:
         """Fill the recipe's nulls from the base model.
 
         Raises:
-            UserError: if the window is smaller than the native one or than the base can look back, or the betas are
-                not those of the YaRN that the base ships.
+            UserError: if the window is smaller than the native one or than the base attends to, or the betas are not
+                those of the YaRN in the base's config.
         """
         native = rope.native or facts.native
         if rope.window < native:
             raise UserError(
                 f"rope.window: {rope.window} is smaller than the base model's native window {native}; "
-                "this tool only extends (rope.native overrides what the config says)"
+                "yarn-tune only extends windows (rope.native overrides the config)"
             )
-        if facts.sees is not None and rope.window > facts.sees:
+        if facts.sliding_window is not None and rope.window > facts.sliding_window:
             raise UserError(
-                f"rope.window: {rope.window}, but layers of this base look back {facts.sees} tokens at most (sliding "
-                "window), which no change of RoPE extends"
+                f"rope.window: {rope.window}, but layers of this base attend to the last {facts.sliding_window} "
+                "tokens only (sliding window), which no change of RoPE extends"
             )
         ramp = facts.ramp
         original = ramp.original if ramp else native
@@ -243,18 +243,18 @@ class Start:
 
     @property
     def laid_over(self) -> Tensor | None:
-        """The base's own table, where the start is not YaRN from scratch, `[d/2]`."""
+        """The base's own table `[d/2]`, if YaRN is applied to a table that is scaled already; otherwise None."""
         scaling = self.facts.scaling
         return None if scaling is None or scaling.ramp else scaling.table(self.window)[0]
 
     @property
     def stretch(self) -> float:
-        """The factor relative to the one that the base ships."""
+        """The factor relative to that of the YaRN in the base's config."""
         return self.factor / self.facts.ramp.factor if self.facts.ramp else self.factor
 
     @property
     def attention_factor(self) -> float:
-        """Search-free YaRN's multiplier of cos and sin, with the one that the base ships."""
+        """Search-free YaRN's multiplier of cos and sin, including that of the base's own scaling."""
         scaling = self.facts.scaling
         if scaling is None:
             return yarn_attention_factor(self.factor)
@@ -262,7 +262,7 @@ class Start:
         return scaling.attention_factor * (yarn_attention_factor(self.factor) / already)
 
     def betas(self) -> tuple[float, float]:
-        """Betas whose unrounded ramp is the one of the start."""
+        """Betas whose unrounded ramp equals the ramp of the start."""
         if not self.truncate:
             return self.beta_fast, self.beta_slow
         return snapped_betas(self.facts.theta, self.facts.dim, self.original, self.beta_fast, self.beta_slow)

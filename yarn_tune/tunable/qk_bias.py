@@ -41,7 +41,7 @@ class BiasSite:
     query_rows: Tensor
     """Rows of queries in the output of their module, `[q]`."""
     key_rows: Tensor
-    """The same for keys, `[k]`."""
+    """Rows of keys in the output of their module, `[k]`."""
     layers: tuple[int, ...]
     """Layers that are rotated with the tuned table, in order."""
     changes: dict[str, bool]
@@ -111,7 +111,7 @@ def bias_site(config: dict[str, Any]) -> BiasSite:
 
 @dataclass(frozen=True)
 class BiasFold(WeightFold):
-    """Offsets of queries and keys as numbers."""
+    """Values of the offsets of queries and keys."""
 
     kind: ClassVar[str] = "bias"
     site: BiasSite
@@ -121,7 +121,7 @@ class BiasFold(WeightFold):
     """`[tuned layers, k]`."""
 
     def _offset(self, module: str, rows: int) -> Tensor | None:
-        """What is added to the output `[..., rows]` of a module; None where nothing is."""
+        """The offset added to the output `[..., rows]` of a module; None if there is none."""
         site, found = self.site, None
         parts = (site.query_modules, site.query_rows, self.query), (site.key_modules, site.key_rows, self.key)
         for pattern, places, values in parts:
@@ -157,7 +157,7 @@ class BiasFold(WeightFold):
         return self.site.added
 
     def config_changes(self) -> dict[str, Any]:
-        """The switch of the biases, where it is off."""
+        """The config key that enables the biases, if it is off."""
         return self.site.changes
 
     def summary(self) -> dict[str, float]:
@@ -179,10 +179,10 @@ class Biases(Adjustment):
         self.query_size = nn.Parameter(torch.zeros(layers), requires_grad=False)
         self.key_size = nn.Parameter(torch.zeros(layers), requires_grad=False)
         self._sums = torch.zeros(2, layers, 2, dtype=torch.float64)
-        """Of queries and keys, per layer: sum of squares, and count."""
+        """Sum of squares and count per layer, of queries and of keys."""
 
     def forward(self) -> BiasFold:
-        """The offsets now, differentiable."""
+        """The current offsets, differentiable."""
         query, key = self.query_bias * self.query_size[:, None], self.key_bias * self.key_size[:, None]
         return BiasFold(self.site, query, key)
 
@@ -200,7 +200,7 @@ class Biases(Adjustment):
         return {"bias": [self.query_bias, self.key_bias]}
 
     def unscaled(self) -> bool:
-        """Whether the sizes are still to be measured; until then the offsets are zero."""
+        """Whether the sizes were not measured yet; until then the offsets are zero."""
         return not bool(self.query_size.any() or self.key_size.any())
 
     @torch.no_grad()
@@ -217,7 +217,7 @@ class Biases(Adjustment):
 
     @torch.no_grad()
     def set_scale(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Set the sizes to what was observed; `total` sums a float32 tensor over all processes."""
+        """Set the sizes to those observed; `total` sums a float32 tensor over all processes."""
         sums = total(self._sums.float().to(self.query_size.device))
         sizes = (sums[..., 0] / sums[..., 1].clamp(min=1)).sqrt()
         self.query_size.copy_(sizes[0])
@@ -226,7 +226,7 @@ class Biases(Adjustment):
 
 
 def biases_for(config: dict[str, Any], qk_bias: bool) -> Biases | None:
-    """Biases at zero; None where they are not to be learned.
+    """Biases at zero; None if they are not learned.
 
     Raises:
         UserError: if this family can have none, with the reason.

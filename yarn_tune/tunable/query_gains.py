@@ -1,7 +1,7 @@
 """Gains and phases of the queries, per layer, head and rotary pair.
 
-A gain multiplies the rotated dimensions of the queries and so their logits: it is 1 / temperature. A phase turns a
-pair of dimensions, which shifts the relative position that the pair sees. Both commute with RoPE
+A gain multiplies the rotated dimensions of the queries and so their logits: it is 1 / temperature. A phase rotates
+a pair of dimensions, which shifts the relative position of that pair. Both commute with RoPE
 (`models/query_layout.py`), so that they are learned on the queries and folded exactly into the query projection or the
 norm that follows it. Keys are unchanged, and so is the KV cache.
 
@@ -11,7 +11,7 @@ The parameters are offsets from the identity, float32, all zero at the start:
     layer         log of one gain per tuned layer                                     layers
     head          log of one gain per layer and query head                            layers x heads
     pair          log of one gain per layer, head and rotary pair                     layers x heads x d/2
-    pair_phase    the same, and one angle in radians for each                         twice that
+    pair_phase    log of one gain, and one angle in radians, per layer, head and pair   layers x heads x d
 
 Where all heads share one norm of the queries, `pair` learns one gain per layer and pair, and `head` and `pair_phase`
 are refused.
@@ -32,7 +32,7 @@ from .parameters import Adjustment, WeightFold
 
 @dataclass(frozen=True)
 class GainFold(WeightFold):
-    """Gains of the queries as numbers: what a `Gains` module has learned, or a temperature to be folded."""
+    """Values of the gains of the queries: those that a `Gains` module learned, or a temperature to be folded."""
 
     kind: ClassVar[str] = "gain"
     site: QuerySite
@@ -46,7 +46,7 @@ class GainFold(WeightFold):
     def adjust(self, module: str, output: Tensor) -> Tensor:
         """Queries `[..., rows]` of that module, multiplied in the precision of the gains."""
         own = self.site.gains_for(f"{module}.weight", self.gains)
-        # A norm across heads may return them in a dimension of their own (Cohere).
+        # A norm across heads may return the heads in a dimension of their own (Cohere).
         flat = output if self.site.width <= output.shape[-1] else output.flatten(-2)
         return scaled(flat, self.site, own).reshape(output.shape).to(output.dtype)
 
@@ -88,7 +88,7 @@ class Gains(Adjustment):
         self.phase = nn.Parameter(torch.zeros(shape)) if query_gains == "pair_phase" else None
 
     def forward(self) -> GainFold:
-        """The gains now, differentiable; complex with phases."""
+        """The current gains, differentiable; complex with phases."""
         magnitude = self.log_gain.exp().expand(self._whole)
         return GainFold(self.site, magnitude if self.phase is None else torch.polar(magnitude, self.phase))
 

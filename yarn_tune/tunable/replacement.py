@@ -1,7 +1,7 @@
-"""Replacement of the stock rotary module of a model, whatever table is computed.
+"""Replacement of the stock rotary module of a model, for any table of frequencies.
 
 HF's rotary modules compute cos and sin under `torch.no_grad` from a buffer `inv_freq` and a float `attention_scaling`.
-The replacement unwraps their `forward`, which knows the layout of the family, and calls it with its own values, which
+The replacement unwraps their `forward`, which has the layout of the family, and calls it with its own values, which
 may be differentiable. `attachment.detach` restores the stock module.
 """
 
@@ -24,9 +24,9 @@ class RotaryReplacement(nn.Module):
         # In a tuple, so that the stock module is not registered as a child of this one.
         self._stock = (stock,)
         self.handles: list[RemovableHandle] = []
-        """Of the hooks that apply numbers which act in the weights."""
+        """Handles of the hooks that apply numbers that act in the weights."""
         self.bypassed = False
-        """Whether the model computes what the base does at the moment; see `base_model_active`."""
+        """Whether the model currently gives the outputs of the base; see `base_model_active`."""
         self._layout: Callable[..., Any] = inspect.unwrap(type(stock).forward)
 
     @property
@@ -56,7 +56,7 @@ class RotaryReplacement(nn.Module):
 
 
 class Overlaid:
-    """The stock rotary module with other values for some attributes; the rest are its own (Qwen3.5's mrope)."""
+    """The stock rotary module with some attributes replaced; it provides all others (Qwen3.5's mrope)."""
 
     def __init__(self, stock: nn.Module, values: dict[str, Any]) -> None:
         self.__dict__.update(values)
@@ -67,7 +67,7 @@ class Overlaid:
 
 
 class RotaryProxy(nn.Module):
-    """Keeps the parameters of the replacement out of the model, so that sharding and casting skip them."""
+    """Hides the parameters of the replacement from the model, so that sharding and casting skip them."""
 
     def __init__(self, rotary: RotaryReplacement) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class RotaryProxy(nn.Module):
         return self._rotary[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As `RotaryReplacement.forward`."""
+        """Call `RotaryReplacement.forward`."""
         return self.rotary(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryProxy":
@@ -103,7 +103,7 @@ class FixedRotary(RotaryReplacement):
         self._table_of = table_of
 
     def table(self, positions: Tensor) -> tuple[Tensor, float]:
-        """The table for the length that is read."""
+        """The table for the length of the input."""
         return self._table_of(int(positions.max()) + 1)
 
 
@@ -126,7 +126,7 @@ def swap(model: PreTrainedModel, make: Callable[[nn.Module], ReplacementT]) -> R
 
 
 def move_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`fn` as far as it moves a tensor to another device; a change of dtype is ignored."""
+    """Restrict `fn` to moves between devices; a change of dtype is ignored."""
 
     def moved(tensor: Tensor) -> Tensor:
         changed = fn(tensor)

@@ -9,8 +9,8 @@ last bit and weight decay pulls towards it:
     ramp               log s, log beta_fast, log beta_slow, log t           4
     per_pair           log of one factor per rotary pair, log t             d/2 + 1
 
-Tensors have shape (1,) or (d/2,), never (): DeepSpeed and FSDP refuse scalars. They stay float32 whatever dtype the
-model has: a bfloat16 step near log 4 is 0.8% of the factor.
+Tensors have shape (1,) or (d/2,), never (): DeepSpeed and FSDP reject scalars. They stay float32 for any dtype of the
+model: a bfloat16 step near log 4 is 0.8% of the factor.
 
 Numbers that act in the weights (`Adjustment`, one per kind) are submodules of this module, so that one module holds all
 parameters; LoRA's factors are parameters of the model's adapters, and are referenced here.
@@ -35,10 +35,10 @@ from .replacement import RotaryReplacement, move_only
 
 
 class TunableRotary(RotaryReplacement):
-    """All trainable parameters of a run, in the place of the model's rotary module.
+    """All trainable parameters of a run, in a module that replaces the model's rotary module.
 
     Args:
-        stock: the rotary module that it replaces.
+        stock: the rotary module to replace.
         start: values at the start.
         frequencies: as in `rope.frequencies`; the module docstring lists the parameters.
         adjustments: parameters that act in the weights.
@@ -140,7 +140,7 @@ class TunableRotary(RotaryReplacement):
         return {kind: sum(p.numel() for p in members) for kind, members in groups.items()}
 
     def numbers(self) -> dict[str, Tensor]:
-        """Copies of the offsets by name, on the CPU, for saving; `load_numbers` takes them back."""
+        """Copies of the offsets by name, on the CPU, for saving; `load_numbers` restores them."""
         named = {**dict(self.named_parameters()), **self.lora.parameters}
         return {name: p.detach().cpu().clone() for name, p in named.items()}
 
@@ -168,7 +168,7 @@ class TunableRotary(RotaryReplacement):
         self.offsets["log_scale"].fill_(math.log(scale / self.start.factor))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TunableRotary":
-        """Follow a move to another device; ignore a change of dtype."""
+        """Apply a move to another device; ignore a change of dtype."""
         move = move_only(fn)
         self.lora.move(move)
         return super()._apply(move, recurse)  # type: ignore[no-untyped-call, no-any-return]
@@ -186,7 +186,7 @@ def at_start(base: BaseModel, rope: Rope) -> TunableRotary:
     """The parameters of a `rope` section at their start, without a loaded model: to count, check, or load into.
 
     Raises:
-        UserError: if this base cannot carry what is to be learned.
+        UserError: if this base does not support the parameters.
     """
     start = Start.of(base.facts, rope)
     return TunableRotary(nn.Identity(), start, rope.frequencies, adjustments_for(base.written, rope))
