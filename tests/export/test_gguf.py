@@ -201,7 +201,9 @@ def test_a_converter_that_fails_leaves_the_old_file(plain, tmp_path):
 
 def test_another_architecture_than_the_one_checked(plain, tmp_path):
     script = stand_in(tmp_path, change=('outfile, "llama"', 'outfile, "mistral3"'))
-    with pytest.raises(UserError, match="the converter made 'mistral3' of the model, where 'llama' was checked"):
+    with pytest.raises(
+        UserError, match="the converter wrote the architecture 'mistral3', but only 'llama' was checked"
+    ):
         converted(plain, tmp_path, converter=script)
 
 
