@@ -27,7 +27,7 @@ class Shape:
     queries: int
     """Width of the queries, over all heads."""
     keys: int
-    """Width of the keys, over all heads; the values have the same."""
+    """Width of the keys, over all heads; the values have the same width."""
     inner: int
     """Inner width of the MLP."""
     rotary: int
