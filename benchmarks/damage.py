@@ -39,7 +39,7 @@ class Result:
     code: int | str
     """Exit code, or the name of an exception that came out."""
     value: dict[str, Any]
-    said: str
+    stderr: str
 
 
 def command(*arguments: str) -> Result:
@@ -158,12 +158,12 @@ def build(home: Path, recipe: Path) -> World:
                       ("export", str(run / "adapter"))):  # fmt: skip
         done = command(*arguments)
         if done.code != 0:
-            raise SystemExit(f"{arguments}: {done.said}")
+            raise SystemExit(f"{arguments}: {done.stderr}")
     world = World(home, commands(run), {})
     for name in world.commands:
         done, found = world.observe(name)
         if done.code != 0:
-            raise SystemExit(f"{name}: {done.said}")
+            raise SystemExit(f"{name}: {done.stderr}")
         world.truth[name] = found
     return world
 
@@ -193,8 +193,8 @@ def attempt(world: World, seed: int) -> dict[str, Any]:
         for name in names:
             done, values = world.observe(name)
             found[name] = done.code
-            if isinstance(done.code, str) or "Traceback" in done.said:
-                return found | {"verdict": "traceback", "said": done.said[-1500:]}
+            if isinstance(done.code, str) or "Traceback" in done.stderr:
+                return found | {"verdict": "traceback", "said": done.stderr[-1500:]}
             if done.code == 0 and (wrong := different(values, world.truth[name])):
                 return found | {"verdict": "believed", "numbers": wrong[:5]}
         refused = any(found[name] for name in names)

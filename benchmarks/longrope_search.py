@@ -141,8 +141,8 @@ def search(
         fitness: nats per token of a candidate; NaN counts as infinitely bad.
         seeds: the first candidates by name, monotone and within 1 and `upper`.
         upper: largest factor.
-        settings: of the algorithm.
-        state: to continue from.
+        settings: settings of the algorithm.
+        state: state to continue from.
         on_generation: called with the state after every generation.
     """
     if state is None:

@@ -28,7 +28,7 @@ class Context:
 
     out: Path
     deadline: float
-    """In seconds of `time.monotonic`."""
+    """End of the time budget, in seconds of `time.monotonic`."""
     base: Path
     documents: Path
     smoke: bool

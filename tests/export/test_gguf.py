@@ -241,7 +241,7 @@ def flags(message: str) -> dict[str, str]:
 def test_qwen2_with_a_rounded_ramp_is_refused_with_flags(tmp_path):
     wanted = yarn_inv_freq(THETA, DIM, FACTOR, YarnRamp(ORIGINAL, **BETAS))
     message = refused(tmp_path, "qwen2", YARN | BETAS | {"attention_factor": MULTIPLIER}, wanted)
-    assert "for granite, llama, mistral, mixtral only; of qwen2 (Qwen2ForCausalLM) a GGUF loses" in message
+    assert "for granite, llama, mistral, mixtral only; a GGUF of qwen2 (Qwen2ForCausalLM) loses" in message
     assert "loses the learned frequencies and the multiplier 1.317 of cos and sin; these flags carry both" in message
     found = flags(message)
     betas = [float(found[f"--yarn-beta-{name}"]) for name in ("fast", "slow")]

@@ -55,7 +55,7 @@ ANSWERS: dict[str, tuple[int, list[str], list[str]]] = {
     "06-type-and-rope_type-differ": (3, ["does not load: rope_type is 'yarn' and type is 'linear'"], []),
     "06b-type-yarn-rope_type-default": (3, ["does not load: rope_type is 'default' and type is 'yarn'"], []),
     "06c-hyphen-key": (3, ["'rope-scaling' is a key that no stack reads", "'rope_scaling' may be meant"], []),
-    "06d-uppercase": (2, ["does not know rope_type 'YaRN'", "write 'yarn'"], ["| ok |"]),
+    "06d-uppercase": (2, ["does not support rope_type 'YaRN'", "write 'yarn'"], ["| ok |"]),
     "06e-rope_type-null": (3, ["does not load: rope_type is null", "rope_type is None and type is 'yarn'"], []),
     "07-dynamic-type": (3, ["(>= 5.0) | 0.0e+00 | 1 | 4096 | ok", "| 8192 |", MULTIPLIED, "NaN beyond"], []),
     "07c-dynamic-alpha-hunyuan": (0, ["not established"], ["MISMATCH"]),
@@ -311,7 +311,7 @@ NEIGHBOURS: dict[str, tuple[str, dict, int, str]] = {
         PLAIN,
         {"rope_scaling": {"type": "ntk", "factor": 4.0}},
         2,
-        "transformers: does not load: it does not know",
+        "transformers: does not load: it does not support",
     ),
     "all layers slide": (
         PLAIN,

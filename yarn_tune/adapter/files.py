@@ -45,9 +45,9 @@ def write_adapter(folder: Path, sections: AdapterSections | Recipe, rotary: Tuna
     """Write the learned numbers of a run as a PEFT adapter.
 
     Args:
-        folder: of the adapter.
+        folder: folder of the adapter.
         sections: what the numbers mean; a recipe has all of these sections.
-        rotary: with the learned numbers, adjusted to what a config can carry.
+        rotary: module with the learned numbers, adjusted to what a config can carry.
         place: dotted name of the base's rotary module.
     """
     base, export = sections.base, sections.export
@@ -120,7 +120,7 @@ def read_sections(folder: Path, overrides: Sequence[str] = ()) -> AdapterSection
     """What the numbers of an adapter mean and how they are served, by its config.
 
     Args:
-        folder: of the adapter.
+        folder: folder of the adapter.
         overrides: `section.key=value` strings, for the `export` section.
 
     Raises:

@@ -28,7 +28,7 @@ class NllCache:
 
     Args:
         base: the model to measure.
-        folder: where measurements are kept, one file each.
+        folder: folder of the measurements, one file each.
         chunk: tokens per forward pass over a KV cache; None: the whole document.
     """
 

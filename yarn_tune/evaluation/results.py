@@ -24,9 +24,9 @@ class CompareRow:
     method: str
     kind: Kind
     nll: dict[int, float]
-    """By length: mean over tokens at positions below that length."""
+    """Length -> mean over tokens at positions below that length."""
     by_position: list[float]
-    """By equal position ranges of the longest length."""
+    """Mean of each of several equal position ranges of the longest length."""
     short_nll: float
     """Mean inside the native window."""
     tokens_spent: int = 0
@@ -88,9 +88,9 @@ class Comparison:
     edges: list[int]
     """Edges of the position ranges."""
     like: TextResult
-    """On `data.heldout`."""
+    """Results on `data.heldout`."""
     unlike: TextResult | None = None
-    """On `data.heldout_unlike`: other authors and genres."""
+    """Results on `data.heldout_unlike`: other authors and genres."""
     prompts: int = 0
     """Retrieval prompts longer than the native window, per method."""
 

@@ -230,8 +230,8 @@ def retrieve_methods(
     """Score the same prompts under every method; entries of `path` that are still valid are not measured again.
 
     Args:
-        cache: of the base; its model is loaded if a result is missing.
-        methods: by name.
+        cache: cache of the base; its model is loaded if a result is missing.
+        methods: name -> method.
         filler: prose around the needles.
         grid: the prompts.
         path: the run's retrieval.json.

@@ -30,7 +30,7 @@ class Contrast:
     difference: float
     """Mean over excerpts of the method's NLL minus the other's, in nats per token."""
     p: float
-    """Of the exact two-sided sign test over excerpts."""
+    """p-value of the exact two-sided sign test over excerpts."""
 
     @classmethod
     def of(cls, other: str, own: list[float], its: list[float]) -> "Contrast":
@@ -96,7 +96,7 @@ class Verdict:
         return between.join(parts)
 
     def retrieval(self) -> str:
-        """How many needles are found beyond the native window, with the interval."""
+        """The share of needles found beyond the native window, with its interval."""
         if self.needles is None:
             return "not measured (eval.retrieval)."
         share, low, high = self.needles
@@ -107,7 +107,7 @@ class Verdict:
         )
 
     def short_texts(self) -> str:
-        """How the NLL of texts that fit the native window changes."""
+        """The change of NLL on texts that fit the native window."""
         others = "".join(f", {name} {change:+.3f}" for name, change in self.short.items() if name != self.method)
         return f"{self.method} changes the NLL inside {self.native} tokens by {self.short[self.method]:+.3f}{others}."
 

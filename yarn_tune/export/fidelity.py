@@ -30,7 +30,7 @@ ByLength = dict[int, float]
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How nearly an export computes what was learned, and what it must compute: the content of fidelity.json."""
+    """The content of fidelity.json: how closely an export computes what was learned, and what it must compute."""
 
     max_abs_logit_difference: ByLength
     """Largest difference of the files as they are, in float32."""
@@ -48,14 +48,14 @@ class Fidelity:
     """`Learned.as_json()`."""
     dtype: str = "float32"
     max_abs_logit_difference_before_rounding: ByLength = field(default_factory=dict)
-    """With folded weights in float32; empty where rounding them to the base's dtype changed little."""
+    """Difference with folded weights in float32; empty if rounding them to the base's dtype changed little."""
     float32_noise_of_the_fold: ByLength = field(default_factory=dict)
     """Difference between multiplying queries and multiplying their weights; empty if it is within the tolerance."""
     max_abs_logit_difference_float64: ByLength = field(default_factory=dict)
     fold: Folded | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """For fidelity.json, without what is empty."""
+        """The object for fidelity.json, without empty values."""
         return {key: value for key, value in asdict(self).items() if value not in ({}, None)}
 
     @classmethod
@@ -101,8 +101,8 @@ def compare_with_memory(
     Args:
         base: the base model.
         learned: the parameters that were learned, in natural units.
-        served: how they are written into the config and the weights.
-        folder: of the checkpoint.
+        served: encoding of the parameters in the config and the weights.
+        folder: folder of the checkpoint.
         tolerance: largest absolute difference of a logit.
 
     Raises:
@@ -192,7 +192,7 @@ class Comparison:
 
         Args:
             lengths: tokens of each prompt.
-            dtype: of both models; float64 stays on the CPU, which has room for it.
+            dtype: dtype of both models; float64 models stay on the CPU, which has enough memory.
             folded: whether the model in memory has folded weights instead of gains on its queries.
         """
         prompts = _prompts(self.base.config.vocab_size, lengths)

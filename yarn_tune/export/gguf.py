@@ -50,7 +50,7 @@ def convert(
         out: the file to write; replaced whole or not at all.
         converter: see `find_converter`.
         inv_freq: `[d/2]` in radians per token.
-        multiplier: of cos and sin, without what is folded into the weights of `checkpoint`.
+        multiplier: multiplier of cos and sin, without what is folded into the weights of `checkpoint`.
         outtype: type of the weights, as for the converter (f32, f16, bf16, q8_0, auto).
 
     Raises:
@@ -178,8 +178,8 @@ def _refusal(config: dict[str, Any], section: dict[str, Any], inv_freq: Tensor, 
     """The error message: what a GGUF would lose, and the flags of llama.cpp that replace it, if there are any."""
     kind = config["model_type"]
     text = (
-        f"export --gguf: llama.cpp was seen to read a table of frequencies for {', '.join(ARCHITECTURES)} only; of "
-        f"{kind} ({', '.join(config.get('architectures') or '?')}) a GGUF loses the learned frequencies and the "
+        f"export --gguf: llama.cpp is known to read a table of frequencies for {', '.join(ARCHITECTURES)} only; a "
+        f"GGUF of {kind} ({', '.join(config.get('architectures') or '?')}) loses the learned frequencies and the "
         f"multiplier {multiplier:.6g} of cos and sin"
     )
     if kind not in BY_FLAGS:

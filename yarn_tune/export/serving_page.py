@@ -15,7 +15,7 @@ def serving_page(base: str, learned: Learned, served: RopeEncoding, target: Targ
     Args:
         base: name of the base model.
         learned: the learned parameters.
-        served: how they are written.
+        served: encoding of the parameters.
         target: the requested stacks.
         fidelity: the comparison with memory, and what was folded.
     """

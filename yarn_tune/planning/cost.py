@@ -14,9 +14,9 @@ class Cost:
     """The cost of one step."""
 
     parameters: int
-    """Of the base model."""
+    """Number of parameters of the base model."""
     step_flops: float
-    """Over all processes; the mean over the steps of the run."""
+    """Operations over all processes; the mean over the steps of the run."""
     weights_gib: float
     """Weights in one process."""
     activations_gib: float
@@ -35,7 +35,7 @@ def estimate_cost(recipe: Recipe, shape: Shape, numbers: int = 1) -> Cost:
     Args:
         recipe: recipe of the run.
         shape: sizes of its base model.
-        numbers: how many numbers are learned, without those of LoRA.
+        numbers: number of learned numbers, without those of LoRA.
     """
     return Cost(
         parameters=shape.parameters,

@@ -30,8 +30,8 @@ def weight_memory(recipe: Recipe, shape: Shape, numbers: int = 1) -> float:
 
     Args:
         recipe: recipe of the run, which defines how the weights are sharded.
-        shape: of the base model.
-        numbers: how many numbers are learned, without those of LoRA.
+        shape: sizes of the base model.
+        numbers: number of learned numbers, without those of LoRA.
     """
     e = _size(recipe)
     whole: float = shape.parameters * e
@@ -117,7 +117,7 @@ def largest_rows(recipe: Recipe, shape: Shape, weights: float) -> dict[int, int]
 
     Args:
         recipe: recipe of the run, which defines how rows are read.
-        shape: of the base model.
+        shape: sizes of the base model.
         weights: bytes of the weights.
 
     Returns:

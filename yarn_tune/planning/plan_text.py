@@ -16,7 +16,7 @@ class Plan:
     recipe: Recipe
     start: Start | None
     learned_numbers: dict[str, int] | None
-    """How many numbers are learned of each kind, named as in `train.learning_rate`."""
+    """Kind, as in `train.learning_rate` -> how many numbers of it are learned."""
     cost: Cost | None
     rows: RowSet | None
     coverage: Coverage

@@ -22,7 +22,7 @@ def plan(recipe: Recipe, base: BaseModel, has_checkpoint: bool = False) -> Plan:
     """The plan of a recipe.
 
     Args:
-        recipe: of the run.
+        recipe: recipe of the run.
         base: its base model.
         has_checkpoint: whether the run has a checkpoint, so that it no longer needs the folder in `rope.init`.
 

@@ -42,7 +42,7 @@ class Shape:
         """The sizes of a model by its config; no weights are created.
 
         Args:
-            config: of the language model.
+            config: config of the language model.
             lora: size of the adapters that are trained.
             native: the native window, if it is known already.
         """

@@ -24,13 +24,13 @@ class ExpectedRope:
     """The RoPE that a stack must compute."""
 
     tables: dict[str, list[tuple[Tensor, float]]]
-    """By kind of layer: frequencies and multiplier of cos and sin (the fold included), for short prompts and, where
-    that differs, for long ones."""
+    """Kind of layer -> frequencies and multiplier of cos and sin (including the fold), for short prompts and, if they
+    differ, for long ones."""
     window: int
     softmax_gain: float = 1.0
     """Multiplier of all logits of latent attention, as in the base."""
     query_growth: tuple[float, int] | None = None
-    """As in `EffectiveRope`."""
+    """Growth of queries with the position, as in `EffectiveRope`."""
     fold: float = 1.0
     """Multiplier of logits that is in the weights of the tuned layers, in addition to the stack's own multiplier."""
     qk_bias: bool = False

@@ -168,7 +168,7 @@ def forms(learned: Learned) -> Iterator[Learned]:
 
 
 def _over(learned: Learned, original: int, length: int) -> Learned:
-    """The same ramp over another original length."""
+    """The learned numbers with the same ramp, written over another original length."""
     assert learned.original is not None
     assert learned.beta_fast is not None
     assert learned.beta_slow is not None

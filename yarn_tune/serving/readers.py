@@ -40,7 +40,7 @@ class EffectiveRope:
     rows: int | None = None
     """Positions that cos and sin are stored for; None where they are computed as needed."""
     tables: dict[str, tuple[Table, ...]] = field(default_factory=dict)
-    """By kind of layer (`""` where all share one), in order of `above`."""
+    """Kind of layer (`""` if all layers share one section) -> its tables, in order of `above`."""
     state: State = "read"
     reason: str = ""
     softmax_gain: float = 1.0
@@ -65,7 +65,7 @@ class Stack:
     """One range of versions of one stack, and how it reads a config."""
 
     name: str
-    """As in `--for`."""
+    """The name of the stack in `--for`."""
     versions: str
     source: str
     """Pinned URL of the source that was read."""
@@ -92,7 +92,7 @@ class Stack:
     hardwired: dict[str, Yarn] = field(default_factory=dict)
     """Model type -> how it computes its rope, which is YaRN whatever rope_type the config names."""
     deepseek: Yarn | None = None
-    """How it reads `rope_type: deepseek_yarn`, where it does."""
+    """How it reads `rope_type: deepseek_yarn`; None if it does not."""
     latent: frozenset[str] = frozenset()
     """Model types with latent attention (DeepSeek) whose logits it multiplies by a gain of mscale_all_dim."""
     ignores_mscale: frozenset[str] = frozenset()
@@ -245,7 +245,7 @@ def _tables(stack: Stack, view: View, window: int) -> tuple[Table, ...]:
     if kind not in stack.types:
         if kind in ("dynamic", "proportional", *stack.other_types):
             raise NotEstablished(f"how it computes rope_type {kind!r} was not established")
-        raise Refused(f"it does not know rope_type {kind!r}")
+        raise Refused(f"it does not support rope_type {kind!r}")
     return (OTHER[kind](view),)
 
 

@@ -1,7 +1,7 @@
 """All known serving stacks: one row per range of versions that read a config in the same way.
 
 The facts were read from the pinned sources in each row; `readers.py` documents the fields. Model types
-listed as `unscaled` are run by that stack without any RoPE scaling, whatever the config says, and without a warning.
+listed as `unscaled` are run by that stack without any RoPE scaling, whatever the config has, and without a warning.
 """
 
 from typing import Any

@@ -99,7 +99,7 @@ def verify(
         checkpoint: a folder or hub id.
         stacks: names, or `["all"]`; by default those that an export serves and that run this family.
         overrides: the value of vLLM's --hf-overrides; then only vLLM is checked, on the config with these overrides.
-        revision: of a hub id.
+        revision: revision of a hub id.
 
     Raises:
         UserError: if there is no such checkpoint or stack, the config has no RoPE or values of a wrong type, or no
