@@ -227,10 +227,9 @@ def _table_short(written: Written) -> Iterator[str]:
     if written.original * factor < longest:
         yield (
             f"table too short: {written.original} x {factor:g} gives vLLM cos and sin for "
-            f"{math.ceil(written.original * factor)} positions, but max_position_embeddings allows "
-            f"{longest} tokens; beyond the table vLLM from 0.30 computes NaN without an error, and older "
-            f"releases take at most {int(written.original * factor)} tokens; "
-            f"write a factor of at least {longest / written.original:g}"
+            f"{math.ceil(written.original * factor)} positions, but max_position_embeddings allows {longest} tokens; "
+            "beyond the table vLLM from 0.30 computes NaN without an error, and older releases take at most "
+            f"{int(written.original * factor)} tokens; write a factor of at least {longest / written.original:g}"
         )
 
 
