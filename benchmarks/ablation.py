@@ -1,11 +1,11 @@
-"""Rung x objective x row plan on the demo, several seeds each: what earns its keep.
+"""Ablation on the demo: kinds of learned numbers, objectives and row plans, with several seeds each.
 
     python benchmarks/ablation.py [--steps 40] [--seeds 0 1 2] [--only phase needles] [--out benchmarks/results]
 
-Every line is the demo's recipe at a quarter of its batch with a few settings changed. A run
-that is there already is not repeated. Figures are means over seeds with half their range behind; `gap closed` is the
-share of the distance between search-free YaRN and the slid native window; `cost` is that of a step in forwards of a
-whole row, by the model of `yarn-tune plan` (step_cost.py measures).
+Every line is the demo's recipe at a quarter of its batch size with a few settings changed. A finished run is not
+repeated. Values are means over seeds, plus or minus half their range; `gap closed` is the share of the difference
+between search-free YaRN and the slid native window; `cost` is the cost of a step in forward passes of a whole row,
+computed as in `yarn-tune plan` (step_cost.py measures it).
 """
 
 import argparse
@@ -27,12 +27,12 @@ SMALL = (
     "train.micro_batch_size=1",
     "eval.retrieval.per_cell=2",
 )
-"""The demo's recipe down to one factor a pair, t, and one row a step."""
+"""Settings that reduce the demo's recipe to one factor per pair, the temperature t, and one row per step."""
 PHASE = ("rope.query_gains=pair_phase",)
 ASKED = (*PHASE, "data.wording=demo", "data.needles=0.25")
 ALONE = ("rope.frequencies=fixed", "train.batch_size=4", "train.micro_batch_size=4")
 LINES: dict[str, tuple[str, ...]] = {
-    # Rungs: next-token loss, full rows.
+    # Kinds of learned numbers, with next-token loss and whole rows.
     "scale and t": ("rope.frequencies=scale",),
     "scale, betas and t": ("rope.frequencies=ramp",),
     "frequency and t": (),
@@ -40,20 +40,20 @@ LINES: dict[str, tuple[str, ...]] = {
     "+ head": ("rope.query_gains=head",),
     "+ spectral": ("rope.query_gains=pair",),
     "+ phase": PHASE,
-    # Objectives: frequency, t and phase.
+    # Objectives, with factors, t and phases.
     "phase, needles": ASKED,
     "phase, needles, guard 1": (*ASKED, "train.short_context_kl=1.0"),
     "phase, distill": (*PHASE, "train.objective=distill"),
     "phase, distill, needles": (*ASKED, "train.objective=distill"),
-    # Row plans: frequency, t and phase, needles.
+    # Row plans, with factors, t and phases, and needles.
     "phase, needles, staged": (*ASKED, "data.lengths=[512,1024,2048]", "data.order=staged"),
     "phase, needles, mixed": (*ASKED, "data.lengths=[256,2048]"),
-    # The table left as YaRN's: gains and phases alone, which short rows can teach.
+    # YaRN's table: only gains and phases are learned, which short rows can train.
     "phase alone, needles": (*ASKED, "rope.frequencies=fixed"),
     "phase alone, needles, rows of 1024": (*ASKED, "rope.frequencies=fixed", "data.row_tokens=1024"),
     "phase alone, needles, rows of 512": (*ASKED, *ALONE, "data.row_tokens=512"),
     "phase alone, needles, rows of 256": (*ASKED, *ALONE, "data.row_tokens=256"),
-    # Weights moved as well: what the ladder leaves.
+    # LoRA in addition.
     "frequency and t, LoRA 8, needles": (*ASKED, "rope.query_gains=none", "lora.rank=8"),
     "phase, LoRA 8, needles": (*ASKED, "lora.rank=8"),
 }  # fmt: skip
@@ -71,7 +71,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[dict[str, float]]] = {}
-    for seed in options.seeds:  # seed by seed, so that a broken-off table has every line
+    for seed in options.seeds:  # seed by seed, so that the table of an interrupted run has every line
         for name in options.only or LINES:
             settings = [*SMALL, *LINES[name], f"train.steps={options.steps}", f"train.seed={seed}"]
             found.setdefault(name, []).append(measure(options, f"{name} {seed}".replace(" ", "_"), settings))
@@ -80,13 +80,13 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, name: str, settings: list[str]) -> dict[str, float]:
-    """One run's figures."""
+    """Train and compare one run; returns its row of the table."""
     recipe = load_recipe(options.recipe, [*settings, f"name={name}", "train.keep_checkpoints=2"])
     run = Run(recipe, options.runs / name)
     if not run.numbers_path.is_file():
         train(run)
     tuned, _ = named_rows(run, [])
-    # Search-free methods are measured once: what was measured lies in the folder of the first run.
+    # Search-free methods are measured once; all runs share the folder of NLL measurements.
     (options.runs / "nll").mkdir(exist_ok=True, parents=True)
     nll = run.folder / "nll"
     if not nll.exists():
@@ -102,7 +102,7 @@ def measure(options: argparse.Namespace, name: str, settings: list[str]) -> dict
 
 
 def figures(run: Run, comparison: Comparison) -> dict[str, float]:
-    """What the table shows of one run."""
+    """The values of one run in the table."""
     window = comparison.window
     nll = {row.method: row.nll[window] for row in comparison.rows}
     short = {row.method: row.short_nll for row in comparison.rows}
@@ -125,7 +125,7 @@ def figures(run: Run, comparison: Comparison) -> dict[str, float]:
 
 
 def table(found: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown."""
+    """The table of all lines, in Markdown."""
     lines = ["| learned, how | numbers | NLL | gap closed | short tax | retrieved | cost |", "|---" * 7 + "|"]
     first = next(iter(found.values()))
     lines.append(
@@ -147,7 +147,7 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
 
 
 def spread(values: list[float], form: str, unit: str = "") -> str:
-    """Mean, and half the range."""
+    """The mean, plus or minus half the range."""
     mean = form.format(statistics.mean(values)) + unit
     half = (max(values) - min(values)) / 2
     return mean if len(values) == 1 else f"{mean} ± {form.replace('+', '').format(half)}"

@@ -1,11 +1,12 @@
-"""Flip, cut, zero and remove every file of a run folder, an adapter, an export and the caches; count what is believed.
+"""Damage files of a run folder, an adapter, an export and the caches; count the damage that no command detects.
 
     python benchmarks/damage.py --tries 400 --out benchmarks/results/damage.json
 
-One small run is trained, compared and exported; it is the truth. In each try one file of a copy is damaged at a random
-place, and the commands that read it run in this process. A try fails if a command ends in a traceback, or ends with
-exit code 0 and other numbers than the undamaged run has. A message with exit code 2 or 3, or the same numbers (measured
-again, or from a part that nobody reads), is right.
+One small run is trained, compared and exported as the reference. In each try one file of a copy is damaged at a random
+place (a bit is flipped, the end is cut off, bytes are zeroed, or the file is removed), and the commands that read it
+run in this process. A try fails if a command ends with a traceback, or with exit code 0 and numbers that differ from
+the reference. It passes if a command ends with a message and exit code 2 or 3, or if the numbers are the same (because
+they were measured again, or the damaged part is not read).
 """
 
 import argparse
@@ -33,12 +34,12 @@ PICTURES = (".png", ".md")
 
 @dataclass(frozen=True)
 class Result:
-    """What one command did."""
+    """The outcome of one command."""
 
     code: int | str
     """Exit code, or the name of an exception that came out."""
     value: dict[str, Any]
-    said: str
+    stderr: str
 
 
 def command(*arguments: str) -> Result:
@@ -70,7 +71,7 @@ def numbers(value: Any, path: str = "") -> Iterator[tuple[str, float | str]]:
 
 
 def learned_digest(folder: Path) -> list[tuple[str, str]]:
-    """What a server would load: the weights and the config of an export."""
+    """Digests of the files of an export that a server loads: weights, config and tokenizer."""
     files = [folder / "export" / name for name in ("config.json", "model.safetensors", "tokenizer.json")]
     return [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files if path.is_file()]
 
@@ -94,7 +95,7 @@ def damage(path: Path, kind: str, rng: random.Random) -> None:
 
 @dataclass(frozen=True)
 class World:
-    """The undamaged run, and what its commands say."""
+    """The undamaged run, and the results of its commands."""
 
     home: Path
     commands: dict[str, Callable[[], Result]]
@@ -106,7 +107,7 @@ class World:
         return self.home / "runs" / "small"
 
     def observe(self, name: str) -> tuple[Result, list[tuple[str, float | str]]]:
-        """Run a command; its exit code and every number that it gives."""
+        """Run a command; returns its result and every number in it."""
         done = self.commands[name]()
         found: list[tuple[str, float | str]] = list(numbers(done.value))
         if name in ("export", "export adapter") and done.code == 0:
@@ -149,7 +150,7 @@ def readers(path: Path, home: Path) -> tuple[str, ...]:
 
 
 def build(home: Path, recipe: Path) -> World:
-    """Train, compare and export the run, and record what its commands say."""
+    """Train, compare and export the run, and record the results of its commands."""
     os.environ["YARN_TUNE_CACHE"] = str(home / "cache")
     os.chdir(home)
     run = home / "runs" / "small"
@@ -157,23 +158,23 @@ def build(home: Path, recipe: Path) -> World:
                       ("export", str(run / "adapter"))):  # fmt: skip
         done = command(*arguments)
         if done.code != 0:
-            raise SystemExit(f"{arguments}: {done.said}")
+            raise SystemExit(f"{arguments}: {done.stderr}")
     world = World(home, commands(run), {})
     for name in world.commands:
         done, found = world.observe(name)
         if done.code != 0:
-            raise SystemExit(f"{name}: {done.said}")
+            raise SystemExit(f"{name}: {done.stderr}")
         world.truth[name] = found
     return world
 
 
 def unfinished(path: Path, world: World) -> bool:
-    """Whether `train` must have something to continue for this file to be read."""
+    """Whether `train` reads this file only in an unfinished run."""
     return "checkpoints" in path.parts or path.name == "metrics.jsonl"
 
 
 def attempt(world: World, seed: int) -> dict[str, Any]:
-    """One damaged file: what the commands that read it did."""
+    """Damage one file and run the commands that read it; returns their outcome."""
     rng = random.Random(seed)
     path, kind = rng.choice(world.targets()), rng.choice(KINDS)
     names = readers(path, world.home)
@@ -192,8 +193,8 @@ def attempt(world: World, seed: int) -> dict[str, Any]:
         for name in names:
             done, values = world.observe(name)
             found[name] = done.code
-            if isinstance(done.code, str) or "Traceback" in done.said:
-                return found | {"verdict": "traceback", "said": done.said[-1500:]}
+            if isinstance(done.code, str) or "Traceback" in done.stderr:
+                return found | {"verdict": "traceback", "said": done.stderr[-1500:]}
             if done.code == 0 and (wrong := different(values, world.truth[name])):
                 return found | {"verdict": "believed", "numbers": wrong[:5]}
         refused = any(found[name] for name in names)
@@ -205,15 +206,15 @@ def attempt(world: World, seed: int) -> dict[str, Any]:
 
 
 def different(found: list[tuple[str, float | str]], truth: list[tuple[str, float | str]]) -> list[str]:
-    """The values that differ from the truth; numbers may differ by rounding."""
-    wanted = dict(truth)
+    """The values that differ from the reference; numbers may differ by rounding."""
+    expected = dict(truth)
     wrong = []
     for name, value in found:
-        near = isinstance(value, float) and isinstance(wanted.get(name), float)
-        same = abs(value - wanted[name]) <= 1e-5 if near else value == wanted.get(name)  # type: ignore[operator]
+        near = isinstance(value, float) and isinstance(expected.get(name), float)
+        same = abs(value - expected[name]) <= 1e-5 if near else value == expected.get(name)  # type: ignore[operator]
         if not same:
-            wrong.append(f"{name}: {value} instead of {wanted.get(name)}")
-    return wrong + [f"{name}: missing" for name in {*wanted} - {name for name, _ in found}]
+            wrong.append(f"{name}: {value} instead of {expected.get(name)}")
+    return wrong + [f"{name}: missing" for name in {*expected} - {name for name, _ in found}]
 
 
 def tried(home: Path, recipe: Path, seeds: range) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""What reading documents costs: time and memory, as ratios to reading the bytes of the files.
+"""Measure the time and memory of reading documents, relative to reading the bytes of their files.
 
-Two collections: many short documents, and few long ones, of pseudo-random words, as JSON lines. For each, in a process
-of its own: the file is read as bytes; the documents are prepared as rows for the first time (checked, tokenized, packed
-and kept); then again from the cache; and again with rows for a hundredth of the text.
+There are two collections of pseudo-random words as JSON lines: many short documents, and few long ones. For each
+collection, the file is read as bytes, and rows are built in separate processes: for the first time (documents are
+checked, tokenized, packed and cached), again from the cache, and without a cache for a hundredth of the text.
 
     python benchmarks/documents.py --out benchmarks/results/documents.json
 """
@@ -34,7 +34,7 @@ def write(path: Path, documents: int, words: int) -> None:
 
 
 def measure(path: Path, share: float) -> dict[str, Any]:
-    """Prepare rows of a share of the text; seconds, tokens, and the growth of the process in bytes per token."""
+    """Build rows from a share of the text; returns seconds, tokens, and the process's growth in bytes per token."""
     from yarn_tune.data import RowRequest, build_rows
     from yarn_tune.models import BaseModel
     from yarn_tune.recipe import Base, Data
@@ -43,10 +43,10 @@ def measure(path: Path, share: float) -> dict[str, Any]:
     assert base.tokenizer is not None
     assert base.config is not None
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begun = time.monotonic()
-    rows = int(share * path.stat().st_size / 2 / ROW_TOKENS) + 1  # more than there are, if `share` is 1
+    started = time.monotonic()
+    rows = int(share * path.stat().st_size / 2 / ROW_TOKENS) + 1  # more rows than there are, if `share` is 1
     found = build_rows(Data(train=[str(path)], heldout=[]), base, RowRequest(ROW_TOKENS, rows, 0))
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     with open("/proc/self/status", encoding="ascii") as status:
         held = next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
@@ -71,13 +71,13 @@ def in_its_own_process(path: Path, cache: Path, share: float) -> dict[str, Any]:
 
 
 def seconds_to_read(path: Path) -> float:
-    """Seconds that reading the bytes takes; the second time, when they are in the page cache."""
+    """Seconds to read the bytes of a file that is in the page cache."""
     for _ in range(2):
-        begun = time.monotonic()
+        started = time.monotonic()
         with open(path, "rb") as file:
             while file.read(1 << 20):
                 pass
-    return time.monotonic() - begun
+    return time.monotonic() - started
 
 
 def collection(name: str, documents: int, words: int) -> dict[str, Any]:

@@ -1,16 +1,18 @@
-"""Evolutionary search of RoPE factors, as LongRoPE published it (arXiv:2402.13753, section 3.2 and algorithm 1).
+"""Evolutionary search for RoPE factors, as published in LongRoPE (arXiv:2402.13753, section 3.2 and algorithm 1).
 
-Published, and kept here as defaults: 64 in the first population (linear, NTK-aware and YaRN, and mutations of them), 40
-generations of 16 mutations and 16 crossovers, the best 32 as parents, a mutation probability of 0.3 a factor, factors
-from 1.0 to 1.25 times the extension ratio in steps of 0.01, never falling from pair to pair, perplexity as fitness.
+The defaults are the published settings: a first population of 64 (linear, NTK-aware and YaRN, and mutations of them),
+40 generations of 16 mutations and 16 crossovers, the best 32 as parents, a mutation probability of 0.3 per factor,
+factors from 1.0 to 1.25 times the extension ratio in steps of 0.01 that never fall from pair to pair, and perplexity as
+fitness.
 
-Departures: a mutated factor is drawn between its neighbours, so that every mutation rises (the paper draws again until
-one does). The published search also chooses how many first tokens keep their positions; no stock checkpoint carries
-that, so that is none. What was judged once is not judged again (the fitness is a function of the factors alone).
+Differences from the paper: a mutated factor is drawn between its neighbours, so that factors never fall (the paper
+draws again until they do not). The published search also chooses the number of first tokens that keep their positions;
+here it is zero, since no stock checkpoint can represent it. No candidate is evaluated twice, since the fitness depends
+only on the factors.
 
-`searched` runs it on a recipe's base: each candidate's fitness is its mean nats on the first training rows, in forward
-passes only; the attention factor stays search-free YaRN's, as published. `search_vs_gradient.py` compares it with the
-gradient.
+`searched` runs the search on a recipe's base: the fitness of a candidate is its mean NLL on the first training rows, in
+forward passes only; the attention factor is that of search-free YaRN, as published. `search_vs_gradient.py` compares
+the search with the gradient.
 
 Shapes: factors are `[d/2]` divisors of the unscaled inverse frequencies. Fitness is in nats per token; lower is better.
 """
@@ -42,14 +44,14 @@ Fitness = Callable[[Factors], float]
 Birth = Callable[[random.Random], Factors]
 
 ATTEMPTS = 100
-"""Tries for one new candidate before fewer are taken, as published."""
+"""Attempts to find one new candidate before the generation gets fewer, as published."""
 HEADROOM = 1.25
-"""Candidates may stretch a pair by up to this times window / native, as published."""
+"""Largest factor of a pair, as a multiple of window / native, as published."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of the algorithm; the defaults are the published ones."""
+    """The settings of the algorithm; the defaults are the published ones."""
 
     population: int = 64
     generations: int = 40
@@ -57,14 +59,14 @@ class Settings:
     crossovers: int = 16
     parents: int = 32
     probability: float = 0.3
-    """That a mutation changes a factor."""
+    """Probability that a mutation changes a factor."""
     step: float = 0.01
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class SearchState:
-    """Everything a search continues from, after a whole generation."""
+    """The state of a search after a whole generation, from which it can continue."""
 
     generation: int
     """0 after the first population."""
@@ -83,21 +85,21 @@ class SearchState:
 
     @property
     def best_fitness(self) -> float:
-        """Theirs."""
+        """The fitness of the best factors."""
         return self.population[0][1]
 
     @property
     def evaluations(self) -> int:
-        """Candidates judged."""
+        """Number of candidates judged."""
         return len(self.judged)
 
     def to_json(self) -> str:
-        """For a file; `from_json` takes it back exactly."""
+        """The state as JSON, which `from_json` reads back exactly."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "SearchState":
-        """A saved state."""
+        """The state that `to_json` wrote."""
         saved = json.loads(text)
         version, numbers, gauss = saved["random_state"]
         return cls(
@@ -139,8 +141,8 @@ def search(
         fitness: nats per token of a candidate; NaN counts as infinitely bad.
         seeds: the first candidates by name, monotone and within 1 and `upper`.
         upper: largest factor.
-        settings: of the algorithm.
-        state: to continue from.
+        settings: settings of the algorithm.
+        state: state to continue from.
         on_generation: called with the state after every generation.
     """
     if state is None:
@@ -168,7 +170,7 @@ def _key(factors: Factors) -> str:
 
 
 def _new(births: list[Birth], known: set[str], rng: random.Random) -> list[Factors]:
-    """One candidate a birth that is monotone and was not judged before; fewer where none is found."""
+    """One candidate per birth that is monotone and was not judged before; fewer if none is found."""
     found: list[Factors] = []
     for birth in births:
         for _ in range(ATTEMPTS):
@@ -191,7 +193,7 @@ def _judged(
     history: list[tuple[int, float]],
     rng: random.Random,
 ) -> SearchState:
-    """The state after a generation: the newborn judged, the best of old and new kept as parents."""
+    """Judge the new candidates and keep the best of old and new as parents; returns the state after the generation."""
     values = {_key(factors): fitness(factors) for factors in newborn}
     values = {key: math.inf if math.isnan(value) else value for key, value in values.items()}
     everyone = [*parents, *((factors, values[_key(factors)]) for factors in newborn)]
@@ -201,7 +203,7 @@ def _judged(
 
 
 def _mutated(parents: list[Factors], upper: float, settings: Settings, rng: random.Random) -> Factors:
-    """A parent; each factor, with the mutation probability, drawn anew between its neighbours on the grid of steps."""
+    """A copy of a parent in which each factor, with a probability, is drawn again between its neighbours."""
     factors = rng.choice(parents)
     changed = list(factors)
     for i in range(len(changed)):
@@ -225,9 +227,9 @@ def searched(recipe: Recipe, folder: Path, rows: int, settings: Settings | None 
 
     Args:
         recipe: names the base, the window and the documents.
-        folder: for the state after each generation, `search.json`.
-        rows: training rows that each candidate is judged on.
-        settings: of the algorithm; None: as published.
+        folder: folder of `search.json`, the state after each generation.
+        rows: number of training rows that each candidate is judged on.
+        settings: settings of the algorithm; None: as published.
     """
     begin = Start.of(BaseModel(recipe.base).facts, recipe.rope)
     request = RowRequest(recipe.row_tokens(), recipe.rows(), recipe.train.seed)
@@ -250,7 +252,7 @@ def searched(recipe: Recipe, folder: Path, rows: int, settings: Settings | None 
 
 
 class Judge:
-    """Mean nats of candidates on a few rows."""
+    """Mean NLL of candidates on a few rows."""
 
     def __init__(self, model: PreTrainedModel, begin: Start, batches: list[dict[str, Tensor]]) -> None:
         self.begin, self.batches = begin, batches
@@ -260,7 +262,7 @@ class Judge:
 
     @torch.no_grad()
     def __call__(self, factors: Factors) -> float:
-        """Nats per token under these factors."""
+        """Mean NLL under these factors, in nats per token."""
         self._table = (divided(self.begin, factors), self._table[1])
         total = sum(self._objective(**batch).item() for batch in self.batches)
         targets = sum(int((batch["labels"] >= 0).sum()) for batch in self.batches)

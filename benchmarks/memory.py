@@ -1,12 +1,12 @@
-"""Peak memory of a training step by the tokens of its row, beside what `plan` predicts (yarn_tune/planning/memory.py).
+"""Measure the peak memory of a training step by row length, and compare it with the prediction of `yarn-tune plan`.
 
     python benchmarks/memory.py
     python benchmarks/memory.py --append --tokens 32768 --dtypes float32 --ways checkpointing tiled
 
-The model is a random Llama of four layers (width 256, four query and two key heads of 64, MLP 768, 4096 words). Every
-cell is a process of its own: peak resident memory of a step, above that of the loaded model after a step of 256
-tokens. The allocator is told to give memory back at once, so that the peak is what is held, not what was. On a GPU:
-allocated memory.
+The model is a random Llama of four layers (width 256, four query and two key heads of 64, MLP 768, vocabulary 4096).
+Every cell runs in its own process and measures the peak resident memory of a step, above that of the loaded model
+after a step of 256 tokens. The allocator is set to return memory at once, so that freed memory does not count. On a GPU
+the allocated memory is measured. The prediction is in yarn_tune/planning/memory.py.
 """
 
 import argparse
@@ -36,7 +36,7 @@ WAYS: dict[str, list[str]] = {
 
 
 def config() -> LlamaConfig:
-    """The model's shape."""
+    """The config of the model."""
     return LlamaConfig(
         hidden_size=256,
         intermediate_size=768,
@@ -49,7 +49,7 @@ def config() -> LlamaConfig:
 
 
 def recipe_of(way: str, tokens: int, dtype: str) -> Recipe:
-    """A run that reads rows of so many tokens in this way."""
+    """The recipe of a run that reads rows of `tokens` tokens in this way."""
     tree = {
         "name": "memory",
         "base": {"model": "random", "dtype": dtype},
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--ways", nargs="+", default=list(WAYS))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--append", action="store_true", help="to what was measured before")
+    parser.add_argument("--append", action="store_true", help="keep earlier measurements in the file")
     parser.add_argument("--cell", nargs=3, metavar=("WAY", "TOKENS", "DTYPE"), help="one cell, in this process")
     options = parser.parse_args()
     if options.cell:
@@ -81,20 +81,20 @@ def main() -> None:
 
 
 def measured(way: str, tokens: int, dtype: str) -> dict[str, object]:
-    """One cell, in a process of its own, and the prediction for it."""
-    said = subprocess.run(
+    """Measure one cell in its own process, and predict it."""
+    done = subprocess.run(
         [sys.executable, __file__, "--cell", way, str(tokens), dtype],
         env=os.environ | {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"},
         check=True, capture_output=True, text=True,
     )  # fmt: skip
-    mib = json.loads(said.stdout.splitlines()[-1])["mib"]
+    mib = json.loads(done.stdout.splitlines()[-1])["mib"]
     predicted = predicted_mib(way, tokens, dtype)
     print(f"{dtype} {way} {tokens}: {mib:.1f} MiB, predicted {predicted:.1f}", file=sys.stderr)
     return {"way": way, "tokens": tokens, "dtype": dtype, "mib": mib, "predicted": round(predicted, 1)}
 
 
 def predicted_mib(way: str, tokens: int, dtype: str) -> float:
-    """By the model of `yarn-tune plan`."""
+    """The prediction of `yarn-tune plan`, in MiB."""
     recipe = recipe_of(way, tokens, dtype)
     return step_memory(recipe, Shape.of(config(), lora_size(config(), recipe.lora)), tokens) / 2**20
 
@@ -127,7 +127,7 @@ def cell(recipe: Recipe) -> float:
 
 
 def memory(reset: bool = False) -> float:
-    """Peak MiB so far; with `reset`, what is held now, from where the next peak counts."""
+    """Peak memory so far in MiB; with `reset`, the memory held now, and the peak is reset to it."""
     if torch.accelerator.is_available():
         if reset:
             torch.accelerator.reset_peak_memory_stats()
@@ -140,7 +140,7 @@ def memory(reset: bool = False) -> float:
 
 
 def table(found: list[dict[str, object]]) -> str:
-    """Markdown: KiB a token, and the prediction's error."""
+    """A Markdown table: KiB per token, and the error of the prediction."""
     at = {(one["dtype"], one["way"], one["tokens"]): one for one in found}
     tokens = list(dict.fromkeys(one["tokens"] for one in found))
     lines = ["| | " + " | ".join(f"{n}" for n in tokens) + " |", "|---" * (1 + len(tokens)) + "|"]

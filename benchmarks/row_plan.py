@@ -1,9 +1,9 @@
-"""Rows of half the window against whole rows at twice their cost, learned until little is gained; three seeds.
+"""Compare rows of half the window with whole rows, at twice the cost, in long runs with three seeds.
 
     python benchmarks/row_plan.py [--seeds 0 1 2] [--out benchmarks/results]
 
-Gains and phases alone on the demo, with questions among the rows, four rows a step: what `ablation.py` has in its last
-lines, but for so long that it is the rows that matter and not the steps. A run that is there already is not repeated.
+Only gains and phases are learned, on the demo, with needles and four rows per step, as in `ablation.py`, but for enough
+steps that the result depends on the rows and not on the number of steps. A finished run is not repeated.
 """
 
 import argparse
@@ -17,11 +17,11 @@ PLANS: dict[str, tuple[int, tuple[str, ...]]] = {
     "rows of 2048, 100 steps": (100, ("data.row_tokens=2048",)),
     "rows of 1024, 140 steps": (140, ("data.row_tokens=1024",)),
 }
-"""Steps, and how rows are read."""
+"""Name -> number of steps, and the settings of the rows."""
 
 
 def main() -> None:
-    """Run what is missing and print the table; here its cost is that of a whole run."""
+    """Run what is missing and print the table, in which `cost` is the cost of a whole run."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--recipe", default="recipes/tiny-demo.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -1,9 +1,9 @@
-"""What spreading a run over processes costs: seconds a step as a multiple of one process, each with one thread.
+"""Measure the seconds per step of a run over several processes of one thread, as a multiple of one process.
 
     python benchmarks/scaling.py [--processes 2] [--steps 8] [--out benchmarks/results]
 
-The embedded demo, two rows of 2048 tokens a step in float32. Halving is the best that two processes can do; what a
-sharded model adds are its exchanges, through gloo here and NCCL on GPUs.
+The run is the bundled demo with two rows of 2048 tokens per step in float32. Two processes can at best halve the time;
+a sharded model adds communication, through gloo here and NCCL on GPUs.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def step_seconds(processes: int, settings: list[str]) -> float:
-    """Median over the steps but the first two."""
+    """Median seconds per step, without the first two steps."""
     root = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]

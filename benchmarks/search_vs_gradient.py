@@ -1,10 +1,11 @@
-"""Evolutionary search against the gradient on the demo: held-out NLL by forward tokens spent.
+"""Compare evolutionary search with the gradient on the demo: held-out NLL by forward tokens spent.
 
     python benchmarks/search_vs_gradient.py [--rows 1 4] [--out benchmarks/results]
 
 The search is LongRoPE's (`longrope_search.py`) at its published settings, each candidate judged on `--rows` training
-rows. The gradient is the demo's recipe; a training token counts as three forward tokens (one forward, a backward of
-two). Both learn one factor per pair; the gradient also learns the temperature, which the published search does not.
+rows. The gradient run uses the demo's recipe; a training token counts as three forward tokens (the forward pass as one,
+the backward pass as two). Both learn one factor per pair; the gradient also learns the temperature, which the published
+search does not.
 Every point is measured with the same held-out documents.
 """
 
@@ -27,10 +28,10 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 CLASSIC = ("rope.query_gains=none", "data.needles=0", "eval.retrieval=null", "data.heldout_unlike=[]")
-"""The demo's recipe down to one factor a pair and t, which is what the search learns."""
+"""Settings that reduce the demo's recipe to one factor per pair and the temperature t."""
 
 BACKWARD = 3
-"""Forward passes a training step costs."""
+"""Cost of a training step in forward passes."""
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 def by_gradient(folder: Path) -> list[dict[str, float]]:
-    """Points after every tenth step, and search-free YaRN at zero."""
+    """Points of the gradient at every checkpoint, and search-free YaRN at zero tokens."""
     recipe = load_recipe("recipes/tiny-demo.yaml", [*CLASSIC, "train.keep_checkpoints=20"])
     run = Run(recipe, folder)
     if not run.numbers_path.is_file():
@@ -67,7 +68,7 @@ def by_gradient(folder: Path) -> list[dict[str, float]]:
 
 
 def by_search(folder: Path, rows: int) -> list[dict[str, float]]:
-    """Points after the generations that found something better."""
+    """Points of the search after the generations that improved the best candidate."""
     recipe = load_recipe("recipes/tiny-demo.yaml", list(CLASSIC))
     begin = Start.of(BaseModel(recipe.base).facts, recipe.rope)
     tokens = rows * recipe.row_tokens()
@@ -90,7 +91,7 @@ def measured(run: Run, begin: Start, points: dict) -> list[dict[str, float]]:
 
 
 def picture(curves: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Both curves in one picture."""
+    """Write a PNG of all curves."""
     figure, axes = plt.subplots(figsize=(8, 4.5))
     colours = ["#D55E00", "#009E73", "#0072B2", "#CC79A7"]
     for (name, points), colour in zip(curves.items(), colours, strict=False):

@@ -1,10 +1,10 @@
-"""What a training step costs: time as a multiple of one forward, memory as a multiple of a prefill.
+"""Measure the cost of a training step: time as a multiple of a forward pass, memory as a multiple of a prefill.
 
     python benchmarks/step_cost.py [--model data/tiny-base] [--tokens 2048 8192] [--out benchmarks/results]
 
-Every cell is a process of its own, so that its peak memory is its own: resident memory above that of the loaded model
-(on a GPU: allocated memory). A prefill is one forward without gradients that keeps keys and values, as for inference.
-Learned are one factor a pair, t, and gains and phases by layer, head and pair.
+Every cell runs in its own process, so that peaks are not mixed: peak resident memory above that of the loaded model (on
+a GPU: allocated memory). A prefill is one forward pass without gradients that keeps keys and values, as for inference.
+The learned numbers are a factor per pair, the temperature, and a gain and a phase per layer, head and pair.
 """
 
 import argparse
@@ -45,15 +45,15 @@ def main() -> None:
     for tokens in options.tokens:
         for way in WAYS:
             command = [sys.executable, __file__, "--model", options.model, "--dtype", options.dtype, "--cell", way]
-            said = subprocess.run([*command, str(tokens)], check=True, capture_output=True, text=True)
-            found.append({"way": way, "tokens": tokens, **json.loads(said.stdout.splitlines()[-1])})
+            done = subprocess.run([*command, str(tokens)], check=True, capture_output=True, text=True)
+            found.append({"way": way, "tokens": tokens, **json.loads(done.stdout.splitlines()[-1])})
             print(found[-1], file=sys.stderr)
     (options.out / "step-cost.json").write_text(json.dumps(found, indent=1) + "\n")
     print(table(found))
 
 
 def cell(model_name: str, dtype: str, way: str, tokens: int) -> dict[str, float]:
-    """Median seconds and peak MiB of one way to read a row."""
+    """Median seconds and peak MiB of one way to run a step."""
     model = to_device(load_model(model_name, dtype=dtype))
     rope = Rope(window=tokens, query_gains="pair_phase")
     start = Start.of(rope_facts(model.config), rope)
@@ -84,23 +84,23 @@ def cell(model_name: str, dtype: str, way: str, tokens: int) -> dict[str, float]
         torch.accelerator.reset_peak_memory_stats()
     times = []
     for _ in range(REPEATS):
-        begun = time.monotonic()
+        started = time.monotonic()
         run()
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
-        times.append(time.monotonic() - begun)
+        times.append(time.monotonic() - started)
     return {"seconds": round(statistics.median(times), 3), "mib": round(memory() - base, 1)}
 
 
 def memory() -> float:
-    """Peak so far, MiB."""
+    """Peak memory so far, in MiB."""
     if torch.accelerator.is_available():
         return torch.accelerator.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def table(found: list[dict[str, float]]) -> str:
-    """Markdown: time in forwards and memory in prefills, by tokens a row."""
+    """A Markdown table: time in forward passes and memory in prefills, by tokens per row."""
     at = {(one["way"], one["tokens"]): one for one in found}
     tokens = sorted({int(one["tokens"]) for one in found})
     lines = ["| | " + " | ".join(f"{n} tokens: time, memory" for n in tokens) + " |", "|---" * (1 + len(tokens)) + "|"]

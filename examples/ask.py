@@ -1,4 +1,4 @@
-"""Ask a served model with the openai client, about a document if one is given: a prompt in, its continuation out.
+"""Send a prompt to a served model with the openai client, after a document if one is given; print the continuation.
 
 vllm serve EXPORT
 python examples/ask.py EXPORT "It is a truth universally acknowledged, that" [--document FILE] [--url URL]
@@ -12,10 +12,10 @@ import openai
 
 
 def main() -> None:
-    """Print what the model says, and on stderr how many tokens it read and wrote."""
+    """Print the continuation, and on stderr the number of tokens read and written."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("model", help="as it was named to `vllm serve`")
-    parser.add_argument("prompt", help="- reads it from stdin")
+    parser.add_argument("model", help="name of the model, as given to `vllm serve`")
+    parser.add_argument("prompt", help="the prompt; - reads it from stdin")
     parser.add_argument("--document", type=Path, help="a text to put before the prompt")
     parser.add_argument("--url", default="http://localhost:8000/v1")
     parser.add_argument("--max-tokens", type=int, default=32)

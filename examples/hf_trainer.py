@@ -1,4 +1,4 @@
-"""Learn RoPE's numbers with the Trainer of transformers, documents packed without padding.
+"""Learn RoPE's numbers with the Trainer of transformers, on documents that are packed without padding.
 
 python examples/hf_trainer.py MODEL DOCUMENTS.jsonl OUTPUT --window 32768
 yarn-tune export OUTPUT/adapter
@@ -28,14 +28,14 @@ def main(words: list[str] | None = None) -> Trainer:
     parser.add_argument("--query-gains", default="none", help="none, layer, head, pair or pair_phase")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--save-steps", type=int, default=50)
-    parser.add_argument("--rows", type=int, default=1, help="documents a step, on each device")
+    parser.add_argument("--rows", type=int, default=1, help="documents per step and device")
     parser.add_argument("--learning-rate", type=float, default=0.01)
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args(words)
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     base = AutoModelForCausalLM.from_pretrained(options.model, dtype="auto")
-    base.config.use_cache = False  # with a cache, packed documents see each other
+    base.config.use_cache = False  # with a cache, packed documents attend to each other
     model = get_peft_model(base, YarnTuneConfig(window=options.window, query_gains=options.query_gains))
 
     def tokens(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:

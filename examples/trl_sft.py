@@ -1,4 +1,4 @@
-"""Learn RoPE's numbers with TRL's SFTTrainer, rows packed from several documents.
+"""Learn RoPE's numbers with TRL's SFTTrainer, on rows that are packed from several documents.
 
 pip install trl
 python examples/trl_sft.py MODEL DOCUMENTS.jsonl OUTPUT --window 32768

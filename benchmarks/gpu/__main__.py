@@ -24,7 +24,7 @@ PARTS = (
     ("seeds and LoRA", training.seeds_and_lora, 60),
     ("accelerate launch", training.launched, 40),
 )
-"""Name, function, and the seconds that must be left to begin it; the most valuable first."""
+"""Name of a part, its function, and the seconds that must be left to start it; the most valuable part first."""
 
 
 def main() -> int:
@@ -54,24 +54,24 @@ def main() -> int:
 
 
 def run_parts(context: Context, only: str | None) -> Results:
-    """Run the parts that the time left allows."""
+    """Run the parts for which there is enough time."""
     results = Results()
     for name, part, least in PARTS:
         if only is not None and only not in name:
             continue
         left = context.deadline - time.monotonic()
-        begun = time.monotonic()
+        started = time.monotonic()
         print(f"== {name} ({left:.0f} seconds left)", file=sys.stderr, flush=True)
         try:
             if left < least and not context.smoke:
-                raise PartSkipped(f"{left:.0f} seconds were left, it takes at least {least}")
+                raise PartSkipped(f"{left:.0f} seconds were left, and it needs at least {least}")
             found = part(context, results)
         except PartSkipped as reason:
             found = {"skipped": str(reason)}
-        except Exception as error:  # a part that fails must not take the others with it
+        except Exception as error:  # an error in one part must not stop the others
             found = {"failed": f"{type(error).__name__}: {error}"}
             print(found["failed"], file=sys.stderr)
-        results.parts[name] = found | {"wall_seconds": round(time.monotonic() - begun, 1)}
+        results.parts[name] = found | {"wall_seconds": round(time.monotonic() - started, 1)}
         (context.out / "results.json").write_text(json.dumps(results.parts, indent=1) + "\n")
         (context.out / "report.md").write_text(report.text(results))
     return results

@@ -19,23 +19,23 @@ ROOT = Path(__file__).parents[2]
 
 
 class PartSkipped(Exception):
-    """A part that this machine or the time left does not allow; the message says which."""
+    """Raised by a part that this machine or the time left does not allow; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """Where a part reads and writes, and until when."""
+    """The paths that a part reads and writes, and its deadline."""
 
     out: Path
     deadline: float
-    """In seconds of `time.monotonic`."""
+    """End of the time budget, in seconds of `time.monotonic`."""
     base: Path
     documents: Path
     smoke: bool
 
     @property
     def left(self) -> float:
-        """Seconds left; without end in a smoke run."""
+        """Seconds left; an hour in a smoke run."""
         return 3600.0 if self.smoke else self.deadline - time.monotonic()
 
 
@@ -47,7 +47,7 @@ class Results:
 
 
 def yarn_tune(context: Context, *words: str) -> None:
-    """Run a command of the command line in this process, which saves the seconds of importing torch again.
+    """Run a command of yarn-tune in this process, which saves another import of torch.
 
     Raises:
         RuntimeError: if it fails, or outlasts the time left.
@@ -58,7 +58,7 @@ def yarn_tune(context: Context, *words: str) -> None:
 
 
 def in_time(context: Context, work: Callable[[], T]) -> T:
-    """Do some work, and stop it where the time is up."""
+    """Call `work`, and stop it when the time is up."""
 
     def stop(number: int, frame: object) -> None:
         raise RuntimeError("the time was up")
@@ -74,7 +74,7 @@ def in_time(context: Context, work: Callable[[], T]) -> T:
 
 
 def call(context: Context, command: list[str], what: str) -> str:
-    """Run a command from the checkout; its stdout.
+    """Run a command in the checkout; returns its stdout.
 
     Raises:
         RuntimeError: with the end of its stderr, if it fails or outlasts the time left.

@@ -34,7 +34,7 @@ class Step:
 
 
 def step_cost(context: Context, results: Results) -> dict[str, Any]:
-    """Time of a step in forwards and memory in prefills, by way and row length."""
+    """Time of a step in forward passes and memory in prefills, by way and row length."""
     lengths = (256, 512) if context.smoke else (8192, 32768, 65536, 131072)
     cells: dict[str, dict[str, Any]] = {}
     for length in lengths:
@@ -46,20 +46,20 @@ def step_cost(context: Context, results: Results) -> dict[str, Any]:
 
 
 def measured(context: Context, way: str, length: int) -> dict[str, Any]:
-    """Median seconds and peak memory of one cell; `out of memory` where it does not fit."""
+    """Median seconds and peak memory of one cell; `out_of_memory` if it does not fit."""
     step = made_step(context, way, length)
     try:
-        step.run()  # kernels are chosen, memory is reserved
+        step.run()  # warm-up: kernels are selected and memory is reserved
         synchronize()
         held = allocated()
         times = []
         for _ in range(1 if context.smoke else 3):
             for parameter in step.parameters:
                 parameter.grad = None
-            begun = time.monotonic()
+            started = time.monotonic()
             step.run()
             synchronize()
-            times.append(time.monotonic() - begun)
+            times.append(time.monotonic() - started)
         seconds = statistics.median(times)
         found = {"seconds": round(seconds, 4), "tokens_per_second": round(length / seconds)}
         if torch.cuda.is_available():
@@ -77,7 +77,7 @@ def measured(context: Context, way: str, length: int) -> dict[str, Any]:
 
 
 def made_step(context: Context, way: str, length: int) -> Step:
-    """A model with everything learned attached, and one step on a random row of `length` tokens."""
+    """One step on a random row of `length` tokens, of a model with all kinds of learned numbers attached."""
     model = loaded(context)
     ids = torch.randint(1, model.config.vocab_size, (1, length + 1), generator=torch.Generator().manual_seed(0))
     ids = ids.to(model.device)
@@ -143,8 +143,8 @@ def ratios(cells: dict[str, dict[str, Any]], lengths: tuple[int, ...]) -> dict[s
 def share_of_peak(context: Context, way: str, length: int, seconds: float) -> dict[str, float]:
     """Model operations per second as a share of the card's dense bfloat16 peak.
 
-    A forward counts 2 operations per parameter and token, and 2 x layers x width x tokens^2 of causal attention; the
-    backward pass with frozen weights counts once more for the matrices, and 2.5 times for attention.
+    A forward pass counts as 2 operations per parameter and token, and 2 x layers x width x tokens^2 for attention. The
+    backward pass with frozen weights counts as the same again for the matrices, and 2.5 times for attention.
     """
     name = torch.cuda.get_device_name()
     peak = next((value for part, value in PEAK_TFLOPS.items() if part in name), None)
@@ -202,21 +202,21 @@ def compiled(context: Context, results: Results) -> dict[str, Any]:
     step = made_step(context, "kept", length)
     for layer in step.model.model.layers:
         layer.forward = torch.compile(layer.forward, dynamic=False)
-    begun = time.monotonic()
+    started = time.monotonic()
     step.run()
     synchronize()
-    first = time.monotonic() - begun
+    first = time.monotonic() - started
     times = []
     for _ in range(3):
-        begun = time.monotonic()
+        started = time.monotonic()
         step.run()
         synchronize()
-        times.append(time.monotonic() - begun)
+        times.append(time.monotonic() - started)
     return {"plain": plain, "compiled": {"seconds": round(statistics.median(times), 4), "first": round(first, 1)}}
 
 
 def allocated() -> int:
-    """Bytes held now; the next peak counts from here."""
+    """Bytes held now; resets the peak."""
     if not torch.cuda.is_available():
         return 0
     torch.cuda.reset_peak_memory_stats()

@@ -1,4 +1,4 @@
-"""A minimal loop of the same mathematics, without yarn_tune: what a step costs when it is written by hand.
+"""A minimal implementation of the same step without yarn_tune, as a reference for its cost.
 
 One log factor per rotary pair, a log temperature, and a log gain and a phase per layer, head and pair of a Llama. Cos
 and sin are computed from the parameters; queries are scaled and turned by a hook on `q_proj`; the loss is the sum of

@@ -17,7 +17,7 @@ SETTINGS = {
 
 
 def predicted_mib(context: Context, way: str, length: int) -> float | None:
-    """MiB of one step above the weights; None for a way that `plan` does not know."""
+    """MiB of one step above the weights; None for a way that `plan` does not predict."""
     if way not in SETTINGS:
         return None
     folder = ROOT / "data/tiny-base" if context.smoke else context.base

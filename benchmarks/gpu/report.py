@@ -22,10 +22,10 @@ def text(results: Results) -> str:
 
 
 def three_sentences(parts: dict[str, Any]) -> list[str]:
-    """What a reader takes away."""
+    """The three sentences that summarise the report."""
     where = parts.get("environment", {})
     first = f"Measured on {where.get('card', 'an unknown device')} with torch {where.get('torch', '?')}"
-    first += " in miniature, which says that the code runs and nothing else." if where.get("smoke") else "."
+    first += " in miniature, which shows only that the code runs." if where.get("smoke") else "."
     tuned = parts.get("smollm2 at 4x", {}).get("like", {})
     second = "SmolLM2 at four times its window was not measured."
     if "tuned" in tuned:
@@ -44,7 +44,7 @@ def three_sentences(parts: dict[str, Any]) -> list[str]:
 
 
 def plain(found: dict[str, Any]) -> list[str]:
-    """Keys and values."""
+    """The keys and values of a part, one per line."""
     return [f"- {key}: {value}" for key, value in found.items() if key != "wall_seconds"]
 
 
@@ -67,7 +67,7 @@ def window(found: dict[str, Any]) -> list[str]:
 
 
 def windows(found: dict[str, Any]) -> list[str]:
-    """Several windows."""
+    """The sections of several windows."""
     return [line for one in found.values() if isinstance(one, dict) for line in [*window(one), ""]]
 
 
@@ -95,7 +95,7 @@ def cell(found: dict[str, Any], name: str) -> str:
 
 
 def planned(found: dict[str, Any]) -> list[str]:
-    """Predicted and measured memory."""
+    """The table of predicted and measured memory."""
     rows = [[n, c["predicted_mib"], c["measured_mib"], c.get("error")] for n, c in found["cells"].items()]
     return table(["cell", "predicted MiB", "measured MiB", "error"], rows)
 

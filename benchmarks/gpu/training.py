@@ -18,11 +18,11 @@ DEMO = "recipes/tiny-demo.yaml"
 TOLERANCE = 0.003
 """Largest difference of a mean NLL between the demo on a GPU and on a CPU."""
 NATIVE = 8192
-"""Of SmolLM2."""
+"""Native window of SmolLM2, in tokens."""
 
 
 def environment(context: Context, results: Results) -> dict[str, Any]:
-    """Card, driver and versions."""
+    """The GPU and the versions of the packages."""
     found: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__, "smoke": context.smoke}
     for package in ("transformers", "accelerate", "peft", "safetensors", "deepspeed", "datasets"):
         found[package] = metadata.version(package) if importlib.util.find_spec(package) else None
@@ -58,7 +58,7 @@ def window_4x(context: Context, results: Results) -> dict[str, Any]:
 
 
 def windows_2x_and_8x(context: Context, results: Results) -> dict[str, Any]:
-    """The same for 16384 and 65536 tokens, with fewer steps."""
+    """SmolLM2 to 16384 and 65536 tokens as in `window_4x`, with fewer steps."""
     found = {"2x": extended(context, 2, steps=40)}
     if context.left > 90 and not context.smoke:
         found["8x"] = extended(context, 8, steps=16)
@@ -131,7 +131,7 @@ def launched(context: Context, results: Results) -> dict[str, Any]:
 
 
 def trained(context: Context, name: str, recipe: str, words: list[str]) -> Path:
-    """Train in a folder below the results, or continue there; the run folder."""
+    """Train in a folder below the results, or continue there; returns the run folder."""
     folder = context.out / "runs" / name
     folder.parent.mkdir(exist_ok=True)
     in_time(context, lambda: Tuning(recipe, [f"name={name}", *words], folder).train())
@@ -179,7 +179,7 @@ def documents(context: Context, which: str) -> str:
 
 
 def settings(context: Context, native: int, window: int) -> list[str]:
-    """How a comparison is measured here: few excerpts, retrieval from half the native window to the window."""
+    """Settings of the comparison: few excerpts, and retrieval from half the native window to the window."""
     if context.smoke:
         return ["eval.documents=1", "eval.retrieval=null", "data.needles=0"]
     lengths = [n for n in (native // 2, native, 2 * native, 4 * native) if n <= window]

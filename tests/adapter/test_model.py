@@ -170,7 +170,7 @@ def test_adapters_for_several_windows_take_turns():
     assert torch.equal(second, logits(expected))
     made.set_adapter("default")
     assert torch.equal(logits(made), first)
-    with pytest.raises(UserError, match="default, long each give the model a table; only one can be active"):
+    with pytest.raises(UserError, match="default, long each define a rotary table; only one can be active"):
         made.base_model.set_adapter(["default", "long"])
     made.delete_adapter("default")
     made.set_adapter("long")
@@ -413,7 +413,7 @@ def test_an_enum_that_takes_no_member_is_an_import_error():
     class Numbers(enum.IntEnum):
         ONE = 1
 
-    with pytest.raises(ImportError, match="lets no member YARN_TUNE into Numbers"):
+    with pytest.raises(ImportError, match="cannot add YARN_TUNE to Numbers"):
         extended(Numbers, "YARN_TUNE")
     assert list(Numbers) == [Numbers.ONE]
 

@@ -18,7 +18,7 @@ import torch
 from tiny import YARN_ALONE, finished_run, save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from yarn_tune.cli.main import main
-from yarn_tune.engines.agreement import agreement, ask_vllm, random_prompts, transformers_logprobs
+from yarn_tune.engines.agreement import agreement, compare_with_transformers, random_prompts, transformers_logprobs
 from yarn_tune.engines.vllm_runner import QUIET, Job, vllm_logprobs
 from yarn_tune.export.checkpoint import export
 from yarn_tune.models.loading import config_json
@@ -231,7 +231,7 @@ def test_an_fp8_cache_serves_the_export(served):
 
 
 def test_verify_asks_the_engine(checkpoints, vllm_python):
-    found = ask_vllm(str(checkpoints["llama", "ramp"]), vllm_python)
+    found = compare_with_transformers(str(checkpoints["llama", "ramp"]), vllm_python)
     assert found.worst <= TOLERANCE
     assert len(found.differences) == 5
 

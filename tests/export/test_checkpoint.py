@@ -35,7 +35,7 @@ def test_every_family_reloads_as_it_was_tuned(tmp_path, family, frequencies):
     known = tmp_path / "base" if (tmp_path / "base").exists() else None
     run = finished_run(tmp_path, frequencies, family, base=known, settings=settings)
     if family in YARN_ALONE and frequencies == "per_pair":
-        reason = "it takes longrope only where pairs are halves|it builds the rope of .* itself, and knows YaRN alone"
+        reason = "it supports longrope only if pairs are halves|it builds the rope of .* itself, and supports only YaRN"
         with pytest.raises(UserError, match=f"vllm.*: does not load: ({reason})"):
             export(run)
         run = replace(run, recipe=parse_recipe(run.recipe.to_dict(), ["export.stacks=[transformers]"]))

@@ -201,7 +201,9 @@ def test_a_converter_that_fails_leaves_the_old_file(plain, tmp_path):
 
 def test_another_architecture_than_the_one_checked(plain, tmp_path):
     script = stand_in(tmp_path, change=('outfile, "llama"', 'outfile, "mistral3"'))
-    with pytest.raises(UserError, match="the converter made 'mistral3' of the model, where 'llama' was checked"):
+    with pytest.raises(
+        UserError, match="the converter wrote the architecture 'mistral3', but only 'llama' was checked"
+    ):
         converted(plain, tmp_path, converter=script)
 
 
@@ -239,7 +241,7 @@ def flags(message: str) -> dict[str, str]:
 def test_qwen2_with_a_rounded_ramp_is_refused_with_flags(tmp_path):
     wanted = yarn_inv_freq(THETA, DIM, FACTOR, YarnRamp(ORIGINAL, **BETAS))
     message = refused(tmp_path, "qwen2", YARN | BETAS | {"attention_factor": MULTIPLIER}, wanted)
-    assert "for granite, llama, mistral, mixtral only; of qwen2 (Qwen2ForCausalLM) a GGUF loses" in message
+    assert "for granite, llama, mistral, mixtral only; a GGUF of qwen2 (Qwen2ForCausalLM) loses" in message
     assert "loses the learned frequencies and the multiplier 1.317 of cos and sin; these flags carry both" in message
     found = flags(message)
     betas = [float(found[f"--yarn-beta-{name}"]) for name in ("fast", "slow")]

@@ -233,7 +233,7 @@ def test_what_is_no_longer_served_as_learned_is_refused(run, tmp_path):
     ("words", "message"),
     [
         (("run", "lab/long"), "the base is named by a path"),
-        (("run", "not a name", "--base", "o/b"), "is no name of a repository"),
+        (("run", "not a name", "--base", "o/b"), "is not a name of a repository"),
         (("run/checkpoints", "lab/long"), "neither an export"),
         (("missing", "lab/long"), "neither an export"),
     ],

@@ -81,7 +81,7 @@ def test_an_earlier_run_is_read_for_a_plan_or_a_note(tree, tmp_path):
     # One that has begun needs it no more, and without the base nothing is looked at.
     assert (
         f"rope.init: the run began with the numbers learned in {first.folder}"
-        in planned_recipe(parse_recipe(tree, unfit), begun=True).notes
+        in planned_recipe(parse_recipe(tree, unfit), has_checkpoint=True).notes
     )
     absent = ["base.model=./nowhere", "base.prepare=make base", *unfit]
     assert any("cannot be checked without the base" in note for note in planned(tree, *absent).notes)

@@ -19,7 +19,7 @@ FIELD = Path(__file__).parent / "field"
 READS = json.loads((FIELD.parent / "vllm_0.32_reads.json").read_text())
 """Window and multiplier of cos and sin per kind of layer, or the error."""
 
-REACH = "so that factor 4 buys nothing; write max_position_embeddings 131072"
+REACH = "so that factor 4 has no effect; write max_position_embeddings 131072"
 MULTIPLIED = "vLLM multiplies the window by the factor"
 CANNOT = "RoPE cannot extend it"
 NO_ORIGINAL = "original_max_position_embeddings is missing"
@@ -30,8 +30,8 @@ ANSWERS: dict[str, tuple[int, list[str], list[str]]] = {
     "01c-qwen3-card-recipe": (3, [REACH, "(>= 0.30) | 0.0e+00 | 1.13863 | 40960 |"], ["left at native"]),
     "01d-qwen3-raised": (0, ["all stacks serve it"], ["ERROR"]),
     "02-r1-qwen3-attn_factor": (3, ["attn_factor ignored", "multiply cos and sin by 1.13863", "use 1."], ["ERROR"]),
-    "03-original-missing": (3, [NO_ORIGINAL, "Write original_max_position_embeddings"], ["buys nothing"]),
-    "03b-original-missing-raised": (3, [NO_ORIGINAL, "524288 tokens"], ["buys nothing", "write 524288"]),
+    "03-original-missing": (3, [NO_ORIGINAL, "Write original_max_position_embeddings"], ["4 has no effect"]),
+    "03b-original-missing-raised": (3, [NO_ORIGINAL, "524288 tokens"], ["4 has no effect", "write 524288"]),
     "04-factor-int": (0, ["all stacks serve it"], ["ERROR"]),
     "04b-factor-string": (2, ['rope_scaling.factor is "4.0", a string', "write 4.0 without quotes"], []),
     "04c-factor-int-yarn": (0, ["all stacks serve it"], ["ERROR"]),
@@ -55,7 +55,7 @@ ANSWERS: dict[str, tuple[int, list[str], list[str]]] = {
     "06-type-and-rope_type-differ": (3, ["does not load: rope_type is 'yarn' and type is 'linear'"], []),
     "06b-type-yarn-rope_type-default": (3, ["does not load: rope_type is 'default' and type is 'yarn'"], []),
     "06c-hyphen-key": (3, ["'rope-scaling' is a key that no stack reads", "'rope_scaling' may be meant"], []),
-    "06d-uppercase": (2, ["does not know rope_type 'YaRN'", "write 'yarn'"], ["| ok |"]),
+    "06d-uppercase": (2, ["does not support rope_type 'YaRN'", "write 'yarn'"], ["| ok |"]),
     "06e-rope_type-null": (3, ["does not load: rope_type is null", "rope_type is None and type is 'yarn'"], []),
     "07-dynamic-type": (3, ["(>= 5.0) | 0.0e+00 | 1 | 4096 | ok", "| 8192 |", MULTIPLIED, "NaN beyond"], []),
     "07c-dynamic-alpha-hunyuan": (0, ["not established"], ["MISMATCH"]),
@@ -64,7 +64,7 @@ ANSWERS: dict[str, tuple[int, list[str], list[str]]] = {
     "08f-qwen35-override-toplevel": (
         2,
         [
-            "rope_parameters stands at the top level of a qwen3_5 config",
+            "rope_parameters is at the top level of a qwen3_5 config",
             "text_config",
         ],
         ["no rotary"],
@@ -96,7 +96,7 @@ ANSWERS: dict[str, tuple[int, list[str], list[str]]] = {
     "13b-phi3-su": (
         3,
         [
-            "does not know type 'su'",
+            "does not recognise type 'su'",
             "write 'longrope'",
             "(4.56 to 4.57) | 0.0e+00 | 1.19024 | 131072 | ok",
         ],
@@ -311,7 +311,7 @@ NEIGHBOURS: dict[str, tuple[str, dict, int, str]] = {
         PLAIN,
         {"rope_scaling": {"type": "ntk", "factor": 4.0}},
         2,
-        "transformers: does not load: it does not know",
+        "transformers: does not load: it does not support",
     ),
     "all layers slide": (
         PLAIN,

@@ -1,4 +1,4 @@
-"""The config of a learned-numbers adapter, and its type among PEFT's.
+"""The config of an adapter of learned numbers, and its registration as a type of PEFT.
 
 adapter_config.json holds the window, native window, factor, betas and query gains that the numbers are offsets for, the
 base they belong to, and the stacks that a merge is served on.
@@ -19,10 +19,10 @@ EnumT = TypeVar("EnumT", bound=Enum)
 
 
 def extended(kind: type[EnumT], name: str) -> EnumT:
-    """The member `name` of a string enum, added if there is none: `PeftType` is closed, and has no other way in.
+    """The member `name` of a string enum, added if it is missing; `PeftType` has no public way to add a member.
 
     Raises:
-        ImportError: if this Python's enums do not take it; nothing else of the package needs it.
+        ImportError: if the enums of this Python version do not allow it; only adapters need it.
     """
     try:
         if name not in kind.__members__:
@@ -37,13 +37,13 @@ def extended(kind: type[EnumT], name: str) -> EnumT:
         taken = False
     if not taken:
         raise ImportError(
-            f"this Python lets no member {name} into {kind.__name__}; adapters are tested on 3.11 to 3.13"
+            f"this Python version cannot add {name} to {kind.__name__}; adapters are tested on 3.11 to 3.13"
         )
     return kind[name]
 
 
 def layout_keys(facts: RopeFacts) -> dict[str, Any]:
-    """Which bases an adapter belongs to, as adapter_config.json says it."""
+    """The keys of adapter_config.json that identify the bases an adapter belongs to."""
     return {
         "base_model_type": facts.model_type,
         "rope_theta": facts.theta,
@@ -58,7 +58,7 @@ NAMES_OF_0_1_0 = {
     "frequencies": {"yarn": "fixed", "scale": "scale", "ramp": "ramp", "frequency": "per_pair"},
     "query_gains": {"global": "none", "layer": "layer", "head": "head", "spectral": "pair", "phase": "pair_phase"},
 }
-"""Value that yarn_tune 0.1.0 wrote, as `learn` and `temperature` -> the value of today's key."""
+"""By key: the value that yarn_tune 0.1.0 wrote, under `learn` or `temperature` -> the current value."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ class YarnTuneConfig(PeftConfig):
     """What an adapter's numbers mean; values as in a recipe's `rope` and `export` sections, where they are explained.
 
     Raises:
-        UserError: if the values are impossible, all of them named.
+        UserError: if values are impossible; the message names all of them.
     """
 
     window: int = 0
@@ -81,17 +81,17 @@ class YarnTuneConfig(PeftConfig):
     """Serving stacks that `merge_and_unload` writes the config for."""
     fold: str = "auto"
     base_model_type: str | None = None
-    """With the next two, the rotary layout of the base the numbers belong to; filled in by `start`."""
+    """This key and the next two: the rotary layout of the base the numbers belong to; filled in by `start`."""
     rope_theta: float | None = None
     rotary_dim: int | None = None
     base_scaling: str | None = None
-    """What the base's own config does to its frequencies, or "none"."""
+    """Digest of the scaling of RoPE in the base's own config, or "none"."""
     target_modules: list[str] | None = None
     """The base's rotary module; filled in when it is attached."""
     learn: InitVar[str | None] = None
-    """The key of 0.1.0 for `frequencies`; it is read, and not written."""
+    """The key of 0.1.0 for `frequencies`; it is read but not written."""
     temperature: InitVar[str | None] = None
-    """The same for `query_gains`."""
+    """The key of 0.1.0 for `query_gains`; it is read but not written."""
 
     def __post_init__(self, learn: str | None, temperature: str | None) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
@@ -110,7 +110,7 @@ class YarnTuneConfig(PeftConfig):
         return parse_rope({key: getattr(self, key) for key in keys}, "YarnTuneConfig")
 
     def start(self, facts: RopeFacts) -> Start:
-        """Where learning starts on a base; what was left open is filled in.
+        """The start of learning on a base; fills in the keys that describe the base.
 
         Raises:
             UserError: if the numbers belong to a base of another layout.

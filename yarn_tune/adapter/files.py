@@ -1,4 +1,4 @@
-"""Adapters on disk: written by a run for PEFT, and read, also those trained elsewhere, for the export.
+"""Adapters on disk: a run writes them for PEFT, and the export reads them, including those trained elsewhere.
 
 adapter_config.json         `YarnTuneConfig`
 adapter_model.safetensors   the offsets from search-free YaRN, float32
@@ -21,18 +21,18 @@ from .config import YARN_TUNE, YarnTuneConfig, layout_keys
 from .layer import NUMBERS, last_names
 
 CONFIG, WEIGHTS, BESIDE = "adapter_config.json", "adapter_model.safetensors", "lora"
-"""Names of the files, PEFT's, and of the folder with LoRA."""
+"""PEFT's names of the files, and the name of the folder with the LoRA adapter."""
 
 ROOT = "base_model.model."
-"""How PEFT begins the name of every tensor."""
+"""Prefix of every tensor's name in PEFT."""
 
 FACTOR = ".lora_{}.weight"
-"""How PEFT ends the names of LoRA's factors A and B."""
+"""Suffix of the names of LoRA's factors A and B in PEFT."""
 
 
 @dataclass(frozen=True)
 class AdapterSections:
-    """The sections of a recipe that say what an adapter's numbers mean and how they are served."""
+    """The sections of a recipe that define what an adapter's numbers mean and how they are served."""
 
     name: str
     base: Base
@@ -45,9 +45,9 @@ def write_adapter(folder: Path, sections: AdapterSections | Recipe, rotary: Tuna
     """Write the learned numbers of a run as a PEFT adapter.
 
     Args:
-        folder: of the adapter.
-        sections: what the numbers mean; a recipe has them all.
-        rotary: with the learned numbers, adjusted to what a config can carry.
+        folder: folder of the adapter.
+        sections: what the numbers mean; a recipe has all of these sections.
+        rotary: module with the learned numbers, adjusted to what a config can carry.
         place: dotted name of the base's rotary module.
     """
     base, export = sections.base, sections.export
@@ -89,11 +89,11 @@ BOUND = (
     "peft_type", "window", "native", "factor", "frequencies", "query_gains", "beta_fast", "beta_slow",
     "base_model_type", "rope_theta", "rotary_dim", "base_scaling", "r", "lora_alpha", "target_modules",
 )  # fmt: skip
-"""Keys of an adapter's config without which its numbers mean something else: the checksum covers them too."""
+"""Keys of an adapter's config that define what its numbers mean; the checksum covers them too."""
 
 
 def _meaning(config: dict[str, Any]) -> str:
-    """The values of those keys, for the checksum of the numbers."""
+    """The values of the `BOUND` keys as JSON, for the checksum of the numbers."""
     kept = {key: config.get(key) for key in BOUND}
     plain = {key: sorted(value) if isinstance(value, (set, list)) else value for key, value in kept.items()}
     return json.dumps(plain, sort_keys=True, default=str)
@@ -120,7 +120,7 @@ def read_sections(folder: Path, overrides: Sequence[str] = ()) -> AdapterSection
     """What the numbers of an adapter mean and how they are served, by its config.
 
     Args:
-        folder: of the adapter.
+        folder: folder of the adapter.
         overrides: `section.key=value` strings, for the `export` section.
 
     Raises:
@@ -141,10 +141,10 @@ def read_sections(folder: Path, overrides: Sequence[str] = ()) -> AdapterSection
 
 
 def read_config(folder: Path) -> YarnTuneConfig:
-    """The config of an adapter of ours.
+    """The config of a YARN_TUNE adapter.
 
     Raises:
-        UserError: if it is another's, or damaged.
+        UserError: if the adapter is of another type, or its config is damaged.
     """
     path = folder / CONFIG
     try:
@@ -163,7 +163,7 @@ def read_config(folder: Path) -> YarnTuneConfig:
 
 
 def adapter_numbers(folder: Path, rotary: TunableRotary) -> Tensors:
-    """The numbers of an adapter by the names `TunableRotary.load_numbers` takes; LoRA's factors with them.
+    """The numbers of an adapter, with LoRA's factors, by the names that `TunableRotary.load_numbers` accepts.
 
     Raises:
         UserError: if they are damaged, or belong to a base of another layout.
@@ -181,7 +181,7 @@ def adapter_numbers(folder: Path, rotary: TunableRotary) -> Tensors:
 
 PLAIN: dict[str, Any] = {"peft_type": "LORA", "bias": "none", "use_dora": False, "use_rslora": False,
                          "rank_pattern": {}, "alpha_pattern": {}}  # fmt: skip
-"""What the config of LoRA must say for a change to be B A."""
+"""Values in the config of LoRA for which the change of a weight is B A."""
 
 
 def _lora_beside(folder: Path) -> LoraConfig:
@@ -201,7 +201,7 @@ def _lora_beside(folder: Path) -> LoraConfig:
 
 
 def _factors_beside(folder: Path) -> Tensors:
-    """LoRA's factors by our names."""
+    """LoRA's factors by the names that yarn_tune uses."""
     _lora_beside(folder)
     found = _read_weights(folder / BESIDE)
     factors = {}

@@ -59,12 +59,13 @@ class YarnTuneLayer(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         self.yarn_tune_numbers = nn.ModuleDict()
         self.rotaries: dict[str, TunableRotary] = {}
-        """The modules that compute; not registered, their parameters are those of `yarn_tune_numbers`."""
+        """By adapter: the module that computes cos and sin. It is not registered; its parameters are registered in
+        `yarn_tune_numbers`."""
         self._frozen: dict[str, list[str]] = {}
         """Parameters that are saved and not trained, by adapter."""
         self._observing: list[RemovableHandle] = []
         self._used: set[str] = set()
-        # In a tuple, so that the model is not registered as a child of this module.
+        # Held in a tuple, so that the model is not registered as a child of this module.
         self._model = (model,)
         self._hooks = FollowingHooks(model)
 
@@ -101,7 +102,7 @@ class YarnTuneLayer(nn.Module, BaseTunerLayer):
         return rotary
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Cos and sin, as the stock module returns them."""
+        """Return cos and sin, as the stock module does."""
         rotary = self.active()
         if rotary is None:
             return self.base_layer(*args, **kwargs)
@@ -135,12 +136,12 @@ class YarnTuneLayer(nn.Module, BaseTunerLayer):
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         own = [name for name in names if name in self.rotaries]
         if len(own) > 1:
-            raise UserError(f"set_adapter: {', '.join(own)} each give the model a table; only one can be active")
+            raise UserError(f"set_adapter: {', '.join(own)} each define a rotary table; only one can be active")
         super().set_adapter(names, inference_mode)
         self._freeze()
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
-        """Do as PEFT does, but keep the parameters frozen that these `frequencies` do not train."""
+        """Set `requires_grad` as PEFT does, but keep frozen what the adapter's `frequencies` do not train."""
         super().set_requires_grad(adapter_names, requires_grad)
         self._freeze()
 
@@ -150,7 +151,7 @@ class YarnTuneLayer(nn.Module, BaseTunerLayer):
                 self.yarn_tune_numbers[adapter][last].requires_grad_(False)  # type: ignore[index]
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Not supported in place: the numbers belong into the config too, which a loaded model does not read again."""
+        """Raise NotImplementedError: a merge changes the config too, which a loaded model does not read again."""
         raise NotImplementedError("a YARN_TUNE adapter is merged by merge_and_unload, not in place")
 
     def release(self) -> None:
@@ -176,7 +177,7 @@ class YarnTuneLayer(nn.Module, BaseTunerLayer):
             adapter, _, last = key.removeprefix(own).rpartition(".")
             found.setdefault(adapter, {})[last] = state_dict[key]
         for adapter, numbers in found.items():
-            if adapter not in self.rotaries:  # PEFT leaves the adapter's name out of what the adapter does not have
+            if adapter not in self.rotaries:  # PEFT omits the adapter's name from keys that the adapter does not have
                 raise UserError(f"saved numbers have {', '.join(numbers)}, which this adapter's config does not")
             rotary = self.rotary(adapter)
             names = last_names(rotary)

@@ -1,4 +1,4 @@
-"""The tuner of YARN_TUNE adapters: it puts the layer into a model, takes it out, and merges it.
+"""The tuner of YARN_TUNE adapters: it inserts the layer into a model, removes it, and merges it.
 
 Importing this module registers the type with PEFT; then `get_peft_model`, `PeftModel.from_pretrained`,
 `model.load_adapter` and `AutoModelForCausalLM.from_pretrained(adapter)` accept it.
@@ -26,7 +26,7 @@ __all__ = ["YarnTuneConfig", "YarnTuneLayer", "YarnTuneModel"]
 
 
 class YarnTuneModel(BaseTuner):
-    """PEFT's tuner: replaces the rotary module by the layer, and puts it back."""
+    """The PEFT tuner that replaces the rotary module by the layer, and restores it."""
 
     prefix = "yarn_tune_"
     tuner_layer_cls = YarnTuneLayer
@@ -97,7 +97,7 @@ class YarnTuneModel(BaseTuner):
 
 @torch.no_grad()
 def make_served(model: Any, learned: Learned, served: RopeEncoding) -> None:
-    """Turn a stock model into what its checkpoint would be: the config as loaded from disk, the weights folded."""
+    """Change a stock model to what its export would load as: the written config and the folded weights."""
     base = model.config.to_dict()
     if served.folds(learned):
         set_parameters(model, fold_parameters(model, base, served.fold, learned.folds))

@@ -1,4 +1,4 @@
-"""Checks of what a command was pointed at, made before torch is imported."""
+"""Checks of a command's arguments, made before torch is imported."""
 
 import argparse
 import difflib

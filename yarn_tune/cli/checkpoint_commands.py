@@ -1,6 +1,7 @@
 """The commands about a checkpoint that exists: check it, upload it.
 
-Packages are imported inside the functions, after the arguments are checked, so that a mistake needs no torch.
+Packages are imported inside the functions, after the arguments are checked, so that a user error needs no import of
+torch.
 """
 
 import argparse
@@ -25,14 +26,14 @@ def verify_command(options: argparse.Namespace) -> CommandResult:
     if overrides is not None and options.engine:
         raise UserError("--engine: the engine is run on the checkpoint as it is; leave --hf-overrides out")
 
-    from ..engines import TOLERANCE, ask_vllm
+    from ..engines import TOLERANCE, compare_with_transformers
     from ..serving import verify
 
     made = verify(options.checkpoint, stacks, overrides, options.revision)
     text, passed = made.text(), made.passed
     value: dict[str, Any] = asdict(made) | {"passed": passed}
     if options.engine:
-        found = ask_vllm(options.checkpoint, options.engine_python)
+        found = compare_with_transformers(options.checkpoint, options.engine_python)
         passed = passed and found.worst <= TOLERANCE
         lengths = ", ".join(f"{d:.1e} at {n} tokens" for n, d in found.differences.items())
         text += f"\n\nvLLM itself (window {found.max_model_len}), log-probabilities against transformers: {lengths}"

@@ -1,6 +1,7 @@
 """The commands that measure any checkpoint, made by yarn_tune or not.
 
-Packages are imported inside the functions, after the arguments are checked, so that a mistake needs no torch.
+Packages are imported inside the functions, after the arguments are checked, so that a user error needs no import of
+torch.
 """
 
 import argparse
@@ -42,8 +43,8 @@ def eval_command(options: argparse.Namespace) -> CommandResult:
     buckets = Eval().buckets
     edges = bucket_edges(options.length, buckets)
     sums = [NllSum(0.0, 0)] * buckets
-    for nats in documents:
-        sums = [a + b for a, b in zip(sums, by_position(nats, edges), strict=True)]
+    for nll in documents:
+        sums = [a + b for a, b in zip(sums, by_position(nll, edges), strict=True)]
     total = sum(sums, NllSum(0.0, 0))
     mean = total.mean
     lines = [f"{a:>8} to {b - 1:<8} {n.mean:.4f}" for a, b, n in zip(edges, edges[1:], sums, strict=False)]
@@ -55,10 +56,10 @@ def eval_command(options: argparse.Namespace) -> CommandResult:
 
 
 def _warn_beyond_window(base: "BaseModel", flag: str, length: int) -> None:
-    """Say on stderr that a length is beyond the window that a checkpoint's config serves."""
+    """Warn on stderr if a length is beyond the window that a checkpoint's config serves."""
     try:
         window = base.facts.native
-    except UserError:  # not a RoPE model, which can be measured all the same
+    except UserError:  # a model without RoPE can be measured too
         window = getattr(base.text_config, "max_position_embeddings", length)
     if length > window:
         print(
@@ -69,7 +70,7 @@ def _warn_beyond_window(base: "BaseModel", flag: str, length: int) -> None:
 
 
 def _wording_of(checkpoint: Path) -> str:
-    """The wording that the run of an export measures with, or else trains with; `plain` for other checkpoints."""
+    """The wording that an export's run uses to measure, else to train; `plain` for other checkpoints."""
     if not (checkpoint.name == "export" and (checkpoint.parent / "recipe.yaml").is_file()):
         return "plain"
     from ..recipe import load_recipe

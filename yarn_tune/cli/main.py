@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class _Terminated(BaseException):
-    """SIGTERM outside of training, which handles it itself: half-written files are deleted on the way out."""
+    """Raised on SIGTERM outside of training (training handles it itself), so that partial files are deleted."""
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def _os_error_text(error: OSError) -> str:
-    """What the system refused, where, and what to do."""
+    """The message about an error of the operating system: where it occurred, what it is, and what to do."""
     place = f"{error.filename}: " if error.filename else ""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     remedy = "make room and run the same command again: nothing saved is lost" if full else "check the path"

@@ -13,7 +13,7 @@ from .result import CommandResult
 Command = Callable[[argparse.Namespace], CommandResult]
 
 DESCRIPTION = "Extend the context window of a frozen RoPE model by learning a few numbers on your documents."
-ALL = "print all columns: NLL by position, PPL and tokens spent too"
+ALL = "print all columns, including NLL by position, PPL and tokens spent"
 CHECKPOINT = "a checkpoint folder or a hub id"
 
 
@@ -85,9 +85,9 @@ def _add_start(add: Add) -> None:
     command.add_argument("--train", nargs="+", required=True, metavar="FILE", help="documents to learn from; globs too")
     command.add_argument("--heldout", nargs="+", required=True, metavar="FILE", help="other documents, to measure on")
     command.add_argument("--native", type=int, help="tokens the model was trained with (default: from its config)")
-    command.add_argument("--gpu-memory", type=float, default=80.0, metavar="GIB", help="of one GPU (default: 80)")
+    command.add_argument("--gpu-memory", type=float, default=80.0, metavar="GIB", help="GiB of one GPU (default: 80)")
     command.add_argument("--gpus", type=int, default=1, help="number of GPUs (default: 1)")
-    command.add_argument("--revision", help="of a hub id")
+    command.add_argument("--revision", help="revision of a hub id")
     command.add_argument("--out", metavar="FILE", help="where to write the recipe (default: <name>.yaml)")
 
 
@@ -114,7 +114,7 @@ def _add_run(add: Add) -> None:
             command.add_argument(
                 "--anyway",
                 action="store_true",
-                help="export what is no better than search-free YaRN too (train.decide)",
+                help="also export a run that is no better than search-free YaRN (train.decide)",
             )
             command.add_argument("--overrides-only", action="store_true", help="print only the JSON for --hf-overrides")
             command.add_argument("--gguf", metavar="FILE", help="also write a GGUF for llama.cpp (Llama-type models)")
@@ -123,7 +123,7 @@ def _add_run(add: Add) -> None:
             )
             command.add_argument("--outtype", default="f16", help="type of the GGUF's weights (default: f16)")
     command = add("compare", run_commands.compare_command, "measure every method on the same held-out documents")
-    command.add_argument("recipe", help="a recipe (.yaml) or a run folder: the base, the documents, the lengths")
+    command.add_argument("recipe", help="a recipe (.yaml) or a run folder, for the base, documents and lengths")
     command.add_argument(
         "others", nargs="*", metavar="RUN|CHECKPOINT|key=value", help="more rows for the table; settings"
     )
@@ -136,13 +136,11 @@ def _add_run(add: Add) -> None:
 def _add_checkpoint(add: Add) -> None:
     command = add("verify", checkpoint_commands.verify_command, "check what each serving stack computes from a config")
     command.add_argument("checkpoint", help=f"{CHECKPOINT}, made by yarn_tune or not")
-    command.add_argument("--revision", help="of a hub id")
+    command.add_argument("--revision", help="revision of a hub id")
     command.add_argument("--for", dest="stacks", metavar="STACK,...", help="stacks to check, or `all`")
     command.add_argument("--hf-overrides", metavar="JSON", help="check vLLM with these --hf-overrides")
     command.add_argument("--engine", choices=["vllm"], help="also run the real engine and compare log-probabilities")
-    command.add_argument(
-        "--engine-python", metavar="PYTHON", help="interpreter with vLLM (default: $YARN_TUNE_VLLM_PYTHON)"
-    )
+    command.add_argument("--engine-python", metavar="PYTHON", help="Python with vLLM (default: $YARN_TUNE_VLLM_PYTHON)")
     command = add("push", checkpoint_commands.push_command, "upload an export or an adapter to the Hugging Face hub")
     command.add_argument("source", help="a run folder, an export or an adapter")
     command.add_argument("repo", help="ORG/NAME on the hub")
@@ -154,13 +152,13 @@ def _add_checkpoint(add: Add) -> None:
 
 
 def _add_evaluation(add: Add) -> None:
-    dtype = {"choices": ["bfloat16", "float32"], "default": "bfloat16", "help": "of the weights (default: bfloat16)"}
+    dtype = {"choices": ["bfloat16", "float32"], "default": "bfloat16", "help": "weights' dtype (default: bfloat16)"}
     command = add("eval", eval_commands.eval_command, "measure the NLL of a checkpoint by position")
     command.add_argument("checkpoint", help=CHECKPOINT)
     command.add_argument("documents", nargs="+", help="files, as in data.heldout")
-    command.add_argument("--revision", help="of a hub id")
+    command.add_argument("--revision", help="revision of a hub id")
     command.add_argument("--length", type=int, required=True, help="tokens read of each document, from its beginning")
-    command.add_argument("--count", type=int, default=4, help="most documents (default: 4)")
+    command.add_argument("--count", type=int, default=4, help="largest number of documents (default: 4)")
     command.add_argument("--dtype", **dtype)  # type: ignore[arg-type]
     command.add_argument(
         "--protocol",
@@ -176,22 +174,22 @@ def _add_evaluation(add: Add) -> None:
     command = add("retrieve", eval_commands.retrieve_command, "measure needle retrieval by length and depth")
     command.add_argument("checkpoint", help=f"{CHECKPOINT} (with --engine vllm: the tokenizer)")
     command.add_argument("documents", nargs="+", help="files that the needles are hidden in")
-    command.add_argument("--revision", help="of a hub id")
+    command.add_argument("--revision", help="revision of a hub id")
     command.add_argument("--lengths", required=True, metavar="N,N,...", help="tokens per prompt")
     command.add_argument(
         "--depths", default="0,0.25,0.5,0.75,1", metavar="D,D,...", help="place of the needle: 0 start, 1 end"
     )
     command.add_argument("--per-cell", type=int, default=4, help="prompts per length and depth (default: 4)")
-    command.add_argument("--keys", type=int, default=1, help="needles per prompt, one of which is asked for")
+    command.add_argument("--keys", type=int, default=1, help="needles per prompt; the question is about one")
     command.add_argument(
-        "--tasks", default="needle", metavar="TASK,...", help="of needle, values, variables, words (see eval.retrieval)"
+        "--tasks", default="needle", metavar="TASK,...", help="needle, values, variables, words (see eval.retrieval)"
     )
     command.add_argument(
-        "--wording", choices=["plain", "demo"], help="of the needles (default: as the export's run measured, or plain)"
+        "--wording", choices=["plain", "demo"], help="wording of needles (default: that of the export's run, or plain)"
     )
     command.add_argument("--dtype", **dtype)  # type: ignore[arg-type]
-    command.add_argument("--engine", choices=["transformers", "vllm"], default="transformers", help="what generates")
-    command.add_argument("--url", default="http://127.0.0.1:8000", help="of a running OpenAI-compatible server")
+    command.add_argument("--engine", choices=["transformers", "vllm"], default="transformers", help="engine to query")
+    command.add_argument("--url", default="http://127.0.0.1:8000", help="URL of an OpenAI-compatible server")
     command.add_argument("--served-name", metavar="NAME", help="the model's name there (default: CHECKPOINT)")
     command.add_argument("--picture", metavar="FILE.png", help="draw a heat map")
     command = add("lm-eval", eval_commands.lm_eval_command, "print the commands that run lm-evaluation-harness")

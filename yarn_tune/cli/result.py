@@ -10,8 +10,8 @@ class CommandResult:
     """The outcome of one command.
 
     Attributes:
-        text: for people, on stdout.
-        value: the object that `--json` prints in its place.
+        text: printed on stdout.
+        value: object that `--json` prints instead of the text.
         next: the command that usually follows; empty if there is none.
         passed: False if a check failed, which is exit code 3.
     """

@@ -1,6 +1,7 @@
 """The commands of a run: call one function, return its result as text and as an object.
 
-Packages are imported inside the functions, after the arguments are checked, so that a mistake needs no torch.
+Packages are imported inside the functions, after the arguments are checked, so that a user error needs no import of
+torch.
 """
 
 import argparse
@@ -122,7 +123,7 @@ def export_command(options: argparse.Namespace) -> CommandResult:
         text = (
             f"vllm serve {run.base.source.model} --hf-overrides '{json.dumps(overrides)}'\n"
             "WARNING: vLLM does not pass overrides to a speculative draft (MTP layers), which would run on the config "
-            "of the base; the config.json of an exported checkpoint reaches it"
+            "of the base; the config.json of an exported checkpoint applies to the draft too"
         )
         return CommandResult(text, {"path": str(path), "overrides": overrides})
     path = export(run, options.anyway)
@@ -180,7 +181,7 @@ def run_command(options: argparse.Namespace) -> CommandResult:
     if is_main_process():
         print(tuning.plan().text(), file=sys.stderr)
     tuning.train()
-    learn_native_adapted(run)  # in every process, before all but one return
+    learn_native_adapted(run)  # in every process, before all but the main one return
     if not is_main_process():
         return CommandResult("", {})
     tuned, _ = named_rows(run, [])

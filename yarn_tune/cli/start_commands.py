@@ -1,6 +1,7 @@
 """The commands that begin: the bundled recipes, and a first recipe for a model.
 
-Packages are imported inside the functions, after the arguments are checked, so that a mistake needs no torch.
+Packages are imported inside the functions, after the arguments are checked, so that a user error needs no import of
+torch.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What a terminal of 80 columns shows of a comparison."""
+"""Format a comparison for a terminal of 80 columns."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from ..evaluation import CompareRow, Comparison, TextResult
 
 Cell = tuple[float | None, str]
-"""A value to choose the best by, None where there is none, and its text."""
+"""A value, None if there is none, and its text; the lowest value of a column is the best."""
 
 TITLES = ("method", "mean NLL", "short texts", "far tokens", "needles")
 LEGEND = (
@@ -27,8 +27,8 @@ def summary(comparison: "Comparison", colour: bool | None = None) -> str:
     """Format the rows of a comparison in at most 80 columns, the best cell of each column marked.
 
     Args:
-        comparison: with one or two kinds of text; each gets a table.
-        colour: whether the best cells are bold; None: on a terminal.
+        comparison: the comparison; each kind of text gets a table.
+        colour: whether the best cells are bold; None: only on a terminal.
     """
     colour = is_terminal() if colour is None else colour
     parts = [_table(comparison.like, colour)]

@@ -17,7 +17,7 @@ from .vllm_runner import Job, vllm_logprobs
 
 TOLERANCE = 1e-3
 """Largest difference of a float32 log-probability between two engines that compute the same model. On random tokens
-float32 alone makes up to 1e-4 of it; a wrong rope makes 0.1 and more."""
+the rounding of float32 causes up to 1e-4, and a wrong RoPE 0.1 or more."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Agreement:
 
     @property
     def worst(self) -> float:
-        """Over all lengths; NaN counts as infinite."""
+        """The largest difference over all lengths; NaN counts as infinite."""
         return max(math.inf if math.isnan(d) else d for d in self.differences.values())
 
 
@@ -41,7 +41,7 @@ def transformers_logprobs(checkpoint: str, prompts: list[list[int]]) -> list[Ten
     answers = []
     for prompt in prompts:
         ids = torch.tensor(prompt, device=model.device)
-        # The whole prompt, as the engine reads it, since a table may depend on its length.
+        # Read the whole prompt at once, as the engine does, since a table may depend on its length.
         hidden = hidden_states(model, ids[None])[0, :-1]
         answers.append(-exact_nll(hidden, ids[1:], head, transform).cpu())
     return answers
@@ -68,7 +68,7 @@ def agreement(job: Job, reported: dict[str, Any]) -> Agreement:
     return Agreement(differences, reported["max_model_len"])
 
 
-def ask_vllm(checkpoint: str, python: str | None = None) -> Agreement:
+def compare_with_transformers(checkpoint: str, python: str | None = None) -> Agreement:
     """Serve a checkpoint with the real vLLM in float32 and compare it with transformers.
 
     Raises:

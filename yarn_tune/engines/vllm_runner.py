@@ -18,7 +18,7 @@ QUIET = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "HF_HUB_OFFLINE": "1",
 }
-"""One process and no usage report; the settings for CPUs have no effect on a GPU."""
+"""Environment of vLLM: one process and no usage report; the settings for CPUs have no effect on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Job:
     checkpoint: str
     prompts: list[list[int]]
     options: dict[str, Any]
-    """Of vLLM's `LLM`, such as `kv_cache_dtype`."""
+    """Further arguments of vLLM's `LLM`, such as `kv_cache_dtype`."""
 
 
 def vllm_logprobs(jobs: list[Job], python: str, extra_path: str | None = None) -> list[dict[str, Any]]:

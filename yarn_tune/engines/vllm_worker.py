@@ -32,12 +32,12 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     )
 
     options = {"dtype": "float32", "enforce_eager": True, "enable_prefix_caching": False, **job.get("options", {})}
-    # Without a tokenizer: prompts are token ids, and the tokenizer of a tiny test model may be missing.
+    # No tokenizer is loaded: prompts are token ids, and a tiny test model may have no tokenizer.
     llm = LLM(job["checkpoint"], skip_tokenizer_init=True, max_num_batched_tokens=4096, **options)
     try:
         prompts = [TokensPrompt(prompt_token_ids=ids) for ids in job["prompts"]]
-        wanted = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        answers = llm.generate(prompts, wanted)
+        sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        answers = llm.generate(prompts, sampling)
         logprobs = [
             [answer.prompt_logprobs[i][token].logprob for i, token in enumerate(ids) if i > 0]
             for answer, ids in zip(answers, job["prompts"], strict=True)

@@ -1,4 +1,4 @@
-"""Every method on the same held-out tokens.
+"""Measure every method on the same held-out tokens.
 
 Rows: `none` (the base as it is), `native-window` (the base evaluated with a sliding window of its native length: the
 baseline that an extension has to beat), the search-free methods at the recipe's factor, and for every learned run
@@ -86,14 +86,14 @@ class Candidate:
     nll: Callable[[Tensor], tuple[Tensor, float]]
     """A document `[T]` -> its NLL `[T - 1]`, and seconds."""
     method: Method | None = None
-    """Where one pass under a method is measured."""
+    """The method of a row that is measured in one pass; None for other rows."""
     tokens: int = 0
-    """Read to learn its numbers."""
+    """Tokens read to learn its numbers."""
     seconds: float = 0.0
 
     @property
     def by_length(self) -> bool:
-        """Whether the NLL of a token depends on the length of the document that it is in."""
+        """Whether the NLL of a token depends on the length of its document."""
         return self.method is not None and self.method.by_length
 
 
@@ -139,10 +139,10 @@ def compare(
     disk, so that an interrupted comparison continues where it was.
 
     Args:
-        run: its recipe names the base, the documents and the lengths.
+        run: the run, whose recipe names the base, the documents and the lengths.
         learned: name of a row, such as `tuned` -> learned numbers.
         checkpoints: folders to measure as they are, with the classes of transformers.
-        only: names of rows.
+        only: names of the rows to measure; None: all.
 
     Raises:
         UserError: if another process writes in the run folder.
@@ -179,7 +179,7 @@ def eval_lengths(recipe: Recipe, start: Start) -> list[int]:
 
 @dataclass(frozen=True)
 class _Ranges:
-    """Over which positions means are taken, in tokens."""
+    """The positions over which means are taken, in tokens."""
 
     lengths: list[int]
     edges: list[int]
@@ -201,7 +201,7 @@ def _text_result(run: Run, rows: list[Candidate], ranges: _Ranges, key: str) -> 
 
 
 def _row(candidate: Candidate, documents: list[Tensor], ranges: _Ranges) -> tuple[CompareRow, list[Tensor]]:
-    """One method over all documents, and its NLL of each, `[T - 1]`.
+    """Measure one method on all documents; returns its row, and its NLL of each document, `[T - 1]`.
 
     A causal model gives the beginning of a document the same NLL whatever follows, so that one pass over the longest
     length serves all lengths, except where the table depends on the length read.
@@ -236,7 +236,7 @@ def _row(candidate: Candidate, documents: list[Tensor], ranges: _Ranges) -> tupl
 
 
 def _with_retrieval(run: Run, cache: NllCache, comparison: Comparison, rows: list[Candidate]) -> Comparison:
-    """Add needles for the base, for search-free YaRN and for every learned row."""
+    """Add the retrieval of the base, of search-free YaRN and of every learned row."""
     settings, native = run.recipe.eval.retrieval, comparison.native
     assert settings is not None
     grid = RetrievalGrid.of(settings, grid_lengths(settings, native, run.recipe.rope.window))

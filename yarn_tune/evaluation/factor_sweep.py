@@ -1,4 +1,4 @@
-"""Search-free methods over a range of factors: method x factor x rise of perplexity, without tuning.
+"""Measure search-free methods at several factors: the rise of perplexity per method and factor, without tuning.
 
 Every cell reads `factor` x native tokens of each held-out document in one pass, with the method at that factor. The
 rise is against the base with its native window slid over the same tokens, in percent of that perplexity.

@@ -13,14 +13,14 @@ from ..training import train
 from ..tunable import Start, kinds_of
 
 NAME = "native-adapted"
-"""The control's row, and its folder inside the run's."""
+"""Name of the control's row, and of its folder inside the run folder."""
 
 
 def native_adapted_run(run: Run) -> Run | None:
     """The control's run; None where `eval.native_adapted` is off, or where only frequencies are learned.
 
     It reads the same rows in the same steps, cut to the native window, so that it learns from as many tokens. Its rows
-    have no planted questions: most would be cut from their needle and teach guessing.
+    have no planted questions, since the cuts would separate most questions from their needles.
 
     Raises:
         UserError: if the rows cannot be cut into native windows.

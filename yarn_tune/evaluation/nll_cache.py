@@ -28,7 +28,7 @@ class NllCache:
 
     Args:
         base: the model to measure.
-        folder: where measurements are kept, one file each.
+        folder: folder of the measurements, one file each.
         chunk: tokens per forward pass over a KV cache; None: the whole document.
     """
 
@@ -38,7 +38,7 @@ class NllCache:
 
     @cached_property
     def base_key(self) -> list[object]:
-        """What identifies the checkpoint, and how it is computed with, in a measurement's key."""
+        """The part of a measurement's key that identifies the checkpoint, its dtype and `chunk`."""
         digests = [self.base.digests[name] for name in ("config of the base", "weights of the base")]
         return [*digests, self.base.source.dtype, self.chunk]
 
@@ -82,8 +82,8 @@ class NllCache:
             tensors, metadata = read_tensors_and_metadata(path, key, required=True)
             return tensors["nll"], float(metadata["seconds"])
         except (UserError, KeyError, ValueError):
-            begun = time.monotonic()
+            started = time.monotonic()
             nll = measure().float().contiguous()
-            seconds = round(time.monotonic() - begun, 3)
+            seconds = round(time.monotonic() - started, 3)
             write_atomically(path, save_tensors({"nll": nll}, {"seconds": str(seconds)}, key))
             return nll, seconds

@@ -24,17 +24,17 @@ class CompareRow:
     method: str
     kind: Kind
     nll: dict[int, float]
-    """By length: mean over tokens at positions below that length."""
+    """Length -> mean over tokens at positions below that length."""
     by_position: list[float]
-    """By equal position ranges of the longest length."""
+    """Mean of each of several equal position ranges of the longest length."""
     short_nll: float
     """Mean inside the native window."""
     tokens_spent: int = 0
     """Tokens read to learn the method's numbers."""
     seconds_spent: float = 0.0
-    """Time to learn them."""
+    """Time to learn the method's numbers."""
     seconds: float = 0.0
-    """Time to measure the row, when it was measured."""
+    """Time to measure the row."""
     key_nll: float | None = None
     """Mean over key tokens; see `with_key_tokens`."""
     key_tokens: int = 0
@@ -54,7 +54,7 @@ class TextResult:
     """All methods on the excerpts of one kind of text."""
 
     excerpts: list[str]
-    """A label for each."""
+    """A label per excerpt."""
     rows: list[CompareRow]
 
     def row(self, method: str) -> CompareRow:
@@ -74,7 +74,7 @@ class TextResult:
 
 
 COMPARED = "compare.json"
-"""In a run folder: the comparison."""
+"""Name of the file in a run folder with the comparison."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ class Comparison:
     edges: list[int]
     """Edges of the position ranges."""
     like: TextResult
-    """On `data.heldout`."""
+    """Results on `data.heldout`."""
     unlike: TextResult | None = None
-    """On `data.heldout_unlike`: other authors and genres."""
+    """Results on `data.heldout_unlike`: other authors and genres."""
     prompts: int = 0
     """Retrieval prompts longer than the native window, per method."""
 
@@ -152,7 +152,7 @@ class Comparison:
 
 
 REFERENCES = ("yarn", "native-window", "native-adapted")
-"""What the verdict compares a method with, as far as it was measured."""
+"""Methods that the verdict compares a method with, if they were measured."""
 
 
 def _text_verdict(title: str, result: TextResult, method: str) -> TextVerdict:

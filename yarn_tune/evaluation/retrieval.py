@@ -1,8 +1,8 @@
-"""Retrieval: does a model find a number that was stated in prose, at every depth of prompts of every length?
+"""Measure retrieval: whether a model finds a number stated in prose, by prompt length and depth.
 
-A prompt is prose in which one sentence (or several, for different words) states a number; its end asks for one of the
-numbers. An answer is right when greedy decoding gives exactly its tokens. Lengths and positions are in tokens; a depth
-is the share of the prose before the needle, from 0.0 (far from the question) to 1.0 (right before it).
+A prompt is prose in which one sentence (or several, for different words) states a number; it ends with a question about
+one of the numbers. An answer is right when greedy decoding gives exactly its tokens. Lengths and positions are in
+tokens; a depth is the share of the prose before the needle, from 0.0 (far from the question) to 1.0 (right before it).
 """
 
 import hashlib
@@ -52,15 +52,15 @@ def score_server(client_url: str, model_name: str, prompt: Prompt, timeout: floa
         UserError: if the server cannot be reached, refuses, or answers with something else than a completion.
     """
     url = f"{client_url.rstrip('/').removesuffix('/v1')}/v1/completions"
-    wanted = {"model": model_name, "prompt": prompt.ids, "max_tokens": len(prompt.answer_ids), "temperature": 0}
+    body = {"model": model_name, "prompt": prompt.ids, "max_tokens": len(prompt.answer_ids), "temperature": 0}
     try:
-        request = urllib.request.Request(url, json.dumps(wanted).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=timeout) as response:
             return str(json.load(response)["choices"][0]["text"]).strip() == prompt.answer
     except urllib.error.HTTPError as error:
-        said = f"status {error.code}: {error.read().decode(errors='replace').strip()[:300]}"
+        answer = f"status {error.code}: {error.read().decode(errors='replace').strip()[:300]}"
         remedy = f"is {model_name!r} served there, with room for {len(prompt.ids)} tokens and the answer?"
-        raise UserError(f"{url}: the server refused ({said}); {remedy}") from error
+        raise UserError(f"{url}: the server refused ({answer}); {remedy}") from error
     except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
         remedy = "start an OpenAI-compatible server, for example `vllm serve CHECKPOINT`, or correct the address"
         raise UserError(f"{url}: no completion came back ({error!r}); {remedy}") from error
@@ -91,7 +91,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What was found on a grid of prompt lengths and depths."""
+    """The results on a grid of prompt lengths and depths."""
 
     cells: list[Cell]
 
@@ -124,10 +124,10 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class RetrievalGrid:
-    """Which prompts are asked.
+    """The prompts of a measurement.
 
     Raises:
-        UserError: if there is nothing to ask.
+        UserError: if there are no prompts, or a task is unknown.
     """
 
     lengths: list[int]
@@ -136,7 +136,7 @@ class RetrievalGrid:
     per_cell: int
     """Prompts per length and depth."""
     keys: int = 1
-    """Needles per prompt, each for another word; one is asked for."""
+    """Needles per prompt, each for another word; the question is about one of them."""
     wording: Wording = field(default=PLAIN)
     seed: int = 0
     tasks: tuple[str, ...] = ("needle",)
@@ -181,9 +181,9 @@ def retrieve(
     """Score every prompt of a grid.
 
     Args:
-        score: whether a prompt is answered correctly.
-        tokenizer: of the model.
-        filler: prose around the needles, as `prompt_of` takes it.
+        score: function that returns whether a prompt is answered correctly.
+        tokenizer: tokenizer of the model.
+        filler: token ids of the prose around the needles, as for `prompt_of`.
         grid: the prompts.
         progress: title of a progress bar on stderr; None: no bar.
 
@@ -230,8 +230,8 @@ def retrieve_methods(
     """Score the same prompts under every method; entries of `path` that are still valid are not measured again.
 
     Args:
-        cache: of the base; its model is loaded if a result is missing.
-        methods: by name.
+        cache: cache of the base; its model is loaded if a result is missing.
+        methods: name -> method.
         filler: prose around the needles.
         grid: the prompts.
         path: the run's retrieval.json.

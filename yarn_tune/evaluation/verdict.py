@@ -2,7 +2,7 @@
 
 The paired test is the exact two-sided sign test over excerpts: under the hypothesis that neither method is better, each
 is lower on an excerpt with probability 1/2. It needs no assumption about the size of the differences. Excerpts of one
-document are not fully independent, so a p-value near the limit says less than it seems to.
+document are not fully independent, so a p-value near the limit is weak evidence.
 """
 
 import math
@@ -30,7 +30,7 @@ class Contrast:
     difference: float
     """Mean over excerpts of the method's NLL minus the other's, in nats per token."""
     p: float
-    """Of the exact two-sided sign test over excerpts."""
+    """p-value of the exact two-sided sign test over excerpts."""
 
     @classmethod
     def of(cls, other: str, own: list[float], its: list[float]) -> "Contrast":
@@ -47,7 +47,7 @@ class Contrast:
         return "better" if self.below * 2 > self.excerpts else "worse"
 
     def text(self) -> str:
-        """As "better than yarn (lower on 9 of 9 excerpts, -0.196, p = 0.004)"."""
+        """The contrast in words: "better than yarn (lower on 9 of 9 excerpts, -0.196, p = 0.004)"."""
         lead = {
             "better": f"better than {self.other}",
             "worse": f"worse than {self.other}",
@@ -60,13 +60,13 @@ class TextVerdict:
     """Prediction on one kind of text."""
 
     text: str
-    """Which text."""
+    """Title of the kind of text."""
     contrasts: list[Contrast]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a comparison says about one method: prediction, retrieval, short texts."""
+    """The conclusion of a comparison for one method: prediction, retrieval, short texts."""
 
     method: str
     length: int
@@ -77,9 +77,9 @@ class Verdict:
     needles: tuple[float, float, float] | None = None
     """Share of needles found beyond the native window, and its 95% interval."""
     prompts: int = 0
-    """Prompts that the share is of."""
+    """Number of prompts that the share is computed from."""
     needles_of: dict[str, float] = field(default_factory=dict)
-    """The same share of other methods."""
+    """Method -> share of needles found, for other methods."""
     short: dict[str, float] = field(default_factory=dict)
     """Method -> change of NLL inside the native window against the base, in nats per token."""
 
@@ -87,7 +87,7 @@ class Verdict:
         """Whether long documents are predicted better, on each kind of text, with the paired test.
 
         Args:
-            between: what separates the statements about the kinds of text.
+            between: separator of the statements about the kinds of text.
         """
         parts = []
         for each in self.texts:
@@ -96,7 +96,7 @@ class Verdict:
         return between.join(parts)
 
     def retrieval(self) -> str:
-        """How many needles are found beyond the native window, with the interval."""
+        """The share of needles found beyond the native window, with its interval."""
         if self.needles is None:
             return "not measured (eval.retrieval)."
         share, low, high = self.needles
@@ -107,7 +107,7 @@ class Verdict:
         )
 
     def short_texts(self) -> str:
-        """What happens to texts that fit the native window."""
+        """The change of NLL on texts that fit the native window."""
         others = "".join(f", {name} {change:+.3f}" for name, change in self.short.items() if name != self.method)
         return f"{self.method} changes the NLL inside {self.native} tokens by {self.short[self.method]:+.3f}{others}."
 

@@ -1,4 +1,4 @@
-"""From a finished run to an ordinary Hugging Face checkpoint, reloaded and compared before it gets its name.
+"""Export a finished run as an ordinary Hugging Face checkpoint, which is reloaded and compared before it is renamed.
 
 The base's weight files are copied byte for byte, unless a requested stack needs values folded into the query weights;
 otherwise only config.json and the tokenizer's window change. The checkpoint is written under another name, reloaded
@@ -52,7 +52,7 @@ COPIED = (
 FOLDERS = ("additional_chat_templates", "LICENSES")
 """Names of the base's folders that belong to an export."""
 FOREIGN = ("auto_map", "attn_implementation", "_attn_implementation")
-"""Keys of a config that name code of the base's own, which is not copied, or kernels to download."""
+"""Keys of a config that name the base's own code, which is not copied, or kernels to download."""
 OVERRIDABLE = ("vllm", "vllm-0.29")
 
 

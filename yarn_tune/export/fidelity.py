@@ -30,10 +30,10 @@ ByLength = dict[int, float]
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How nearly an export computes what was learned, and what it must compute: the content of fidelity.json."""
+    """The content of fidelity.json: how closely an export computes what was learned, and what it must compute."""
 
     max_abs_logit_difference: ByLength
-    """Of the files as they are, in float32."""
+    """Largest difference of the files as they are, in float32."""
     carrier: str
     """How the learned values are written into the config."""
     rope_parameters: dict[str, Any]
@@ -48,19 +48,19 @@ class Fidelity:
     """`Learned.as_json()`."""
     dtype: str = "float32"
     max_abs_logit_difference_before_rounding: ByLength = field(default_factory=dict)
-    """With folded weights in float32; empty where rounding them to the base's dtype changed little."""
+    """Difference with folded weights in float32; empty if rounding them to the base's dtype changed little."""
     float32_noise_of_the_fold: ByLength = field(default_factory=dict)
-    """Multiplied queries against multiplied weights; empty where that is within the tolerance."""
+    """Difference between multiplying queries and multiplying their weights; empty if it is within the tolerance."""
     max_abs_logit_difference_float64: ByLength = field(default_factory=dict)
     fold: Folded | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """For fidelity.json, without what is empty."""
+        """The object for fidelity.json, without empty values."""
         return {key: value for key, value in asdict(self).items() if value not in ({}, None)}
 
     @classmethod
     def read(cls, export: Path) -> "Fidelity":
-        """That of an export; raises `UserError` if its file is missing, damaged or of another version."""
+        """Read an export's fidelity.json; raises `UserError` if it is missing, damaged or of another version."""
         path, remedy = export / FIDELITY, "run `yarn-tune export` again"
         written = read_checked(path, remedy)
         try:
@@ -76,7 +76,7 @@ class Fidelity:
 
     @property
     def folded_gain(self) -> float:
-        """What queries in the weights are multiplied by; 1 where nothing is folded."""
+        """The factor by which query weights are multiplied; 1 if nothing is folded."""
         return self.fold.gain if self.fold else 1.0
 
 
@@ -101,8 +101,8 @@ def compare_with_memory(
     Args:
         base: the base model.
         learned: the parameters that were learned, in natural units.
-        served: how they are written into the config and the weights.
-        folder: of the checkpoint.
+        served: encoding of the parameters in the config and the weights.
+        folder: folder of the checkpoint.
         tolerance: largest absolute difference of a logit.
 
     Raises:
@@ -139,17 +139,17 @@ class Measured:
     """Logit differences by length."""
 
     exact: ByLength
-    """Of the weights before rounding, where rounding made a difference."""
+    """Differences without the rounding of folded weights."""
     rounded: ByLength
-    """Of the files as they are, where that is more than the tolerance."""
+    """Differences of the files as they are, if they exceed the tolerance because of that rounding."""
 
     @property
     def worst(self) -> float:
-        """The largest, without rounding; NaN if any is NaN."""
+        """The largest difference without rounding; NaN if any is NaN."""
         return largest(list(self.exact.values()))
 
     def merged(self, more: "Measured") -> "Measured":
-        """With those of more lengths; where both have a length, the newer counts."""
+        """Add the differences of more lengths; for a length in both, those of `more` are kept."""
         return Measured(self.exact | more.exact, self.rounded | more.rounded)
 
 
@@ -192,7 +192,7 @@ class Comparison:
 
         Args:
             lengths: tokens of each prompt.
-            dtype: of both models; float64 stays on the CPU, which has room for it.
+            dtype: dtype of both models; float64 models stay on the CPU, which has enough memory.
             folded: whether the model in memory has folded weights instead of gains on its queries.
         """
         prompts = _prompts(self.base.config.vocab_size, lengths)
@@ -201,7 +201,7 @@ class Comparison:
         differences = _differences(stock, prompts, expected)
         if not changed or max(differences.values()) <= self.tolerance:
             return Measured(differences, {})
-        # The files have rounded weights. That is reported; with the exact ones the difference must be small.
+        # The files have rounded weights, whose difference is reported; with exact weights it must be small.
         set_parameters(stock, changed)
         return Measured(_differences(stock, prompts, expected), differences)
 
@@ -226,7 +226,7 @@ class Comparison:
         return expected, changed, tuned.device
 
     def _changed_weights(self, model: PreTrainedModel) -> dict[str, Tensor]:
-        """What merging and folding make of a model's weights without rounding; only those that they change."""
+        """The weights of a model that merging and folding change, with their new values, without rounding."""
         named = dict(model.named_parameters())
         changed = {name: named[name].cpu().clone() for name in self.learned.lora or {}}
         if self.served.folds(self.learned):
@@ -255,7 +255,7 @@ def _differences(model: PreTrainedModel, prompts: dict[int, Tensor], expected: d
 
 
 def prompt_lengths(native: int, window: int) -> list[int]:
-    """Below, at and above the native window, up to the served window; in order."""
+    """Prompt lengths below, at and above the native window, up to the served window; in order."""
     return sorted({max(2, native // 2), native, min(native + 1, window), min(2 * native, window), window})
 
 

@@ -1,14 +1,14 @@
-"""A GGUF that llama.cpp serves as tuned: its own converter's output, with the learned numbers put in.
+"""Write a GGUF that llama.cpp serves as tuned: the output of its own converter, with the learned numbers added.
 
-No config.json makes that converter do it: it drops longrope's lists, and hardly any loader reads the attention factor
-and betas it writes for YaRN. What llama.cpp computes for a Llama (as vendored in llama-cpp-python 0.3.36):
+No config.json is enough: the converter drops longrope's lists, and hardly any loader reads the attention factor and
+betas that it writes for YaRN. What llama.cpp computes for a Llama (as vendored in llama-cpp-python 0.3.36):
 
     angle of pair i at position p   p x theta^(-2i/d) / rope_freqs.weight[i]; Llama 3.1's own table is carried so
     multiplier of cos and sin       {arch}.rope.scaling.attn_factor, times 1 + 0.1 ln s under type yarn only
     window                          {arch}.context_length
 
-So the checkpoint is converted without its rope section, and these three are written beside `type = none`. A trap that
-stays: shifting the cache (`--context-shift`, `--cache-reuse`; off by default) applies the multiplier to keys once more.
+So the checkpoint is converted without its rope section, and these three are written beside `type = none`. A known
+limitation: shifting the cache (`--context-shift`, `--cache-reuse`; off by default) multiplies the keys again.
 """
 
 import json
@@ -34,9 +34,9 @@ except ImportError:
     gguf = None  # type: ignore[assignment, unused-ignore]
 
 ARCHITECTURES = {kind: row.gguf for kind, row in FAMILIES.items() if row.gguf}
-"""Model type -> what llama.cpp converts it to, where that loader reads `rope_freqs.weight` and the result was run."""
+"""Model type -> llama.cpp's architecture, for those whose loader reads `rope_freqs.weight` and whose result was run."""
 BY_FLAGS = tuple(kind for kind, row in FAMILIES.items() if row.gguf_flags)
-"""Model types whose loader refuses that tensor but takes a rounded YaRN ramp from the command line (run)."""
+"""Model types whose loader refuses `rope_freqs.weight` but accepts a rounded YaRN ramp as flags (result was run)."""
 DIVISORS, CONVERTER = "rope_freqs.weight", "convert_hf_to_gguf.py"
 
 
@@ -50,12 +50,12 @@ def convert(
         out: the file to write; replaced whole or not at all.
         converter: see `find_converter`.
         inv_freq: `[d/2]` in radians per token.
-        multiplier: of cos and sin, without what is folded into the weights of `checkpoint`.
-        outtype: of the weights, as the converter takes it (f32, f16, bf16, q8_0, auto).
+        multiplier: multiplier of cos and sin, without what is folded into the weights of `checkpoint`.
+        outtype: type of the weights, as for the converter (f32, f16, bf16, q8_0, auto).
 
     Raises:
-        UserError: if llama.cpp cannot serve this model type so, or its converter is missing or fails.
-        CheckFailed: if the file does not read back as what was asked for.
+        UserError: if llama.cpp cannot serve this model type in this way, or its converter is missing or fails.
+        CheckFailed: if the file that was written serves other numbers.
     """
     _installed()
     config, inv_freq = config_json(str(checkpoint)), inv_freq.detach().cpu()
@@ -76,8 +76,8 @@ def convert(
         command = [sys.executable, str(script), str(folder), "--outfile", str(plain), "--outtype", outtype]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            said = "\n  ".join(done.stderr.strip().splitlines()[-3:]) or "it ended without a word"
-            raise UserError(f"export --gguf: {script} could not convert the checkpoint:\n  {said}")
+            reason = "\n  ".join(done.stderr.strip().splitlines()[-3:]) or "it ended without a message"
+            raise UserError(f"export --gguf: {script} could not convert the checkpoint:\n  {reason}")
         _rewrite(plain, partial, arch, learned, divisors)
         found, gain = served_by_llama_cpp(partial)
         error = frequency_error(found, inv_freq)
@@ -130,7 +130,7 @@ def served_by_llama_cpp(path: Path) -> tuple[Tensor, float]:
         multiplier *= yarn_attention_factor(factor)
     for divisors in (tensor.data for tensor in reader.tensors if tensor.name == DIVISORS):
         if divisors.shape != table.shape:
-            raise UserError(f"{path}: llama.cpp wants {len(table)} numbers in {DIVISORS}, not {len(divisors)}")
+            raise UserError(f"{path}: llama.cpp needs {len(table)} numbers in {DIVISORS}; found {len(divisors)}")
         table = table / torch.from_numpy(np.array(divisors, dtype=np.float64))
     return table.float(), multiplier
 
@@ -141,7 +141,7 @@ def _installed() -> None:
 
 
 def _without_rope(checkpoint: Path, config: dict[str, Any], theta: float, folder: Path) -> None:
-    """The same checkpoint without rope scaling, its files as links; the folder's name becomes the model's."""
+    """Make a folder with the checkpoint without rope scaling, its files as links; the model gets the folder's name."""
     folder.mkdir(parents=True)
     for path in checkpoint.iterdir():
         if path.is_file() and path.name != "config.json":
@@ -152,12 +152,12 @@ def _without_rope(checkpoint: Path, config: dict[str, Any], theta: float, folder
 
 
 def _rewrite(source: Path, target: Path, arch: str, learned: dict[str, tuple[Any, str]], divisors: Tensor) -> None:
-    """Copy a GGUF, every key and tensor as it is but for the learned ones."""
+    """Copy a GGUF without changes, except for the learned keys and the divisors."""
     reader = gguf.GGUFReader(source)
     fields = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
     made = fields.pop("general.architecture").contents()
     if made != arch:
-        raise UserError(f"export --gguf: the converter made {made!r} of the model, where {arch!r} was checked")
+        raise UserError(f"export --gguf: the converter wrote the architecture {made!r}, but only {arch!r} was checked")
     writer = gguf.GGUFWriter(target, arch, endianess=reader.endianess)
     writer.data_alignment = int(reader.alignment)
     values = {name: (field.contents(), field.types[0], field.types[-1]) for name, field in fields.items()}
@@ -175,11 +175,11 @@ def _rewrite(source: Path, target: Path, arch: str, learned: dict[str, tuple[Any
 
 
 def _refusal(config: dict[str, Any], section: dict[str, Any], inv_freq: Tensor, multiplier: float) -> str:
-    """What would be lost, and the flags that serve it all the same, if any do."""
+    """The error message: what a GGUF would lose, and the flags of llama.cpp that replace it, if there are any."""
     kind = config["model_type"]
     text = (
-        f"export --gguf: llama.cpp was seen to read a table of frequencies for {', '.join(ARCHITECTURES)} only; of "
-        f"{kind} ({', '.join(config.get('architectures') or '?')}) a GGUF loses the learned frequencies and the "
+        f"export --gguf: llama.cpp is known to read a table of frequencies for {', '.join(ARCHITECTURES)} only; a "
+        f"GGUF of {kind} ({', '.join(config.get('architectures') or '?')}) loses the learned frequencies and the "
         f"multiplier {multiplier:.6g} of cos and sin"
     )
     if kind not in BY_FLAGS:

@@ -1,7 +1,7 @@
-"""To the Hugging Face Hub: an export or an adapter with its card, in one commit, and only when told to.
+"""Upload an export or an adapter with its card to the Hugging Face Hub, in one commit.
 
-What is uploaded is what was checked: an export whose config is not served as learned any more (edited by hand, say) is
-refused, and no path of this machine goes along.
+An export is verified first: if its config is no longer served as learned (for example, after an edit by hand), the
+upload is refused. Local paths of the base are replaced by its name on the hub.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from .model_card import CARD, card_header, licence_from
 TEXTS = (".md", ".json", ".yaml")
 
 HTTP_ERROR: type[BaseException] = HfHubHTTPError.__mro__[1]
-"""Of whichever HTTP library this huggingface_hub uses: what it raises where the hub is not reached."""
+"""The exception of the HTTP library that this huggingface_hub uses, raised if the hub is not reached."""
 
 
 @dataclass(frozen=True)
@@ -37,27 +37,27 @@ class Upload:
     what: str
     """`checkpoint` or `adapter`."""
     files: dict[str, Path | bytes]
-    """Name in the repository -> file, or content where that is not the file's own."""
+    """Name in the repository -> file, or its content if it differs from the file's."""
 
     def sizes(self) -> dict[str, int]:
         """Bytes by name."""
         return {name: len(f) if isinstance(f, bytes) else f.stat().st_size for name, f in self.files.items()}
 
     def text(self) -> str:
-        """For people."""
+        """The files and their sizes, as text."""
         sizes = self.sizes()
         lines = [f"  {size:>14,}  {name}" for name, size in sorted(sizes.items())]
         return "\n".join([f"{self.what} -> {self.repo}: {len(sizes)} files, {sum(sizes.values()):,} bytes", *lines])
 
 
 def prepare_upload(source: Path, repo: str, base: str | None = None, adapter: bool = False) -> Upload:
-    """Everything that belongs to an export or an adapter, without any connection.
+    """Collect the files of an export or an adapter, without a connection to the hub.
 
     Args:
         source: a run folder, an export or an adapter.
         repo: `org/name` on the hub.
-        base: hub id of the base, where the run had it in a folder.
-        adapter: of a run, its adapter instead of its export.
+        base: hub id of the base, if the run used a local folder.
+        adapter: whether to upload a run's adapter instead of its export.
 
     Raises:
         UserError: if there is nothing to upload, or the base has no name on the hub.
@@ -66,7 +66,7 @@ def prepare_upload(source: Path, repo: str, base: str | None = None, adapter: bo
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UserError(f"{repo!r} is no name of a repository on the hub (org/name): {error}") from error
+        raise UserError(f"{repo!r} is not a name of a repository on the hub (org/name): {error}") from error
     if (source / "recipe.yaml").is_file():
         source = source / ("adapter" if adapter else "export")
     if (source / FIDELITY).is_file():
@@ -107,7 +107,7 @@ def _path(file: Path | bytes) -> Path:
 def _adapter(folder: Path, base: str | None) -> dict[str, Path | bytes]:
     config = read_config(folder)
     written = str(config.base_model_name_or_path)
-    # Not what else may lie there: `yarn-tune export` of an adapter writes its checkpoint into it.
+    # Leave other files out: `yarn-tune export` of an adapter writes its checkpoint into the same folder.
     own = {CONFIG, WEIGHTS, f"{BESIDE}/{CONFIG}", f"{BESIDE}/{WEIGHTS}"}
     files = {name: file for name, file in _renamed(folder, written, base).items() if name in own}
     named = base or written
@@ -129,7 +129,7 @@ def _adapter(folder: Path, base: str | None) -> dict[str, Path | bytes]:
 
 
 def _base_folder(written: str, revision: str | None) -> Path:
-    """Where the base's card is on this machine, if it is; nothing is downloaded."""
+    """The local folder with the base's card, if there is one; nothing is downloaded."""
     if not is_hub_id(written):
         return Path(written)
     card = try_to_load_from_cache(written, CARD, revision=revision)
@@ -137,10 +137,10 @@ def _base_folder(written: str, revision: str | None) -> Path:
 
 
 def _renamed(folder: Path, written: str, base: str | None) -> dict[str, Path | bytes]:
-    """All files of a folder; where texts name the base by a path, they name it as the hub does."""
+    """All files of a folder; local paths of the base in texts are replaced by its name on the hub."""
     if not is_hub_id(written) and base is None:
         raise UserError(
-            f"{folder}: the base is named by a path, {written!r}; say what it is on the hub: --base ORG/NAME"
+            f"{folder}: the base is named by a path, {written!r}; give its name on the hub with --base ORG/NAME"
         )
     files: dict[str, Path | bytes] = {}
     for path in sorted(folder.rglob("*")):
@@ -159,7 +159,7 @@ def upload(made: Upload, private: bool, message: str) -> str:
     """Create the repository if there is none, and commit everything at once; returns the commit's address.
 
     Raises:
-        UserError: if the hub refuses or is not reached, with its words.
+        UserError: if the hub refuses or is not reached, with the hub's message.
     """
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=f) for name, f in made.files.items()]

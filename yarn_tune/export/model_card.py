@@ -6,21 +6,21 @@ import yaml
 
 from ..evaluation import COMPARED, Comparison, tables
 from ..recipe import read_yaml
-from ..runs import AdapterRun, Run, taught
+from ..runs import AdapterRun, Run, training_costs
 from ..tunable import KINDS, Learned, WeightFold
 from .fidelity import Fidelity
 
 CARD = "README.md"
-"""Of an export, and of its base."""
+"""Name of the model card of an export and of its base."""
 
 
 def model_card(run: Run | AdapterRun, learned: Learned, fidelity: Fidelity, base: Path) -> str:
     """The card of an export, in Markdown, with the comparison if the run has one.
 
     Args:
-        run: that is exported.
+        run: the run or adapter that is exported.
         learned: its learned parameters.
-        fidelity: how nearly the export computes them.
+        fidelity: the comparison of the export with the model in memory.
         base: folder with the base's licence.
     """
     name = run.sections.base.model
@@ -31,7 +31,7 @@ def model_card(run: Run | AdapterRun, learned: Learned, fidelity: Fidelity, base
         f"# {run.sections.name}",
         f"{name}, extended from {learned.native} to {learned.window} tokens by yarn_tune. The weights are the base's"
         f"{_changed(learned, fidelity)}. Learned: {numbers}, the attention temperature {learned.temperature:.6g}"
-        f"{_folds_text(learned)}{taught(run)}.",
+        f"{_folds_text(learned)}{training_costs(run)}.",
         f"    vllm serve THIS-FOLDER --max-model-len {learned.window}",
         "SERVING.md has the command for each stack that was checked, and what the others would compute.",
         *_measured(run, learned.native),

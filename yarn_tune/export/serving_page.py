@@ -15,13 +15,13 @@ def serving_page(base: str, learned: Learned, served: RopeEncoding, target: Targ
     Args:
         base: name of the base model.
         learned: the learned parameters.
-        served: how they are written.
+        served: encoding of the parameters.
         target: the requested stacks.
         fidelity: the comparison with memory, and what was folded.
     """
     window = learned.window
     lost = unserved(served, learned, replace(target, stacks=tuple(STACKS)))
-    asked = [f"| {n} ({STACKS[n].versions}) | {_command(n, window)} |" for n in target.stacks]
+    requested = [f"| {n} ({STACKS[n].versions}) | {_command(n, window)} |" for n in target.stacks]
     others = [
         f"| {n} ({STACKS[n].versions}) | {'; '.join(lost.get(n, ['the same']))} |"
         for n in STACKS
@@ -37,7 +37,7 @@ def serving_page(base: str, learned: Learned, served: RopeEncoding, target: Targ
             "",
             "| stack | command |",
             "|---|---|",
-            *asked,
+            *requested,
             "",
             *_carried(base, learned, served, target, fidelity.fold),
             "## Other stacks",

@@ -1,4 +1,4 @@
-"""What transformers logs about rope sections: it warns where other libraries raise."""
+"""Collection of the warnings that transformers logs about rope sections, where other libraries raise errors."""
 
 import logging
 from collections.abc import Iterator

@@ -14,13 +14,13 @@ class Cost:
     """The cost of one step."""
 
     parameters: int
-    """Of the base model."""
+    """Number of parameters of the base model."""
     step_flops: float
-    """Over all processes; the mean over the steps of the run."""
+    """Operations over all processes; the mean over the steps of the run."""
     weights_gib: float
-    """In one process."""
+    """Weights in one process."""
     activations_gib: float
-    """In one process, at the worst moment."""
+    """Activations in one process, at the worst moment."""
     forward: Forward
 
     @property
@@ -30,12 +30,12 @@ class Cost:
 
 
 def estimate_cost(recipe: Recipe, shape: Shape, numbers: int = 1) -> Cost:
-    """Operations of a step and its peak of memory.
+    """Operations and peak memory of a step.
 
     Args:
-        recipe: of the run.
-        shape: of its base model.
-        numbers: how many numbers are learned, without those of LoRA.
+        recipe: recipe of the run.
+        shape: sizes of its base model.
+        numbers: number of learned numbers, without those of LoRA.
     """
     return Cost(
         parameters=shape.parameters,

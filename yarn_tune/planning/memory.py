@@ -1,7 +1,7 @@
 """The peak memory of a step in one process, counted tensor by tensor.
 
-Counted are the tensors that torch holds at the worst moment for a pre-norm decoder with a gated MLP, whose frozen
-matrices need no input for their gradients. `benchmarks/memory.py` measures the same; the prediction is within 20%.
+The count covers the tensors that torch holds at the worst moment for a pre-norm decoder with a gated MLP, whose frozen
+matrices need no input for their gradients. `benchmarks/memory.py` measures this peak; the prediction is within 20%.
 
 In the code: h, q, k, m are the widths of the hidden state, queries, keys (and values) and the MLP, in numbers per
 token; e is the number of bytes per number.
@@ -29,15 +29,15 @@ def weight_memory(recipe: Recipe, shape: Shape, numbers: int = 1) -> float:
     """Bytes of the frozen weights in one process and of the learned numbers.
 
     Args:
-        recipe: says how the weights are sharded.
-        shape: of the base model.
-        numbers: how many numbers are learned, without those of LoRA.
+        recipe: recipe of the run, which defines how the weights are sharded.
+        shape: sizes of the base model.
+        numbers: number of learned numbers, without those of LoRA.
     """
     e = _size(recipe)
     whole: float = shape.parameters * e
     shards = recipe.runtime.processes or 1
     if recipe.sharded() and shards > 1:
-        # A process holds its shard, and whole the current layer, the layer that is fetched meanwhile, and the
+        # A process holds its shard, and in full the current layer, the layer that is being fetched, and the
         # vocabulary matrix. DeepSpeed keeps gathered weights until there are `LIVE` of them.
         layer = (shape.parameters - 2 * shape.embedding) * e / shape.layers
         live = max(2 * layer, LIVE * e) if recipe.runtime.zero == 3 else 2 * layer
@@ -53,14 +53,14 @@ def step_memory(recipe: Recipe, shape: Shape, row_tokens: int) -> float:
     logits = 3.0 * CHUNK * shape.vocabulary * 4
     reading = tokens * _reading(shape, e)
     if recipe.data.packing == "concat" or shape.sliding:
-        # Attention that leaves tokens out takes a mask of the whole row, as booleans and as numbers.
+        # Attention that excludes tokens needs a mask of the whole row, as booleans and as numbers.
         mask = rows * row_tokens**2 * (1 + e)
         logits, reading = logits + mask, reading + mask
     kept, worst = _training(recipe, shape, tokens)
     native = recipe.rope.native or shape.native
     base_reads = ObjectiveConfig.of(recipe.train, native).base_reads
     if base_reads != "nothing":
-        # The base reads while all that was kept of the model is held; its states are kept until the backward pass.
+        # The base reads while the model's activations are held; its states are kept until the backward pass.
         base = reading if base_reads == "slid" else rows * min(native, row_tokens) * _reading(shape, e)
         states = tokens * shape.hidden * e
         kept, worst = kept + states, max(kept + base, worst + states)
@@ -116,12 +116,12 @@ def largest_rows(recipe: Recipe, shape: Shape, weights: float) -> dict[int, int]
     """The longest row that fits beside the weights, per GPU size: GiB -> tokens, a multiple of 1024.
 
     Args:
-        recipe: says how rows are read.
-        shape: of the base model.
+        recipe: recipe of the run, which defines how rows are read.
+        shape: sizes of the base model.
         weights: bytes of the weights.
 
     Returns:
-        0 tokens where not even 1024 fit.
+        The longest rows; 0 tokens if not even 1024 fit.
     """
 
     def fits(gib: int, tokens: int) -> bool:

@@ -3,7 +3,7 @@
 A forward pass takes 2 x parameters x tokens operations in matrices, and 4 x layers x width x tokens^2 / 2 in causal
 attention. With frozen weights, a backward pass computes gradients of activations only: as many operations again in
 matrices, and 2.5 times as many in attention, whose kernel computes five products in place of two. Checkpointing adds
-one forward pass, without attention if `train.keep_attention` is true; tiled MLPs are computed once more. The base reads
+one forward pass, without attention if `train.keep_attention` is true; tiled MLPs are computed once more. The base needs
 one forward pass per window.
 """
 

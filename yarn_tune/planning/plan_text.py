@@ -16,11 +16,11 @@ class Plan:
     recipe: Recipe
     start: Start | None
     learned_numbers: dict[str, int] | None
-    """How many numbers are learned of each kind, named as in `train.learning_rate`."""
+    """Kind, as in `train.learning_rate` -> how many numbers of it are learned."""
     cost: Cost | None
     rows: RowSet | None
     coverage: Coverage
-    """Of the rows; of one whole row where `rows` is None."""
+    """Coverage of the rows; of one whole row if `rows` is None."""
     notes: list[str]
     """Warnings, and what could not be checked."""
     target: Target | None = None
@@ -28,7 +28,7 @@ class Plan:
     largest_rows: dict[int, int] | None = None
     """GPU memory in GiB -> tokens of the longest row that fits."""
     documents: dict[str, Account] = field(default_factory=dict)
-    """By recipe key, what was found in the files."""
+    """Recipe key -> what was read from its files."""
 
     def text(self) -> str:
         """The plan in words."""

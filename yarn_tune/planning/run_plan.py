@@ -1,4 +1,4 @@
-"""What a run will read, cover and cost, before it starts. Nothing is trained and nothing is downloaded."""
+"""Plan a run: what it will read, cover and cost. Nothing is trained and nothing is downloaded."""
 
 from pathlib import Path
 
@@ -18,23 +18,23 @@ from .plan_text import Plan
 from .shape import Shape
 
 
-def plan(recipe: Recipe, base: BaseModel, begun: bool = False) -> Plan:
+def plan(recipe: Recipe, base: BaseModel, has_checkpoint: bool = False) -> Plan:
     """The plan of a recipe.
 
     Args:
-        recipe: of the run.
+        recipe: recipe of the run.
         base: its base model.
-        begun: whether the run has a checkpoint, so that it does not need the run in `rope.init` any more.
+        has_checkpoint: whether the run has a checkpoint, so that it no longer needs the folder in `rope.init`.
 
     Raises:
-        UserError: for what would stop the run, except a base or documents that the recipe says how to prepare,
-            or that are on the hub: those become notes.
+        UserError: if the run would fail. A missing base and missing documents are notes instead if the recipe has a
+            command that prepares them, or they are on the hub.
     """
     with without_network():
-        return _plan(recipe, base, begun)
+        return _plan(recipe, base, has_checkpoint)
 
 
-def _plan(recipe: Recipe, base: BaseModel, begun: bool) -> Plan:
+def _plan(recipe: Recipe, base: BaseModel, has_checkpoint: bool) -> Plan:
     notes: list[str] = []
     present = _is_present(recipe, base, notes)
     if present:
@@ -42,7 +42,7 @@ def _plan(recipe: Recipe, base: BaseModel, begun: bool) -> Plan:
     begin = at_start(base, recipe.rope) if present else None
     notes += base.notes() if present else []
     if recipe.rope.init != YARN:
-        notes.append(_init_text(recipe, begun, present))
+        notes.append(_init_text(recipe, has_checkpoint, present))
     rows, documents = None, dict[str, Account]()
     if begin is not None:
         documents = _check_heldout(recipe, base, begin.start.native, notes)
@@ -73,10 +73,10 @@ def _one_row(recipe: Recipe, notes: list[str]) -> RowSet:
     return RowSet([place_contiguous(row) for row in packed.rows], packed, 1)
 
 
-def _init_text(recipe: Recipe, begun: bool, present: bool) -> str:
+def _init_text(recipe: Recipe, has_checkpoint: bool, present: bool) -> str:
     """The note on `rope.init`; raises if the run there does not fit this one."""
     init = recipe.rope.init
-    if begun:
+    if has_checkpoint:
         return f"rope.init: the run began with the numbers learned in {init}"
     if not Path(init).is_dir():
         return f"rope.init: {init} does not exist yet; training needs it"
@@ -89,12 +89,12 @@ def _init_text(recipe: Recipe, begun: bool, present: bool) -> str:
 
 def _untrained_text(recipe: Recipe, share: float) -> str:
     """The note on distances that no row trains."""
-    said = f"{share:.0%} of the target window's distances are never trained"
+    text = f"{share:.0%} of the target window's distances are never trained"
     # Gains, phases and LoRA do not depend on the distance; on SmolLM2 rows of half the window trained phases as well as
     # whole rows.
     if recipe.rope.frequencies == "fixed" and share <= 0.5:
-        return f"{said}; what this run learns acts at all distances alike, so they need not be"
-    return f"WARNING: {said}; use longer rows (data.row_tokens, data.lengths), data.packing: long, or longer documents"
+        return f"{text}; what this run learns acts at all distances alike, so they need not be"
+    return f"WARNING: {text}; use longer rows (data.row_tokens, data.lengths), data.packing: long, or longer documents"
 
 
 def _target(recipe: Recipe, base: BaseModel, begin: TunableRotary, notes: list[str]) -> Target:
@@ -107,7 +107,7 @@ def _target(recipe: Recipe, base: BaseModel, begin: TunableRotary, notes: list[s
 
 
 def _is_present(recipe: Recipe, base: BaseModel, notes: list[str]) -> bool:
-    """Whether the base's config is on this machine; if not, a note says how to get it."""
+    """Whether the base's config is on this machine; if not, adds a note on how to get it."""
     try:
         present = base.is_local
     except UserError:
@@ -121,7 +121,7 @@ def _is_present(recipe: Recipe, base: BaseModel, notes: list[str]) -> bool:
 
 
 def _check_heldout(recipe: Recipe, base: BaseModel, native: int, notes: list[str]) -> dict[str, Account]:
-    """What the held-out files hold, by recipe key; a note says which were not checked.
+    """The contents of the held-out files, by recipe key; adds a note about files that were not checked.
 
     Raises:
         UserError: for documents on which `compare` could not measure.

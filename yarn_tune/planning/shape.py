@@ -27,7 +27,7 @@ class Shape:
     queries: int
     """Width of the queries, over all heads."""
     keys: int
-    """Width of the keys, over all heads; the values have the same."""
+    """Width of the keys, over all heads; the values have the same width."""
     inner: int
     """Inner width of the MLP."""
     rotary: int
@@ -42,7 +42,7 @@ class Shape:
         """The sizes of a model by its config; no weights are created.
 
         Args:
-            config: of the language model.
+            config: config of the language model.
             lora: size of the adapters that are trained.
             native: the native window, if it is known already.
         """

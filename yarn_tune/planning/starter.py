@@ -18,8 +18,9 @@ from .shape import Shape
 from .starter_text import starter_text
 
 FREQUENCIES = ("per_pair", "scale")
+"""Values of `rope.frequencies`, in order of preference."""
 QUERY_GAINS = ("pair_phase", "pair", "layer", "none")
-"""In order of preference."""
+"""Values of `rope.query_gains`, in order of preference."""
 STEPS, BATCH_SIZE = 100, 8
 USABLE = 0.9
 """Share of a device's memory that a recipe may fill."""
@@ -32,7 +33,7 @@ class Hardware:
     gpu_gib: float = 80.0
     """Memory of one device in GiB."""
     gpus: int = 1
-    """How many there are; weights that do not fit one are sharded over all of them."""
+    """Number of devices; weights that do not fit one device are sharded over all of them."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Proposal:
     text: str
     """Commented YAML."""
     recipe: Recipe
-    """The same, parsed."""
+    """The parsed recipe."""
     cost: Cost
 
 
@@ -90,15 +91,15 @@ def propose(
 
 
 def learning_rate(numbers: int, batch_size: int) -> float:
-    """Peak rate of gains and phases for so many of them and so many rows per step.
+    """Peak rate for a number of gains and phases and a number of rows per step.
 
     AdamW moves every number by about the rate in each step, whether its gradient is signal or noise. On SmolLM2-135M
     (17,280 gains and phases, one row per step) rates of 0.03 to 0.04 moved them mostly by noise: on text unlike the
     training text the tuned model was worse than search-free YaRN, by 0.008 and 0.021 in NLL on two documents. With a
     rate of 0.01 and fewer steps it was better by 0.028 and 0.022. On the demo (1,024 of them, four rows per step) the
-    default of 0.03 works. The rule goes through the first point: the noise of a gradient falls with the square root of
-    the batch size, and the length of a step by noise grows with the square root of how many numbers make it. It stays
-    between 0.003, the lowest rate tried, and 0.03, the default.
+    default of 0.03 works. The rule follows the SmolLM2 measurement: the noise of a gradient falls with the square root
+    of the batch size, and the length of a step by noise grows with the square root of the number of parameters. The
+    rate is limited to between 0.003, the lowest rate tried, and 0.03, the default.
     """
     rate = 0.01 * math.sqrt(batch_size) * math.sqrt(17_280 / max(numbers, 1))
     return float(f"{min(max(rate, 0.003), 0.03):.2g}")
@@ -170,7 +171,7 @@ def _ways(tree: dict[str, Any]) -> list[Changes]:
     ]
     ways: list[Changes] = [{"train": way} for way in whole]
     # Rows of half the window train gains and phases as well as whole rows do, at factors 2 (SmolLM2) and 8 (the demo);
-    # shorter ones do not. They do not train a table of frequencies.
+    # shorter rows do not. Rows of half the window do not train a table of frequencies.
     if native < window <= 8 * native and tree["rope"]["query_gains"] != "none":
         half = max(native, window // 2)
         ways += [{"rope": {"frequencies": "fixed"}, "data": {"row_tokens": half}, "train": way} for way in whole]

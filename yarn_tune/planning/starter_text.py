@@ -18,7 +18,7 @@ def starter_text(
         gpu_gib: memory of one device, in GiB.
         path: the file it will be written to.
         refusals: why richer recipes are not possible.
-        mistakes: in the config of the base.
+        mistakes: mistakes in the config of the base.
     """
     warnings = [f"# WARNING: the base's config.json: {text}" for text in mistakes]
     lines = [*warnings, *_head(recipe, cost, native, gpu_gib, path, refusals), *_rope(recipe, native), *_data(recipe)]

@@ -5,7 +5,7 @@ from pathlib import Path
 from ..data import RowRequest, build_rows
 from ..evaluation import Comparison, load_records, tables
 from ..files import locked, write_atomically
-from ..runs import Run, TunedRow, read_metrics, taught, tuned_row
+from ..runs import Run, TunedRow, read_metrics, training_costs, tuned_row
 from ..tunable import Start
 from .page import write_page
 from .pictures import heat_map, plot_by_position
@@ -20,7 +20,7 @@ COLUMNS = (
 
 
 def report_run(run: Run) -> Path:
-    """Write the report of a run folder from its compare.json; the path of report.html.
+    """Write the report of a run folder from its compare.json; returns the path of report.html.
 
     Raises:
         UserError: if there is no comparison yet, or another process writes in the folder.
@@ -33,8 +33,8 @@ def write_report(run: Run, comparison: Comparison, tuned: TunedRow | None) -> Pa
     """Write report.html into the run folder, and for a finished run report.md with its pictures.
 
     Args:
-        run: whose comparison it is.
-        comparison: what was measured.
+        run: the run that was compared.
+        comparison: the measurements.
         tuned: the run's learned numbers, if it is finished.
 
     Raises:
@@ -75,7 +75,7 @@ def _write_markdown(run: Run, comparison: Comparison, tuned: TunedRow) -> None:
         f"# {recipe.name}",
         statements,
         f"Base `{recipe.base.model}`, native window {start.native}, extended to {start.window} tokens; learned "
-        f"`{recipe.rope.frequencies}`{taught(run)} and in {tuned.seconds:.0f} seconds.",
+        f"`{recipe.rope.frequencies}`{training_costs(run)} and in {tuned.seconds:.0f} seconds.",
         tables(comparison),
         COLUMNS,
         *_positions(run, comparison),

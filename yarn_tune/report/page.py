@@ -51,11 +51,11 @@ def write_page(
     """Write the page.
 
     Args:
-        path: of the page.
-        comparison: what was measured.
-        recipe: of the run.
-        needles: method -> what was retrieved.
-        tuned: learned numbers and their cost, where the run is finished.
+        path: path of the page.
+        comparison: the measurements.
+        recipe: recipe of the run.
+        needles: method -> its retrieval.
+        tuned: learned numbers and their cost; None if the run is not finished.
         pictures: (caption, PNG) to include.
     """
     rope, base = recipe.rope, recipe.base
@@ -98,7 +98,7 @@ def _text(comparison: Comparison, title: str, result: TextResult, number: int) -
 
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 900, 380, 52, 170, 12, 40
-"""Of the chart, in SVG units; the rest is the plot."""
+"""Size and margins of the chart, in SVG units."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ class _Scale:
         return LEFT + (WIDTH - LEFT - RIGHT) * position / self.last
 
     def y(self, nll: float) -> float:
-        """Negative above the chart, where nothing is drawn."""
+        """The height of an NLL; negative above the chart, where nothing is drawn."""
         share = (nll - self.low) / (self.high - self.low)
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
 
@@ -180,7 +180,7 @@ def _line(row: CompareRow, edges: list[int], scale: _Scale, colour: str, label: 
 
 
 def _apart(places: dict[str, float], gap: float = 15.0) -> dict[str, float]:
-    """Labels' heights moved apart, from the bottom of the picture upwards."""
+    """Move the heights of labels apart, from the bottom of the picture upwards."""
     found, lowest = {}, math.inf
     for name, place in sorted(places.items(), key=lambda item: -item[1]):
         lowest = min(place, lowest - gap)

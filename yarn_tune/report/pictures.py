@@ -23,7 +23,7 @@ COLOURS = {
     "ntk-by-parts": "#66A61E",
 }
 MORE_COLOURS = ("#D55E00", "#AA3377", "#8B4513", "#B8860B", "#5D3FD3")
-"""For further rows, in turn."""
+"""Colours of further rows, used in turn."""
 DIM = "#555555"
 
 
@@ -89,9 +89,9 @@ def heat_map(retrieval: Retrieval, path: Path, title: str, native: int | None = 
     """Write a PNG of the share of right answers by prompt length and depth.
 
     Args:
-        retrieval: what was found.
-        path: of the PNG.
-        title: above the picture.
+        retrieval: the results.
+        path: path of the PNG.
+        title: title above the picture.
         native: tokens of the base's window; a line separates the longer prompts.
     """
     lengths, depths, shares = retrieval.shares()

@@ -5,7 +5,7 @@ from .decision import Candidate, Decision, Iterate, check_worth_serving, read_de
 from .folder import AdapterRun, Run, claimed
 from .initial import previous_run
 from .learned import TunedRow, learned_of, tuned_row, write_learned
-from .metrics import EARLIER, MetricsLog, end_training, read_metrics, taught
+from .metrics import EARLIER, MetricsLog, end_training, read_metrics, training_costs
 
 __all__ = [
     "EARLIER",
@@ -29,7 +29,7 @@ __all__ = [
     "read_decision",
     "read_metrics",
     "save_state",
-    "taught",
+    "training_costs",
     "tuned_row",
     "write_decision",
     "write_learned",

@@ -41,7 +41,7 @@ class State:
 
 
 def save_state(folder: Path, state: State, keep: int) -> None:
-    """Write `state` under `folder` and delete all but the last `keep` checkpoints; the run folder is locked.
+    """Write `state` under `folder` and delete all but the last `keep` checkpoints; the caller holds the run's lock.
 
     Raises:
         UserError: if it cannot be written; the checkpoints before it stay.
@@ -115,12 +115,12 @@ def check_inputs(state: State, now: dict[str, str], folder: Path) -> None:
     """Check that a run continues with the inputs it was started with.
 
     Args:
-        state: to continue from.
-        now: name of an input -> its digest now.
-        folder: of the run, for the message.
+        state: the state to continue from.
+        now: name of an input -> its current digest.
+        folder: the run folder, for the message.
 
     Raises:
-        UserError: naming every input that changed.
+        UserError: if inputs changed; the message names all of them.
     """
     if changed := [name for name, digest in now.items() if state.inputs.get(name, digest) != digest]:
         raise UserError(

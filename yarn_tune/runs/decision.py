@@ -13,7 +13,8 @@ DECISION = "decision.json"
 
 
 FEW = 8
-"""Rows below which no count of better ones is significant."""
+"""With fewer rows than this, no number of better rows is significant."""
+
 Iterate = Literal["final", "average"]
 """The numbers after the last step, or their mean over the last half of the steps."""
 
@@ -24,7 +25,7 @@ class Candidate:
 
     iterate: Iterate
     factor: float
-    """What their offsets from search-free YaRN are multiplied by; with 0 this is search-free YaRN."""
+    """Multiplier of the offsets from search-free YaRN; with 0 the candidate is search-free YaRN."""
     losses: list[float]
     """The loss of the run's objective, mean over the targets of each validation row."""
     nll: float
@@ -44,25 +45,25 @@ class Decision:
     candidates: list[Candidate]
     """The last one is search-free YaRN."""
     rows: int
-    """Validation rows."""
+    """Number of validation rows."""
     row_tokens: int
-    """Their length."""
+    """Tokens per validation row."""
 
     @property
     def yarn(self) -> Candidate:
-        """Search-free YaRN."""
+        """The candidate that is search-free YaRN."""
         return self.candidates[-1]
 
     def better(self, candidate: Candidate) -> int:
-        """On how many rows a candidate has a lower loss than search-free YaRN."""
+        """The number of rows on which a candidate has a lower loss than search-free YaRN."""
         return sum(own < yarn for own, yarn in zip(candidate.losses, self.yarn.losses, strict=True))
 
     @property
     def needed(self) -> int:
-        """On how many rows a candidate must be better for a sign test over rows at the level of 5%.
+        """The number of rows on which a candidate must be better to pass a sign test at the level of 5%.
 
-        The level is divided by the number of candidates (Bonferroni): the best of several is partly the luckiest. With
-        fewer than eight rows no count is significant, and all rows are needed.
+        The level is divided by the number of candidates (Bonferroni), since the best of several is partly the luckiest.
+        With fewer than eight rows no number is significant, and all rows are needed.
         """
         level, chance = 0.05 / (len(self.candidates) - 1), 0.0
         for count in range(self.rows, -1, -1):

@@ -33,7 +33,7 @@ class Run:
 
     @property
     def sections(self) -> Recipe:
-        """What its numbers mean and how they are served; an `AdapterRun` has these sections alone."""
+        """The sections that define what the numbers mean and how they are served; an `AdapterRun` has only these."""
         return self.recipe
 
     @property
@@ -54,7 +54,7 @@ class Run:
 
 @dataclass(frozen=True)
 class AdapterRun:
-    """An adapter in place of a finished run."""
+    """An adapter that is used like a finished run."""
 
     sections: AdapterSections
     folder: Path
@@ -70,8 +70,8 @@ def claimed(run: Run, main: bool = True) -> Iterator[None]:
     """Hold the lock of the run folder, and write the recipe into it.
 
     Args:
-        run: whose folder it is.
-        main: whether this process writes; the others only check the folder.
+        run: the run whose folder is locked.
+        main: whether this process writes; other processes only check the folder.
 
     Raises:
         UserError: if another process writes there, or the folder holds a run with other values.
@@ -112,9 +112,9 @@ def changes(run: Run, sections: Sequence[str], begins: bool = True) -> list[str]
     """The sections in which the recipe differs from the one in the folder, as "section: before -> now".
 
     Args:
-        run: whose recipe is compared with the one in its folder.
-        sections: to compare.
-        begins: whether `rope.init` counts; after the end of a run it no longer matters where it began.
+        run: the run whose recipe is compared with the one in its folder.
+        sections: names of the sections to compare.
+        begins: whether `rope.init` is compared; after the end of a run it has no effect any more.
     """
     if not run.recipe_path.is_file():
         return []

@@ -1,8 +1,8 @@
 """Learned offsets to start from (`rope.init`): of a finished run, of a checkpoint, or of an adapter.
 
 Rows, objective, learning rates and even the window may differ from the earlier run's. The offsets from search-free YaRN
-are taken over, the optimizer's state is not; under another window they are offsets from the YaRN of that window. The
-earlier folder is needed only to begin.
+are loaded, the optimizer's state is not; under another window they are offsets from the YaRN of that window. The
+earlier folder is needed only until the first checkpoint.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class PreviousRun:
 
     folder: Path
     numbers: Tensors
-    """Offsets by the names `TunableRotary.load_numbers` takes."""
+    """Offsets by the names that `TunableRotary.load_numbers` accepts."""
     steps: int
     """Steps, tokens and seconds are 0 for an adapter, which does not record them."""
     tokens: int

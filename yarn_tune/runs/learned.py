@@ -43,16 +43,16 @@ def write_learned(run: Run, rotary: TunableRotary, learned: Learned, place: str)
     """Write the results of a finished run: learned parameters, PEFT adapter, JSON summary.
 
     Args:
-        run: whose folder is written; the caller holds its lock.
-        rotary: with the learned parameters.
-        learned: the same in natural units.
+        run: the run whose folder is written; the caller holds its lock.
+        rotary: the module with the learned parameters.
+        learned: the learned parameters in natural units.
         place: dotted name of the base's rotary module.
     """
     write_adapter(run.folder / "adapter", run.recipe, rotary, place)
     steps = run.recipe.train.steps
     summary = {"frequencies": learned.frequencies, "numbers": rotary.count(), "steps": steps, **learned.summary()}
     write_checked(run.folder / SUMMARY, summary)
-    # The last file: where it is, the run is finished.
+    # Written last: this file marks the run as finished.
     write_atomically(run.numbers_path, save_tensors(rotary.numbers()))
 
 
@@ -62,7 +62,7 @@ class TunedRow:
 
     learned: Learned
     tokens: int
-    """Read in training."""
+    """Tokens read in training."""
     seconds: float
 
 

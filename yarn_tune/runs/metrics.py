@@ -30,10 +30,10 @@ from .folder import AdapterRun, Run
 from .progress import ProgressLine
 
 EARLIER = "earlier.json"
-"""In a run folder: what was spent by the run that this one started from (`rope.init`)."""
+"""Name of the file in a run folder with the costs of the run that it started from (`rope.init`)."""
 
 SUMMARY = "learned.json"
-"""In a run folder: the learned values in natural units, and the number of steps."""
+"""Name of the file in a run folder with the learned values in natural units and the number of steps."""
 
 LOST = (
     "it is the record of what the run cost. Copy it back from where the run was made, or train anew under another name="
@@ -54,7 +54,7 @@ class MetricsLog:
         self.progress = ProgressLine(recipe.train.steps, done)
         if not world.main:
             return
-        # Steps after the checkpoint are done again, so their lines are dropped.
+        # The steps after the checkpoint are repeated, so their lines are dropped.
         records = read_metrics(folder, done) if done else []
         write_atomically(self.path, b"".join(map(metrics_line, records)))
         self.progress.first_loss = records[0]["loss"] if records else None
@@ -120,8 +120,8 @@ def spent(folder: Path, until: int | None = None) -> tuple[int, int, float]:
     """(steps, tokens read, seconds) that a run took, including the runs it started from.
 
     Args:
-        folder: of the run.
-        until: steps to count; None: all.
+        folder: the run folder.
+        until: number of steps to count; None: all.
 
     Raises:
         UserError: if the record of the run is missing, damaged or not complete.
@@ -174,8 +174,8 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str | int | float
     return flat
 
 
-def taught(run: Run | AdapterRun) -> str:
-    """The phrase ", in N steps on N tokens"; empty where that is not known, as of an adapter."""
+def training_costs(run: Run | AdapterRun) -> str:
+    """The phrase ", in N steps on N tokens"; empty if the costs are not known, as for an adapter."""
     if not (run.folder / "metrics.jsonl").is_file() and not (run.folder / SUMMARY).is_file():
         return ""
     steps, tokens, _ = spent(run.folder)

@@ -9,7 +9,7 @@ from typing import TextIO
 EVERY = 10
 """Steps between two lines where there is no terminal."""
 RECENT = 20
-"""Steps whose mean time gives the remaining time."""
+"""Number of recent steps from whose mean time the remaining time is computed."""
 
 
 class ProgressLine:
@@ -19,9 +19,9 @@ class ProgressLine:
         """Start after `done` steps.
 
         Args:
-            steps: of the whole run.
-            done: steps that an interrupted run had done.
-            first_loss: of its first step; None: that of the first step from here.
+            steps: number of steps of the whole run.
+            done: number of steps done before an interruption.
+            first_loss: loss of the run's first step; None: that of the first reported step.
             stream: where to print; None: stderr.
         """
         self.steps, self.done, self.first_loss = steps, done, first_loss
@@ -31,7 +31,7 @@ class ProgressLine:
         self._open = False
 
     def step(self, loss: float, tokens: int, seconds: float) -> None:
-        """Report one step: its loss in nats per token, the tokens it read, and how long it took."""
+        """Report one step: its loss (NLL per token), the tokens it read, and its duration in seconds."""
         self.done += 1
         self.first_loss = loss if self.first_loss is None else self.first_loss
         self._seconds.append(seconds)
@@ -57,7 +57,7 @@ class ProgressLine:
         )
 
     def expected(self) -> float:
-        """Seconds that a step takes, by the last steps; 0 before the first."""
+        """Mean seconds of the recent steps; 0 before the first step."""
         return sum(self._seconds) / len(self._seconds) if self._seconds else 0.0
 
     def announce(self, number: int) -> None:
@@ -69,7 +69,7 @@ class ProgressLine:
         self.stream.flush()
 
     def close(self) -> None:
-        """End the line, so that what follows begins on a new one."""
+        """End the line, so that further output begins on a new line."""
         if self._open:
             self.stream.write("\n")
             self.stream.flush()

@@ -12,7 +12,7 @@ from .stacks import AFTER_4_57
 from .tables import ORIGINAL, Refused, Section
 
 NEARLY = 0.95
-"""A window of at least this share of what a section extends to is one that a release means (1M of 4 x 262144)."""
+"""A window of at least this share of the extended length is taken as intended (1M of 4 x 262144)."""
 BARELY = 1.5
 """A window of less than this many times the original length makes an extension useless."""
 
@@ -28,17 +28,17 @@ class Written:
 
     @property
     def rope_type(self) -> str | None:
-        """As written; None where no type is."""
+        """The rope type as written; None if there is none."""
         return self.section.get("rope_type") or self.section.get("type")
 
     @property
     def longest(self) -> int:
-        """max_position_embeddings."""
+        """The config's max_position_embeddings."""
         return int(self.text["max_position_embeddings"])
 
     @property
     def original(self) -> int | None:
-        """The original length that transformers 5 and vLLM take: at the top level first."""
+        """The original length that transformers 5 and vLLM read: the one at the top level first."""
         value = self.layout.original or self.section.get(ORIGINAL)
         return None if value is None else int(value)
 
@@ -48,13 +48,13 @@ def explain(config: dict[str, Any]) -> tuple[list[str], list[str]]:
     text, layout = language_model(config)
     errors, traps = spelling_mistakes(config, text), list(_windows(text, layout))
     errors += [*_misplaced(config), *_dropped(text, layout)]
-    # The default of code that the checkpoint brings is not known here.
+    # The default theta of a checkpoint with its own code is not known here.
     errors += [] if is_foreign(config) else _theta(text, layout)
     traps += [*_theta_unusual(text, layout), *([] if is_foreign(config) else _spellings(text, layout))]
     for written in _written(text, layout):
         where = f" ({written.kind})" if written.kind else ""
-        errors += [said + where for rule in ERRORS for said in rule(written)]
-        traps += [said + where for rule in TRAPS for said in rule(written)]
+        errors += [message + where for rule in ERRORS for message in rule(written)]
+        traps += [message + where for rule in TRAPS for message in rule(written)]
     return list(dict.fromkeys(traps)), list(dict.fromkeys(errors))
 
 
@@ -84,13 +84,13 @@ def _misplaced(config: dict[str, Any]) -> Iterator[str]:
     for key in (*sorted(ROPE_KEYS), *([] if "max_position_embeddings" in config[inner] else [])):
         if config.get(key) and config.get(key) != config[inner].get(key):
             yield (
-                f"{key} stands at the top level of a {config.get('model_type')} config, whose language model is "
+                f"{key} is at the top level of a {config.get('model_type')} config, whose language model is "
                 f'configured in {inner}; write it there (with --hf-overrides: {{"{inner}": {{"{key}": ...}}}})'
             )
 
 
 def _dropped(text: Section, layout: Layout) -> Iterator[str]:
-    """A flat section on a family with one per kind of layer, and the other way round."""
+    """A single section in a family that has one per kind of layer, and the reverse."""
     section = text.get("rope_parameters") or {}
     kinds = ", ".join(layout.kinds)
     scaled = {section.get("rope_type"), section.get("type")} - {None, "default"}
@@ -125,7 +125,7 @@ def _theta(text: Section, layout: Layout) -> Iterator[str]:
     default = layout.thetas.get(FULL) or next(iter(layout.thetas.values()))
     if scaling and not _theta_written(text, layout) and default == 1e4 and types & {"yarn", "llama3", "longrope"}:
         yield (
-            "theta lost: rope_theta stands neither beside the rope section nor in the one that is read, so every "
+            "theta lost: rope_theta is neither beside the rope section nor in the one that is read, so every "
             f"reader falls back to {default:g}; write the rope_theta that the model was trained with"
         )
 
@@ -176,7 +176,7 @@ def _plain(section: Section) -> Section:
 
 
 def _windows(text: Section, layout: Layout) -> Iterator[str]:
-    """Where vLLM takes its window from another key than max_position_embeddings."""
+    """A window that vLLM reads from another key than max_position_embeddings."""
     longest, found = text["max_position_embeddings"], vllm_length(text)
     if found == longest:
         return
@@ -215,7 +215,7 @@ def _yarn_length(written: Written) -> Iterator[str]:
         left = "max_position_embeddings left at native: " if longest <= original else ""
         yield (
             f"{left}the section extends to {int(original * factor)} tokens, but vLLM from 0.30 and others take prompts "
-            f"of at most {longest} (max_position_embeddings), so that factor {factor:g} buys nothing; write "
+            f"of at most {longest} (max_position_embeddings), so that factor {factor:g} has no effect; write "
             f"max_position_embeddings {int(original * factor)}"
         )
 
@@ -227,8 +227,8 @@ def _table_short(written: Written) -> Iterator[str]:
     if written.original * factor < longest:
         yield (
             f"table too short: {written.original} x {factor:g} gives vLLM cos and sin for "
-            f"{math.ceil(written.original * factor)} positions, but max_position_embeddings lets prompts of {longest} "
-            "in; beyond the table vLLM from 0.30 computes NaN without an error, and older releases take at most "
+            f"{math.ceil(written.original * factor)} positions, but max_position_embeddings allows {longest} tokens; "
+            "beyond the table vLLM from 0.30 computes NaN without an error, and older releases take at most "
             f"{int(written.original * factor)} tokens; write a factor of at least {longest / written.original:g}"
         )
 
@@ -239,7 +239,7 @@ def _name(written: Written) -> Iterator[str]:
     if name is not None and name not in known and name.lower() in known:
         yield f"rope_type {name!r} is not known to any stack, since names are lower case; write {name.lower()!r}"
     if "rope_type" in written.section and written.section["rope_type"] is None:
-        yield "rope_type is null, which transformers and vLLM refuse also where type names one; write rope_type alone"
+        yield "rope_type is null, which transformers and vLLM refuse even if type has a value; write rope_type alone"
 
 
 def _yarn_reach(written: Written) -> Iterator[str]:
@@ -279,8 +279,8 @@ def _yarn_multiplier(written: Written) -> Iterator[str]:
         )
     if section.get("truncate", True) is False and written.kind:
         yield (
-            "truncate nested: transformers 5 does not see truncate inside one layer kind's section and rounds the "
-            "ramp, vLLM sees it and does not"
+            "truncate nested: transformers 5 does not read truncate inside the section of one kind of layer and rounds "
+            "the ramp; vLLM reads it and does not round"
         )
 
 
@@ -306,7 +306,8 @@ def _longrope(written: Written) -> Iterator[str]:
     if section.get("short_factor") != section.get("long_factor"):
         yield (
             "short_factor and long_factor differ: transformers switches at the original length in every call, vLLM "
-            "once by its longest prompt, SGLang by the longest in the batch; keys cached before a switch do not fit"
+            "once by its longest prompt, SGLang by the longest in the batch; keys cached before a switch do not match "
+            "those after it"
         )
     if not {"short_mscale", "long_mscale"} <= section.keys():
         yield (

@@ -21,31 +21,31 @@ FREQUENCY_TOLERANCE, MULTIPLIER_TOLERANCE = 1e-5, 1e-6
 
 @dataclass(frozen=True)
 class ExpectedRope:
-    """What a stack must compute."""
+    """The RoPE that a stack must compute."""
 
     tables: dict[str, list[tuple[Tensor, float]]]
-    """By kind of layer: frequencies and multiplier of cos and sin (the fold included), for short prompts and, where
-    that differs, for long ones."""
+    """Kind of layer -> frequencies and multiplier of cos and sin (including the fold), for short prompts and, if they
+    differ, for long ones."""
     window: int
     softmax_gain: float = 1.0
-    """What latent attention multiplies all its logits by: as the base does."""
+    """Multiplier of all logits of latent attention, as in the base."""
     query_growth: tuple[float, int] | None = None
-    """As in `EffectiveRope`."""
+    """Growth of queries with the position, as in `EffectiveRope`."""
     fold: float = 1.0
-    """What the weights of the tuned layers multiply logits by, on top of the stack's own multiplier."""
+    """Multiplier of logits that is in the weights of the tuned layers, in addition to the stack's own multiplier."""
     qk_bias: bool = False
     """Whether biases of queries and keys were learned."""
 
     def pairs(self, kind: str, found: tuple[Table, ...]) -> list[tuple[Table, tuple[Tensor, float]]]:
-        """Each of a stack's tables beside the one wanted for prompts of that length."""
-        wanted = self.tables[kind]
+        """Each of a stack's tables with the expected table for prompts of that length."""
+        expected = self.tables[kind]
         if len(found) == 1:
-            return [(found[0], one) for one in wanted]
-        return list(zip(found, [wanted[0], wanted[-1]], strict=True))
+            return [(found[0], one) for one in expected]
+        return list(zip(found, [expected[0], expected[-1]], strict=True))
 
 
 def mismatches(found: EffectiveRope, wanted: ExpectedRope) -> list[str]:
-    """How a reading differs from what is wanted; empty if it serves exactly that."""
+    """The differences between what a stack computes and what it must compute; empty if there are none."""
     if found.state != "read":
         return [f"{found.state}: {found.reason}"]
     problems = []

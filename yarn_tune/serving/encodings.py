@@ -69,7 +69,7 @@ class RopeEncoding:
     """A rope section, the window it serves, and the part of the temperature that is folded into the weights."""
 
     name: str
-    """As in the list above."""
+    """One of the names in the module docstring."""
     rope_parameters: dict[str, Any]
     """The rope section of the tuned layers."""
     max_position_embeddings: int
@@ -85,7 +85,7 @@ class RopeEncoding:
         layout, section = layout_of(base), self.rope_parameters
         config = {k: v for k, v in base.items() if k not in ("rope_scaling", "rope_parameters")}
         if config.get("head_dim", 0) is None:
-            # Readers that ask for the key and find null do not fall back to hidden_size / heads.
+            # Readers that find null under this key do not fall back to hidden_size / heads.
             config["head_dim"] = layout.head_dim
         config["max_position_embeddings"] = self.max_position_embeddings
         config |= dict.fromkeys(_other_window_keys(base), self.max_position_embeddings)
@@ -154,7 +154,7 @@ def forms(learned: Learned) -> Iterator[Learned]:
             yield _whole_pairs(_over(learned, *lengths_for(learned.scale, native, learned.window)))
         length = round(learned.scale * native)
         if length >= learned.window:
-            # Served longer than asked for, over the native length: for readers of fixed betas (TGI, llama.cpp).
+            # A longer window than requested, over the native length, for stacks with fixed betas (TGI, llama.cpp).
             yield _whole_pairs(_over(learned, native, length))
     base = default_inv_freq(learned.facts.theta, learned.facts.dim)
     factors = learned.factors or (base.double() / learned.inv_freq().double()).tolist()
@@ -168,7 +168,7 @@ def forms(learned: Learned) -> Iterator[Learned]:
 
 
 def _over(learned: Learned, original: int, length: int) -> Learned:
-    """The same ramp over another original length."""
+    """The learned numbers with the same ramp, written over another original length."""
     assert learned.original is not None
     assert learned.beta_fast is not None
     assert learned.beta_slow is not None
@@ -203,7 +203,7 @@ def _whole_pairs(learned: Learned) -> Learned:
 
 
 def yarn_encodings(numbers: Learned, folded: bool) -> Iterator[RopeEncoding]:
-    """With the attention factor in the config, or folded."""
+    """The encodings as YaRN, with the attention factor in the config or folded into the queries."""
     scale, a = numbers.scale, numbers.attention_factor
     assert scale is not None
     assert numbers.original is not None
@@ -233,9 +233,9 @@ def yarn_encodings(numbers: Learned, folded: bool) -> Iterator[RopeEncoding]:
 
 
 def _latent_keys(numbers: Learned, scale: float, a: float) -> dict[str, float]:
-    """DeepSeek's keys: a as the ratio of two gains, the second of which also scales all logits, as the base's does."""
+    """DeepSeek's keys: the attention factor is a ratio of two gains; the second scales all logits, as in the base."""
     if scale <= 1:
-        return {"attention_factor": a}  # such a factor gains nothing whatever mscale is
+        return {"attention_factor": a}  # without extension the gain is 1 for any mscale
     growth = 0.1 * math.log(scale)
     everywhere = math.sqrt(numbers.facts.softmax_gain)
     keys = {"attention_factor": a, "mscale": (a * everywhere - 1) / growth}
@@ -249,7 +249,7 @@ def _latent_keys(numbers: Learned, scale: float, a: float) -> dict[str, float]:
 
 
 def longrope_encodings(numbers: Learned, folded: bool) -> Iterator[RopeEncoding]:
-    """With the attention factor in the config, or folded."""
+    """The encodings as longrope, with the attention factor in the config or folded into the queries."""
     a, window = numbers.attention_factor, numbers.window
 
     def section(original: int, length: int, multiplier: float) -> dict[str, Any]:

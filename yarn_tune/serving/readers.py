@@ -36,19 +36,19 @@ class EffectiveRope:
     """What one stack computes from one config. Unless the state is `read` there are no tables, but a reason."""
 
     window: int
-    """Longest prompt taken by default."""
+    """Longest prompt that is accepted by default, in tokens."""
     rows: int | None = None
     """Positions that cos and sin are stored for; None where they are computed as needed."""
     tables: dict[str, tuple[Table, ...]] = field(default_factory=dict)
-    """By kind of layer (`""` where all share one), in order of `above`."""
+    """Kind of layer (`""` if all layers share one section) -> its tables, in order of `above`."""
     state: State = "read"
     reason: str = ""
     softmax_gain: float = 1.0
-    """Multiplier of all logits on top, which latent attention derives from mscale_all_dim."""
+    """Additional multiplier of all logits, which latent attention derives from mscale_all_dim."""
     query_growth: tuple[float, int] | None = None
     """(beta, O): queries at position p are multiplied by 1 + beta ln(1 + floor(p / O)) (Ministral 3, Mistral 4)."""
     qk_bias: bool = False
-    """Whether it is known to add biases of queries and keys in models of this family."""
+    """Whether the stack is known to add biases of queries and keys in models of this family."""
 
     @property
     def refusal(self) -> str | None:
@@ -65,15 +65,15 @@ class Stack:
     """One range of versions of one stack, and how it reads a config."""
 
     name: str
-    """As in `--for`."""
+    """The name of the stack in `--for`."""
     versions: str
     source: str
-    """Pinned; what was read."""
+    """Pinned URL of the source that was read."""
     evidence: str
-    """How far it was checked: "run" means that its own code ran beside this reader in the tests."""
+    """How this reader was checked: "run" means that the tests compare it with the stack's own code."""
     sections: Resolve
     yarn: Yarn | str
-    """A text is the refusal."""
+    """How it reads `rope_type: yarn`; a string is the reason why it refuses that type."""
     longrope: Longrope | str
     window: Callable[[list[View]], int] = lambda views: views[0].longest
     rows: Callable[[View], int | None] = lambda view: None
@@ -92,15 +92,15 @@ class Stack:
     hardwired: dict[str, Yarn] = field(default_factory=dict)
     """Model type -> how it computes its rope, which is YaRN whatever rope_type the config names."""
     deepseek: Yarn | None = None
-    """How it reads `rope_type: deepseek_yarn`, where it does."""
+    """How it reads `rope_type: deepseek_yarn`; None if it does not."""
     latent: frozenset[str] = frozenset()
     """Model types with latent attention (DeepSeek) whose logits it multiplies by a gain of mscale_all_dim."""
     ignores_mscale: frozenset[str] = frozenset()
-    """Those whose logits it does not multiply."""
+    """Model types with latent attention whose logits it does not multiply."""
     others_plain: bool = False
-    """Whether it multiplies those of no other type; elsewhere that was not established."""
+    """Whether it is established that it multiplies the logits of no other type with latent attention."""
     softmax_key: str = ""
-    """A key of the section that, set to `softmax_off`, switches that multiplier off."""
+    """Key of the section that switches this multiplier of logits off if its value is `softmax_off`."""
     softmax_off: float | bool = False
     modelling: frozenset[str] = frozenset()
     """Model types it runs through transformers' own modules."""
@@ -108,17 +108,17 @@ class Stack:
     mrope: bool = False
     """Whether it runs models with a position per axis of an image; on text they rotate as others do."""
     query_growth: Literal["section", "top level", ""] = ""
-    """Where it reads the growth of queries with the position; empty where that was not established."""
+    """Where it reads the factor by which queries grow with the position; empty if this was not established."""
     biases: frozenset[str] | None = frozenset()
-    """Model types, beside those whose releases have them, whose biases of queries and keys it reads; None for all."""
+    """Model types whose biases of queries and keys it reads, besides families released with biases; None for all."""
     lacks: frozenset[str] = frozenset()
     """Model types, known to the installed transformers, that this release does not have."""
     current_config: bool = False
     """Whether it loads the config with the config classes of transformers 5."""
     foreign: frozenset[str] = frozenset()
-    """Model types it runs that transformers lacks; `*` for any, by code that the checkpoint brings."""
+    """Model types that it runs and transformers lacks; `*` for any type, with code from the checkpoint."""
     overrides: bool = False
-    """Whether it takes vLLM's --hf-overrides."""
+    """Whether it accepts vLLM's --hf-overrides."""
     serve: str = ""
     """The command line that serves the checkpoint in the folder EXPORT with a window of WINDOW tokens."""
     default: bool = False
@@ -126,7 +126,7 @@ class Stack:
     read_on: str = "2026-11-22"
 
     def reads_biases(self, family: Family) -> bool:
-        """Whether it is known to add biases of queries and keys in models of a family."""
+        """Whether the stack is known to add biases of queries and keys in models of a family."""
         own = self.biases is None or family.model_type in self.biases | self.modelling
         return family.biased or own
 
@@ -190,7 +190,7 @@ def _view(stack: Stack, text: Section, layout: Layout, section: Section) -> View
 
 
 def _softmax_gain(stack: Stack, view: View) -> float:
-    """Latent attention multiplies its logits, over all dimensions of a head, by the square of a gain of YaRN."""
+    """The multiplier of all logits of latent attention: the square of a YaRN gain; 1 for other models."""
     section = view.section
     factor, weight = section.get("factor"), section.get("mscale_all_dim")
     if view.layout.model_type not in stack.latent or view.rope_type == "default" or not weight or not factor:
@@ -223,12 +223,12 @@ def _tables(stack: Stack, view: View, window: int) -> tuple[Table, ...]:
         kind = "default" if kind == "mrope" else kind
     own = stack.hardwired.get(model_type)
     if own is not None and own.betas == "named" and kind != "yarn":
-        raise Refused(f"it builds the rope of {model_type} itself, and knows YaRN alone")
+        raise Refused(f"it builds the rope of {model_type} itself, and supports only YaRN")
     if kind == "default" or model_type in stack.unscaled:
         return (Table(default_inv_freq(view.theta, view.dim), 1.0),)
     if own is not None:
         if kind != "yarn":
-            raise Refused(f"it builds the rope of {model_type} itself, and knows YaRN alone")
+            raise Refused(f"it builds the rope of {model_type} itself, and supports only YaRN")
         return own.tables(view)
     if kind == "yarn":
         return _yarn(stack, view)
@@ -238,14 +238,14 @@ def _tables(stack: Stack, view: View, window: int) -> tuple[Table, ...]:
         if isinstance(stack.longrope, str):
             raise Refused(stack.longrope)
         if not stack.interleaved_longrope and view.layout.interleaved:
-            raise Refused("it takes longrope only where pairs are halves of the head; here they are interleaved")
+            raise Refused("it supports longrope only if pairs are halves of the head; this model interleaves them")
         return stack.longrope.tables(view, window)
     if kind == "dynamic" and "vllm dynamic" in stack.types:
         kind = "vllm dynamic"
     if kind not in stack.types:
         if kind in ("dynamic", "proportional", *stack.other_types):
             raise NotEstablished(f"how it computes rope_type {kind!r} was not established")
-        raise Refused(f"it does not know rope_type {kind!r}")
+        raise Refused(f"it does not support rope_type {kind!r}")
     return (OTHER[kind](view),)
 
 
@@ -264,4 +264,4 @@ OTHER: dict[str, Callable[[View], Table]] = {
     "dynamic": lambda view: dynamic_table(view, from_alpha=view.layout.model_type.startswith("hunyuan")),
     "vllm dynamic": vllm_dynamic_table,
 }
-"""How the other rope types are computed."""
+"""Rope type -> the function that computes its table."""

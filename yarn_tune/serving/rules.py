@@ -1,4 +1,4 @@
-"""The parts in which stacks differ: where they look for a section, the window they take, how many positions they store.
+"""Rules that differ between stacks: where a section is read, which window is used, how many positions are stored.
 
 Sections are those of the language model; O is original_max_position_embeddings, M max_position_embeddings.
 """
@@ -21,7 +21,7 @@ from .tables import ORIGINAL, NotEstablished, Refused, Section, View
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings of transformers' config classes: what they mean is said in words elsewhere."""
+    """Silence the warnings of transformers' config classes; `advice.py` reports the same problems."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -32,7 +32,7 @@ def quiet() -> Iterator[None]:
 
 
 def load_error(config: Section) -> str | None:
-    """Why the config class of transformers 5 does not take this config.json; None where it does."""
+    """Why the config class of transformers 5 rejects this config.json; None if it loads."""
     kind = config.get("model_type", "")
     if kind not in CONFIG_MAPPING:
         return f"the installed transformers has no model type {kind!r}"
@@ -50,19 +50,19 @@ def beside(config: Section, layout: Layout) -> float | None:
 
 
 def v5_sections(config: Section, layout: Layout) -> dict[str, Section]:
-    """Version 5, by its own config class.
+    """The sections as transformers 5 reads them, with its own config class.
 
-    rope_scaling replaces rope_parameters; theta is taken from the section, else from beside it, else it is the
-    family's; O at the top level replaces O inside, and M stands in for both.
+    rope_scaling replaces rope_parameters; theta is read from the section, else from beside it, else it is the family's
+    default; O at the top level replaces O in the section, and M is the default for both.
 
     Raises:
-        Refused: if the config class does not take it.
+        Refused: if the config class rejects it.
     """
     _check_legacy_type(config, layout)
     try:
         with quiet():
             made = CONFIG_MAPPING[layout.model_type].from_dict(copy.deepcopy(config))
-            # Rotary modules do this again, when the config has an O at the top level if it was written there.
+            # Rotary modules call this again; by then the config has O at the top level if the file has it there.
             made.standardize_rope_params()
             loaded = made.rope_parameters
     except Exception as error:  # config classes raise anything on a damaged config
@@ -75,18 +75,18 @@ def v5_sections(config: Section, layout: Layout) -> dict[str, Section]:
 
 
 def _check_legacy_type(config: Section, layout: Layout) -> None:
-    """Phi-3's config class renames "su" only after it has looked for O, which it moves under a known name alone."""
+    """Refuse "su" for Phi-3 if O is not in the section: its config class sets O before it renames "su"."""
     section = config.get("rope_scaling") or config.get("rope_parameters") or {}
     name = section.get("rope_type", section.get("type"))
     if name == "su" and layout.family.longrope_only and ORIGINAL not in section:
         raise Refused(
-            "it does not know type 'su' when it looks for original_max_position_embeddings at the top level of the "
+            "it does not recognise type 'su' when it reads original_max_position_embeddings at the top level of the "
             "config; write 'longrope'"
         )
 
 
 def vllm_sections(config: Section, layout: Layout) -> dict[str, Section]:
-    """As version 5, but `rope_type` and `type` may not differ; `su` is read as longrope."""
+    """As `v5_sections`, but `rope_type` and `type` may not differ, and `su` is read as longrope."""
     sections = v5_sections(config, layout)
     for section in sections.values():
         _patch_legacy_type(section)
@@ -104,14 +104,14 @@ def _patch_legacy_type(section: Section) -> None:
 
 
 def lmdeploy_sections(config: Section, layout: Layout) -> dict[str, Section]:
-    """As version 5, whose config classes it uses; but not the modules, which take O from the top level as well."""
+    """As `v5_sections`, but O at the top level is not read, except for Phi-3."""
     if layout.family.longrope_only:
         return v5_sections(config, layout)
     return v5_sections({key: value for key, value in config.items() if key != ORIGINAL}, replace(layout, original=None))
 
 
 def v4_sections(config: Section, layout: Layout) -> dict[str, Section]:
-    """Version 4: rope_scaling, in which `type` replaces `rope_type`, and theta beside it."""
+    """The sections as transformers 4 reads them: rope_scaling, where `type` replaces `rope_type`, with theta beside."""
     section = dict(config.get("rope_scaling") or {})
     if "type" in section:
         section["rope_type"] = section["type"]
@@ -128,9 +128,10 @@ def v4_sections(config: Section, layout: Layout) -> dict[str, Section]:
 
 
 def vllm_v4_sections(config: Section, layout: Layout) -> dict[str, Section]:
-    """VLLM on version 4: rope_scaling, else rope_parameters, but theta and O from beside them wherever those are.
+    """The sections as vLLM on transformers 4 reads them: rope_scaling, else rope_parameters.
 
-    The config class of version 4 has a theta also where config.json names none, so one inside the section is lost.
+    Theta and O beside the section replace those inside. The config class of transformers 4 has a theta even if
+    config.json has none, so a theta inside the section is always lost.
     """
     section = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
     if config.get("rope_scaling") and "type" in section:
@@ -142,19 +143,19 @@ def vllm_v4_sections(config: Section, layout: Layout) -> dict[str, Section]:
 
 
 def parameters_first(config: Section, layout: Layout) -> dict[str, Section]:
-    """First rope_parameters, else rope_scaling; theta inside, else beside."""
+    """Read rope_parameters, else rope_scaling; theta from the section, else from beside it."""
     section = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     return {"": {"rope_theta": config.get("rope_theta") or layout.thetas.get("", 1e4)} | section}
 
 
 def scaling_first(config: Section, layout: Layout) -> dict[str, Section]:
-    """First rope_scaling, else rope_parameters; theta beside, else inside."""
+    """Read rope_scaling, else rope_parameters; theta from beside the section, else from inside."""
     section = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
     theta = config.get("rope_theta") or section.get("rope_theta") or layout.thetas.get("", 1e4)
     return {"": section | {"rope_theta": theta}}
 
 
-# The window taken by default.
+# The default window.
 
 VLLM_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length",
              "max_target_positions", "max_sequence_length", "max_seq_length", "seq_len")  # fmt: skip
@@ -166,13 +167,13 @@ NOT_MULTIPLIED = {"su", "longrope", "llama3", "deepseek_yarn", "deepseek_llama_s
 
 
 def vllm_length(config: Section) -> int:
-    """The window before any factor."""
+    """The window of vLLM before any factor is applied."""
     given = [config[key] for key in VLLM_KEYS if config.get(key) is not None]
     return int(config.get("model_max_length") or min(given))
 
 
 def vllm_window(views: list[View], multiplied: frozenset[str] = frozenset()) -> int:
-    """`vllm_length` times the factor of rope types other than those above; O, at the top level, for longrope."""
+    """The window of vLLM: top-level O for longrope; else `vllm_length`, times the factor except in `NOT_MULTIPLIED`."""
     view = views[0]
     length = vllm_length(view.config)
     if any(each.rope_type == "longrope" for each in views) and view.layout.original is not None:
@@ -189,7 +190,7 @@ def vllm_window(views: list[View], multiplied: frozenset[str] = frozenset()) -> 
 
 
 def old_vllm_window(views: list[View]) -> int:
-    """As `vllm_window`, but O times the factor for yarn."""
+    """The window of older vLLM: as `vllm_window`, but O times the factor for yarn."""
     return vllm_window(views, frozenset({"yarn"}))
 
 
@@ -209,7 +210,7 @@ def vllm_rows(view: View) -> int | None:
 
 
 def sglang_window(views: list[View]) -> int:
-    """The first of its keys; times the factor where the section has no O."""
+    """The window of SGLang: the first of its keys, times the factor if the section has no O."""
     view = views[0]
     length = next(view.config[key] for key in SGLANG_KEYS if view.config.get(key) is not None)
     unscaled = view.original is not None or view.rope_type in ("llama3", "default")
@@ -225,11 +226,11 @@ class Limit:
 
     reason: str
     stacks: str = ""
-    """Start of their names; empty for all."""
+    """Prefix of the names of these stacks; empty for all stacks."""
 
 
 NO_POSITIONS = frozenset({"cohere2", "cohere2_moe", "exaone4", "exaone_moe", "llama4_text"})
-"""Model types whose full-attention layers have no positions as soon as other layers slide."""
+"""Model types whose full-attention layers have no positions if other layers have a sliding window."""
 
 
 def cannot_extend(config: dict[str, Any]) -> Limit | None:

@@ -29,7 +29,7 @@ class Target:
     """config.json of the base."""
     stacks: tuple[str, ...]
     fold: str = "auto"
-    """auto: leave the weights as they are if the stacks allow it. never. always."""
+    """auto: fold into the weights only if the stacks need it; never: do not fold; always: fold the temperature."""
     left_out: dict[str, str] | None = None
     """Default stacks that cannot serve this family, with the reason."""
 
@@ -151,7 +151,7 @@ def _refusal(learned: Learned, target: Target) -> str:
             f"With the best one ({encoding}):",
             *lines,
             f"Leave these stacks out of export.stacks{allow}, or learn numbers that they can read "
-            "(rope.frequencies: scale needs least).",
+            "(rope.frequencies: scale is supported by most stacks).",
         ]
     )
 

@@ -1,7 +1,7 @@
-"""All known serving stacks: one row per range of versions that reads a config alike.
+"""All known serving stacks: one row per range of versions that read a config in the same way.
 
 The facts were read from the pinned sources in each row; `readers.py` documents the fields. Model types
-listed as `unscaled` are run by that stack without any RoPE scaling, whatever the config says, and without a warning.
+listed as `unscaled` are run by that stack without any RoPE scaling, whatever the config has, and without a warning.
 """
 
 from typing import Any
@@ -61,14 +61,14 @@ HF_LATENT = frozenset(
 )  # fmt: skip
 """Model types whose modules in transformers 5.23 multiply the logits by a gain of mscale_all_dim."""
 VLLM_LATENT = frozenset({"deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"})
-"""Model types that vLLM runs with its own latent attention of DeepSeek, whose rope it builds from the mscale keys."""
+"""Model types that vLLM runs with its own latent attention (DeepSeek); it builds their RoPE from the mscale keys."""
 DEEPSEEK = Yarn(mscale_multiplier, betas="strict", truncate="always")
 VLLM_OTHER = frozenset({"ntk", "mllama4", "bailing_mrope", "openpangu", "telechat3-yarn", "xdrope"})
 VLLM_OWN = {
     "gpt_oss": Yarn(own_multiplier, betas="named"),
     **dict.fromkeys(VLLM_LATENT, DEEPSEEK),
 }
-"""vLLM builds these itself: gpt-oss from four keys, without an attention factor."""
+"""Model types whose RoPE vLLM builds itself; for gpt-oss it reads four keys and applies no attention factor."""
 AFTER_4_57 = frozenset(
     {"afmoe", "axk1", "axk2", "bailing_hybrid", "beam", "cohere2_moe", "cosmos3_edge_text", "cwm",
      "deepseek_ocr2_text", "deepseek_v32", "deepseek_v4", "diffusion_gemma_text", "dots3_note_text",
@@ -104,7 +104,8 @@ TURBOMIND_SERVE = "lmdeploy serve api_server EXPORT --backend turbomind --sessio
 VLLM_BIASES = frozenset(
     {"gemma2", "gemma3_text", "glm4", "granite", "llama", "nemotron", "qwen3", "qwen3_moe", "stablelm"}
 )
-"""Read from its model files; for cohere, ernie4_5, gemma and granitemoe it has projections without biases."""
+"""Model types whose biases of queries and keys vLLM reads, by its model files. Its projections for cohere, ernie4_5,
+gemma and granitemoe have no biases."""
 
 STACKS: dict[str, Stack] = {
     stack.name: stack
@@ -291,7 +292,7 @@ def default_stacks() -> tuple[str, ...]:
 
 
 def reading(name: str, config: dict[str, Any]) -> EffectiveRope:
-    """What the stack of that name makes of a config.json.
+    """What a stack computes from a config.json.
 
     Raises:
         UserError: if there is no such stack, or the config is not that of a model with RoPE.

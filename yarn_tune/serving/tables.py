@@ -57,17 +57,17 @@ class NotRun(Refused):
 
 @dataclass(frozen=True)
 class View:
-    """A config as one stack sees it, for one kind of layer."""
+    """A config as one stack reads it, for one kind of layer."""
 
     config: dict[str, Any]
-    """Of the language model, with max_position_embeddings in it."""
+    """Config of the language model; it has max_position_embeddings."""
     layout: Layout
     section: Section
     partial_rotary_factor: float
 
     @property
     def rope_type(self) -> str:
-        """As the section names it; `default` where it names none."""
+        """The rope type of the section; `default` if it has none."""
         name = self.section.get("rope_type", self.section.get("type", "default"))
         if name is None:
             raise Refused("rope_type is null")
@@ -85,12 +85,12 @@ class View:
 
     @property
     def longest(self) -> int:
-        """M."""
+        """M, the config's max_position_embeddings."""
         return int(self.config["max_position_embeddings"])
 
     @property
     def original(self) -> int | None:
-        """O inside the section."""
+        """O in the section; None if it is missing."""
         return self.section.get(ORIGINAL)
 
     def number(self, key: str) -> float:
@@ -154,7 +154,7 @@ def mscale_multiplier(section: Section, factor: float) -> float:
 
 
 def turbomind_multiplier(section: Section, factor: float) -> float:
-    """As Hugging Face, but from the factor as written, not from the one in use; an mscale of 0 counts as given."""
+    """As `hf_multiplier`, but from the factor in the file, not the one in use; an mscale of 0 counts as given."""
     written = section["factor"]
     given, weight, all_dim = (section.get(key) for key in ("attention_factor", "mscale", "mscale_all_dim"))
     if given is not None:
@@ -165,7 +165,7 @@ def turbomind_multiplier(section: Section, factor: float) -> float:
 
 
 def own_multiplier(section: Section, factor: float) -> float:
-    """0.1 ln s + 1, whatever the config says."""
+    """0.1 ln s + 1; no key of the config changes it."""
     return gain(factor)
 
 
@@ -182,24 +182,25 @@ class Yarn:
     multiplier: Callable[[Section, float], float]
     """(section, factor in use) -> multiplier of cos and sin."""
     factor: Literal["explicit", "ratio"] = "explicit"
-    """The key, or M / O wherever O is given."""
+    """`explicit`: the key `factor`; `ratio`: M / O if O is given."""
     ramp_over: Literal["original", "longest"] = "original"
-    """Which length the betas count turns in."""
+    """The length over which the betas count turns."""
     betas: Literal["read", "strict", "named", "fixed"] = "read"
-    """Whether 0 and null stand for the default, or (strict) are errors, or (named) a missing key is one too."""
+    """`read`: 0 and null mean the default; `strict`: they are errors; `named`: a missing key is an error too;
+    `fixed`: the keys are not read."""
     null_factor: bool = False
-    """Whether `factor: null` stands for M / O; elsewhere it is an error."""
+    """Whether `factor: null` means M / O; otherwise it is an error."""
     truncate: Literal["read", "by release", "always", "never"] = "read"
     """`by release`: only the newest of these releases read it, so it must not be false."""
     nested_truncate: bool = True
     """Whether `truncate` is read where the section is that of one kind of layer."""
     needs_beta: bool = False
-    """Whether yarn is ignored, silently, where the key `beta_fast` is missing."""
+    """Whether yarn is silently ignored if the key `beta_fast` is missing."""
     whole_head: bool = False
     """Whether the ramp is computed over the whole head, wrongly where only part of it is rotated."""
 
     def tables(self, view: View) -> tuple[Table, ...]:
-        """The one table there is."""
+        """The table of a view, as a tuple of one."""
         section, original = view.section, view.original or view.longest
         null = section.get("factor", 0) is None and self.null_factor
         ratio = self.factor == "ratio" and view.original and "factor" in section
@@ -236,16 +237,18 @@ class Longrope:
     """How a stack reads `rope_type: longrope`."""
 
     multiplier: Literal["attention_factor", "mscale", "formula"]
-    """The key it reads first; without it (and for `formula` always) sqrt(1 + ln r / ln O)."""
+    """The key with the multiplier; without the key, and always for `formula`, it is sqrt(1 + ln r / ln O)."""
     selects: Literal["by length", "by window", "by release", "long"] = "by length"
-    """Long factors from O + 1 tokens on; or always if the window exceeds O; or by a rule that changed; or always."""
+    """When the long factors are used. `by length`: from O + 1 tokens on; `by window`: if the window exceeds O;
+    `by release`: by a rule that differs between releases; `long`: always."""
     original: Literal["section", "top", "needs top"] = "section"
-    """Where O is read, else M; and whether the stack fails without it at the top level."""
+    """Where O is read (M is the default); with `needs top` the stack fails without O at the top level."""
     ratio: Literal["lengths", "key", "key without top"] = "lengths"
-    """r: M / O, or the key `factor` first (always, or only where there is no O at the top level)."""
+    """How r is computed. `lengths`: M / O; `key`: the key `factor`, else M / O; `key without top`: the same, but M / O
+    if O is at the top level."""
 
     def tables(self, view: View, window: int) -> tuple[Table, ...]:
-        """One table, or short and long."""
+        """The tables of a view: one, or the short and the long one."""
         section, top = view.section, view.layout.original
         if self.original == "needs top" and top is None:
             raise Refused("it needs original_max_position_embeddings at the top level of the config")
@@ -279,7 +282,7 @@ class Longrope:
 
 
 def proportional_table(view: View) -> Table:
-    """Gemma 4's full-attention layers: the first `share` of pairs rotate, the others have frequency 0."""
+    """The table of Gemma 4's full-attention layers: a first share of the pairs rotates, the others have frequency 0."""
     head_dim = int(view.config.get("global_head_dim") or view.layout.head_dim)
     rotated = int(view.partial_rotary_factor * head_dim // 2)
     inv_freq = torch.zeros(head_dim // 2)
@@ -288,7 +291,7 @@ def proportional_table(view: View) -> Table:
 
 
 def dynamic_table(view: View, from_alpha: bool) -> Table:
-    """NTK scaling as it is for prompts of at most M tokens, where most stacks compute unscaled RoPE.
+    """The table of dynamic NTK scaling for prompts of at most M tokens: in most stacks that of unscaled RoPE.
 
     With `alpha` in the section (HunYuan) theta is multiplied once, by alpha^(d / (d - 2)).
     """
@@ -309,11 +312,11 @@ def vllm_dynamic_table(view: View) -> Table:
 
 
 def llama3_table(view: View) -> Table:
-    """The thresholds of Llama 3.1."""
+    """The table of Llama 3.1's scaling."""
     low, high, original = (view.number(key) for key in ("low_freq_factor", "high_freq_factor", ORIGINAL))
     return Table(llama3_inv_freq(view.theta, view.dim, view.number("factor"), low, high, int(original)), 1.0)
 
 
 def linear_table(view: View) -> Table:
-    """Position interpolation."""
+    """The table of position interpolation."""
     return Table(linear_inv_freq(view.theta, view.dim, view.number("factor")), 1.0)

@@ -1,8 +1,8 @@
-"""What each stack will serve from a checkpoint, from its config alone: any Hugging Face checkpoint, ours or not.
+"""Check what each stack computes from the config of a Hugging Face checkpoint, made by yarn_tune or not.
 
 The reference is `fidelity.json` where there is one (the learned numbers), else what transformers 5 computes from the
-same config, else, where transformers 5 does not load it, the first stack asked for that does. Known mistakes are
-explained in words (`advice.py`), also where they make no difference to a stack asked for.
+same config, else, if transformers 5 does not load it, what the first requested stack that loads it computes. Known
+mistakes are explained (`advice.py`), even if they make no difference to the requested stacks.
 """
 
 import math
@@ -38,7 +38,7 @@ class Line:
     frequencies: float | None
     """Largest relative error over layers and regimes; None if there is nothing to compare."""
     multiplier: float | None
-    """Of cos and sin in the tuned layers beyond the original window, the fold in the weights included."""
+    """Multiplier of cos and sin in the tuned layers beyond the original window, including the fold in the weights."""
     window: int
     problems: list[str]
 
@@ -51,22 +51,22 @@ class Verification:
     reference: str
     lines: list[Line]
     traps: list[str]
-    """Known mistakes that need not matter to the stacks asked for, and notes."""
+    """Known mistakes that may not affect the requested stacks, and notes."""
     errors: list[str]
     """Mistakes that make the config wrong for every stack."""
 
     @property
     def passed(self) -> bool:
-        """Whether no stack asked for serves anything else than the reference."""
+        """Whether no requested stack differs from the reference or fails to load the config."""
         return not self.errors and not any(line.status in ("differs", "does not load") for line in self.lines)
 
     def text(self) -> str:
-        """For people."""
+        """The table in Markdown, followed by the errors and notes."""
         rows = []
         for line in self.lines:
             numbers = f"{_number(line.frequencies, '.1e')} | {_number(line.multiplier, '.6g')} | {line.window}"
-            said = f"{line.status}: {'; '.join(line.problems)}" if line.problems else line.status
-            rows.append(f"| {line.stack} ({line.versions}) | {numbers} | {said} |")
+            status = f"{line.status}: {'; '.join(line.problems)}" if line.problems else line.status
+            rows.append(f"| {line.stack} ({line.versions}) | {numbers} | {status} |")
         head = ["| stack | frequencies, relative error | multiplier | window | |", "|---|---|---|---|---|"]
         notes = [*(f"- ERROR: {text}" for text in self.errors), *(f"- {text}" for text in self.traps)]
         return "\n".join([f"{self.checkpoint}: {self._verdict()} (compared with {self.reference})", "", *head, *rows,
@@ -98,8 +98,8 @@ def verify(
     Args:
         checkpoint: a folder or hub id.
         stacks: names, or `["all"]`; by default those that an export serves and that run this family.
-        overrides: what is given to vLLM's --hf-overrides; then only vLLM is asked, about the config so changed.
-        revision: of a hub id.
+        overrides: the value of vLLM's --hf-overrides; then only vLLM is checked, on the config with these overrides.
+        revision: revision of a hub id.
 
     Raises:
         UserError: if there is no such checkpoint or stack, the config has no RoPE or values of a wrong type, or no
@@ -136,13 +136,13 @@ def _names(config: dict[str, Any], stacks: Sequence[str] | None) -> tuple[tuple[
 
 
 def reading_of(name: str, config: dict[str, Any]) -> EffectiveRope:
-    """A stack's reading, with what only the whole config can tell: whether its config class and model exist there."""
+    """What a stack computes, with checks of the whole config: whether the stack has its config class and model."""
     found, stack = reading(name, config), STACKS[name]
     if is_foreign(config) and "*" not in stack.foreign and config.get("model_type") not in stack.foreign:
         kind = config.get("model_type")
         if name in ("transformers", "openvino"):
             return replace(found, state="not run by this release", reason=f"transformers has no model type {kind!r}; "
-                           "code that the checkpoint brings is never run here")  # fmt: skip
+                           "code from the checkpoint is never run here")  # fmt: skip
         return replace(found, state="not established", reason=f"whether it runs model type {kind!r} is not known")
     if found.state == "read" and stack.current_config and not is_foreign(config):
         reason = load_error(config)
@@ -166,7 +166,7 @@ def _reference(
             return f"{name}, since transformers 5 does not read it", _expected(each)
     reasons = {name: f"{each.state}: {each.reason}" for name, each in ({"transformers": stock} | found).items()}
     raise UserError("\n  ".join([
-        f"{checkpoint}: no stack asked for loads this config",
+        f"{checkpoint}: none of the requested stacks loads this config",
         *(f"{name}: {text}" for name, text in reasons.items()), *hints,
     ]))  # fmt: skip
 
@@ -232,7 +232,7 @@ KEPT = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleav
 
 
 def overridden(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """The config.json with the overrides written into it as they are meant: theta and the like stay."""
+    """The config.json with the overrides applied as intended: keys that do not scale RoPE, such as theta, are kept."""
     inner = "text_config" if isinstance(config.get("text_config"), dict) else None
     given = dict(overrides)
     text = dict(config[inner]) if inner else dict(config)
@@ -269,7 +269,7 @@ def read_overridden(stack: Stack, config: dict[str, Any], overrides: dict[str, A
 
 
 def _replaced(section: Any, kind: str) -> dict[str, Any]:
-    """A section as vLLM takes it from an override: nothing is filled in."""
+    """A section as vLLM reads it from an override, without defaults."""
     if not isinstance(section, dict):
         raise Refused(f"KeyError: the override has no section for {kind} layers")
     if "rope_type" not in section:
@@ -280,7 +280,7 @@ def _replaced(section: Any, kind: str) -> dict[str, Any]:
 
 
 def override_notes(config: dict[str, Any], overrides: dict[str, Any]) -> list[str]:
-    """What is easily missed about these overrides."""
+    """Notes on mistakes that are easily made with these overrides."""
     notes = []
     wrapped = isinstance(config.get("text_config"), dict)
     section = overrides.get("rope_parameters") or overrides.get("rope_scaling")
@@ -305,6 +305,6 @@ def override_notes(config: dict[str, Any], overrides: dict[str, Any]) -> list[st
     has = f"; this checkpoint has such layers ({drafts[0]})" if drafts else ""
     notes.append(
         f"vLLM does not pass overrides to a speculative draft (MTP layers){has}: it would run on the unchanged config. "
-        "A checkpoint's own config.json reaches it"
+        "A checkpoint's own config.json applies to the draft too"
     )
     return notes

@@ -15,9 +15,9 @@ from ..tunable import observe
 from .objective import Objective
 
 VALIDATION_ROWS = 16
-"""Rows that `train.decide` measures on, if the documents suffice."""
+"""Number of validation rows of `train.decide`, if there are enough documents."""
 VALIDATION_SEED = 2_000_000
-"""Seed of the first planted question of validation rows; those of training rows have other words and numbers."""
+"""Seed of the first question in validation rows, so that their questions differ from those in training rows."""
 
 
 def split_rows(recipe: Recipe, base: BaseModel) -> tuple[RowSet, RowSet | None]:
@@ -61,8 +61,8 @@ class Batch:
         length = recipe.data.length_at(step, train.steps) or recipe.row_tokens()
         cut = [piece for row in read for piece in row.pieces(length, rows.prefix)]
         micro = train.micro_batch_size
-        if recipe.runtime.sequence == 1:  # split rows are exchanged in a fixed number
-            # Shorter rows are read more at a time, so that a forward pass has as many tokens as with the longest ones.
+        if recipe.runtime.sequence == 1:  # with split rows the number of rows per forward pass is fixed
+            # A forward pass reads more of the shorter rows, so that it has as many tokens as with the longest rows.
             micro *= recipe.row_tokens() // length
         return cls(cut, micro, max(1, sum(row.targets for row in cut)))
 
@@ -74,7 +74,7 @@ class Batch:
 
 
 def backward(world: World, objective: Objective, batch: Batch, release: Release) -> tuple[float, float]:
-    """Set the gradients of a batch; returns (loss, NLL), each the mean over the targets of all processes."""
+    """Compute the gradients of a batch; returns (loss, NLL), each the mean over the targets of all processes."""
     total = torch.zeros(2, device=world.device)
     for inputs in batch.micro_batches(world):
         value = objective(**inputs)
@@ -88,9 +88,9 @@ def backward(world: World, objective: Objective, batch: Batch, release: Release)
 
 @torch.no_grad()
 def measure_scales(world: World, objective: Objective, batch: Batch, release: Release) -> None:
-    """Measure the sizes that rates of some kinds are relative to, on the rows of a batch, where none are known yet."""
-    waiting = [each for each in objective.rotary.adjustments if each.unscaled()]
-    if not waiting:
+    """Measure the sizes that the rates of some kinds are relative to, on the rows of a batch, unless they are known."""
+    unscaled = [each for each in objective.rotary.adjustments if each.unscaled()]
+    if not unscaled:
         return
     handles = observe(objective.model, objective.rotary)
     for inputs in batch.micro_batches(world):
@@ -98,7 +98,7 @@ def measure_scales(world: World, objective: Objective, batch: Batch, release: Re
         release()
     for handle in handles:
         handle.remove()
-    for adjustment in waiting:
+    for adjustment in unscaled:
         adjustment.set_scale(world.total)
 
 

@@ -36,7 +36,7 @@ class TailAverage:
 
     def __init__(self, steps: int) -> None:
         self.first = steps // 2
-        """The first step that counts."""
+        """The first step in the mean."""
         self.sums: Tensors = {}
 
     def add(self, step: int, numbers: Tensors) -> None:
@@ -55,12 +55,12 @@ def decide(
     """Measure all candidates, and load the chosen one into the objective's learned numbers.
 
     Args:
-        objective: the run's, with the numbers after the last step.
+        objective: the objective of the run, with the numbers after the last step.
         average: the averaged numbers.
         rows: the validation rows.
-        length: what they are cut to.
+        length: tokens that the rows are cut to.
         world: the processes; each measures its part of the rows.
-        release: to call after each forward pass.
+        release: function to call after each forward pass.
         request: a signal to stop, which is checked after each candidate.
 
     Raises:
@@ -98,10 +98,10 @@ def scaled(numbers: Tensors, factor: float) -> Tensors:
 
 @torch.no_grad()
 def _row_losses(objective: Objective, rows: list[Placed], world: World, release: Release) -> Tensor:
-    """(loss, NLL) of each row, means over its targets, float64 `[rows, 2]`; the same in all processes."""
+    """Mean (loss, NLL) over the targets of each row, float64 `[rows, 2]`; the same in all processes."""
     table = torch.zeros(len(rows), 2, device=world.device)
     for turn in range(0, len(rows), world.groups):
-        # Sharded weights are gathered by all processes together, so those without a row read the last one again.
+        # All processes gather sharded weights together, so a process without a row reads the last row again.
         index = min(turn + world.group, len(rows) - 1)
         value = objective(**part_of(collate([rows[index]], world.device), world))
         release()

@@ -46,7 +46,7 @@ def train(run: Run) -> Learned:
         Interrupted: if the run was stopped by SIGTERM or SIGINT; the state after the last step is kept.
     """
     recipe, base, settings = run.recipe, run.base, run.recipe.train
-    # What cannot be served or measured is an error before anything is learned.
+    # Check before training that the result can be served and measured.
     begin, target = at_start(base, recipe.rope), Target.of_model(base, recipe.export, recipe.rope)
     make_representable(begin.learned(), target)
     check_mergeable(target.base, recipe.lora)
@@ -84,7 +84,7 @@ def fit(
         request: a signal to stop, which is checked after each step.
 
     Returns:
-        the decision, with the chosen state loaded; None where there is none.
+        The decision, after the chosen state was loaded; None without `validation`.
 
     Raises:
         CheckFailed: if the loss or its gradient became NaN or infinite.
@@ -108,29 +108,29 @@ def fit(
         if done == 0:
             measure_scales(world, objective, Batch.of(recipe, rows, 0), release)
         for step in range(done, settings.steps):
-            begun = time.monotonic()
+            started = time.monotonic()
 
-            # The gradient of the step's rows.
+            # Compute the gradient of the step's rows.
             set_rates(optimizer, settings, recipe.rope, step)
             loss, nll = backward(world, objective, Batch.of(recipe, rows, step), release)
             norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip or math.inf).item()
 
-            # One update, unless it would destroy what was learned.
+            # Update the numbers, unless the loss or the gradient is not finite.
             if not all(map(math.isfinite, (loss, nll, norm))):
                 progress.save(step)
                 raise CheckFailed(_not_finite_text(run, step, nll, norm))
             optimizer.step()
             optimizer.zero_grad()
 
-            # The record of the step.
-            seconds, learned = time.monotonic() - begun, rotary.sketch()
+            # Record the step.
+            seconds, learned = time.monotonic() - started, rotary.sketch()
             tokens = settings.batch_size * recipe.row_tokens()
             log.write(step + 1, nll, norm, tokens, seconds, learned)
 
             if validation is not None:
                 progress.average.add(step, rotary.numbers())
 
-            # A checkpoint; and the end of the run, if a signal was received.
+            # Save a checkpoint, and end the run if a signal was received.
             stopped = request.agreed(world.accelerator)
             if stopped or (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
                 progress.save(step + 1)
@@ -156,7 +156,7 @@ def _not_finite_text(run: Run, step: int, loss: float, norm: float) -> str:
 
 
 def _representable(rotary: TunableRotary, target: Target) -> Learned:
-    """The learned numbers as the target's stacks can serve them; the scale of `rotary` is changed to match."""
+    """The learned numbers in a form that the target's stacks can serve; the scale of `rotary` is changed to match."""
     learned = make_representable(rotary.learned(), target)
     if learned.scale is not None:
         rotary.set_scale(learned.scale)

@@ -30,7 +30,7 @@ class ObjectiveConfig:
     native: int = 1
     """Native window of the base."""
     stride: int = 1
-    """Step of the native window that is slid along a row."""
+    """Tokens by which the native window is moved when it slides along a row."""
     prefix: tuple[int, ...] = ()
     """The tokens that begin every text that the base reads."""
 
@@ -80,7 +80,7 @@ class Objective(Reader):
         labels: Tensor,
         answers: Tensor | None = None,
     ) -> Tensor:
-        """(loss, NLL), each summed over the targets of a batch `[b, n]`; float32, shape (2,).
+        """Return (loss, NLL), each summed over the targets of a batch `[b, n]`; float32, shape (2,).
 
         Args:
             input_ids: whole rows.
@@ -98,12 +98,12 @@ class Objective(Reader):
             loss = loss + self._kl(hidden, self._base_states(input_ids)[counted], weights.kl)
         return torch.stack([loss, nll.detach().sum()])
 
-    def _kl(self, hidden: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:
-        """The weighted sum of the KL divergence over targets, from states `[targets, h]` of the model and the base."""
+    def _kl(self, hidden: Tensor, base_hidden: Tensor, weights: Tensor) -> Tensor:
+        """The weighted sum over targets of the KL divergence of the model from the base, given their states."""
         head = self.model.get_output_embeddings()
         assert head is not None
-        pulled = weights > 0
-        return (weights[pulled] * divergence(hidden[pulled], wanted[pulled], head, self.transform)).sum()
+        used = weights > 0
+        return (weights[used] * divergence(hidden[used], base_hidden[used], head, self.transform)).sum()
 
     def _base_states(self, input_ids: Tensor) -> Tensor:
         """The last hidden states of the base for each row, `[b, n, h]`; zeros for tokens that it does not read."""

@@ -1,4 +1,4 @@
-"""What a run needs before its first step: the frozen model with the learned numbers attached, and how it is sharded."""
+"""Preparation of a run: load the frozen model, attach the learned numbers, and apply the memory settings."""
 
 from transformers import PreTrainedModel
 
@@ -16,10 +16,10 @@ def sharding_of(recipe: Recipe) -> Sharding:
 def prepare(
     recipe: Recipe, base: BaseModel, world: World, begin: TunableRotary
 ) -> tuple[PreTrainedModel, TunableRotary]:
-    """Load the frozen model, attach the learned numbers at their start, and apply the recipe's ways to save memory.
+    """Load the frozen model, attach the learned numbers at their start, and apply the recipe's memory settings.
 
     Args:
-        recipe: the run's.
+        recipe: the recipe of the run.
         base: its base model.
         world: the processes that share the model.
         begin: the learned numbers without a model (`tunable.at_start`).

@@ -73,7 +73,7 @@ class Progress:
             return
         if earlier is not None:
             earlier.note(self.run.folder)
-        else:  # the note of a run with other settings that ended before its first checkpoint
+        else:  # left by a run with other settings that ended before its first checkpoint
             (self.run.folder / EARLIER).unlink(missing_ok=True)
 
     def save(self, step: int) -> None:
@@ -85,7 +85,7 @@ class Progress:
 
 
 def facts_to_agree_on(progress: Progress, done: int) -> dict[str, object]:
-    """What all processes must start from, by name; inputs and learned values as digests."""
+    """The values on which all processes must agree at the start, by name; inputs and learned values as digests."""
     return {
         "recipe": progress.run.recipe.to_dict(),
         "learned values": hashlib.sha256(save(progress.rotary.numbers())).hexdigest(),

@@ -59,14 +59,14 @@ def teacher_states(
     return torch.cat(parts, 1)
 
 
-def divergence(hidden: Tensor, wanted: Tensor, head: nn.Module, transform: Transform) -> Tensor:
+def divergence(hidden: Tensor, base_hidden: Tensor, head: nn.Module, transform: Transform) -> Tensor:
     """KL(base || model) of each token in nats, float32 `[tokens]`, chunk by chunk.
 
     Args:
         hidden: states of the model, `[tokens, h]`.
-        wanted: states of the base, `[tokens, h]`.
+        base_hidden: states of the base, `[tokens, h]`.
         head: the output embeddings, from states to logits.
-        transform: what follows them (a softcap or a scale); None: nothing.
+        transform: function applied to the logits (a softcap or a scale); None: none.
     """
 
     def logs(states: Tensor) -> Tensor:
@@ -79,4 +79,4 @@ def divergence(hidden: Tensor, wanted: Tensor, head: nn.Module, transform: Trans
 
     if not len(hidden):
         return torch.zeros(0, device=hidden.device)
-    return by_chunks(kl, hidden, wanted)
+    return by_chunks(kl, hidden, base_hidden)

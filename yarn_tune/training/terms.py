@@ -9,8 +9,8 @@ a weight on each, and the loss of a batch is the weighted sum over all terms of 
     short context      0                                `train.short_context_kl` inside the native window, 0 on answers
     answers            `train.answer_weight` on answers 0
 
-Answers are those to planted questions (`data.needles`). The base, which reads at most its native window, cannot know
-them, so they have an NLL under every objective.
+Answers are those to planted questions (`data.needles`). The base, which reads at most its native window, cannot
+predict them, so their NLL is in the loss under every objective.
 
 A new objective is a row of `OBJECTIVES` and a value of `train.objective` (`recipe/schema.py`).
 """
@@ -68,6 +68,6 @@ OBJECTIVES: dict[str, Term] = {
     "next-token": Term("nothing", lambda targets, weight: _on_nll(~targets.answers, weight)),
     "distill": Term("slid", lambda targets, weight: _on_kl(~targets.answers, weight)),
 }
-"""By `train.objective`; their weight is 1."""
+"""Value of `train.objective` -> its term, which has the weight 1."""
 SHORT_CONTEXT = Term("native", lambda targets, weight: _on_kl(targets.native & ~targets.answers, weight))
 ANSWERS = Term("nothing", lambda targets, weight: _on_nll(targets.answers, weight))
