@@ -242,8 +242,8 @@ def _latent_keys(numbers: Learned, scale: float, a: float) -> dict[str, float]:
     if everywhere == 1:
         return keys
     if a == 1.0:
-        # vLLM switches the multiplier of all logits off where the config states exactly 1. Without the key, the ratio of
-        # the two weights gives 1.
+        # vLLM switches the multiplier of all logits off where the config states exactly 1. Without the key, the ratio
+        # of the two weights gives 1.
         del keys["attention_factor"]
     return keys | {"mscale_all_dim": (everywhere - 1) / growth}
 
