@@ -11,6 +11,7 @@ from safetensors.torch import save
 from tiny import as_lists, base_with, recipe_tree, rows_of, tiny_tokenizer, words, write_documents
 from tokenizers.processors import TemplateProcessing
 from yarn_tune.data.heldout import heldout_excerpts
+from yarn_tune.data.rows import RowRequest, build_rows_apart
 from yarn_tune.data.tokenization import Encoder
 from yarn_tune.errors import UserError
 from yarn_tune.recipe import missing_files
@@ -245,3 +246,11 @@ def test_files_are_trained_on_or_held_out_whatever_their_names(tmp_path, base):
     unlike = parse_recipe(apart.to_dict(), [f"data.heldout_unlike=[{tmp_path}/../*/a.jsonl]"])
     with pytest.raises(UserError, match=r"data.heldout_unlike: \S*/a.jsonl is among the files of data.train too"):
         rows_of(unlike, base)
+
+
+def test_a_document_held_back_without_which_no_row_is_full_is_explained(tmp_path):
+    tree = recipe_tree(tmp_path / "base", tmp_path)
+    tree["data"]["train"] = [str(write_documents(tmp_path / "two.jsonl", [700, 30]))]
+    data = parse_recipe(tree, []).data
+    with pytest.raises(UserError, match="do not fill one row of 256.*train.decide holds back 1 of the 2 documents"):
+        build_rows_apart(data, base_with(tiny_tokenizer(), tmp_path / "base"), RowRequest(256, 4, 0), 16)

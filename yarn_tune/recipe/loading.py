@@ -56,10 +56,9 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     tree.setdefault("name", Path(path).stem)
     recipe = parse_recipe(tree, overrides or [], source)
     data, folder = recipe.data, Path(path).parent
-    train, heldout, unlike = (
-        [located(name, folder) for name in names] for names in (data.train, data.heldout, data.heldout_unlike)
-    )
-    return replace(recipe, data=replace(data, train=train, heldout=heldout, heldout_unlike=unlike))
+    keys = {key: getattr(data, key) for key in ("train", "validation", "heldout", "heldout_unlike")}
+    found = {key: [located(name, folder) for name in names] for key, names in keys.items() if names is not None}
+    return replace(recipe, data=replace(data, **found))
 
 
 def _not_found(path: Path) -> str:
