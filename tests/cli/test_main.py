@@ -298,10 +298,10 @@ def test_what_libraries_print_stays_off_stdout(capsys, monkeypatch):
 
     def command(options):
         print("a library speaks")
-        return CommandResult("text", {"value": 1})
+        return CommandResult("text", {"value": 1, "errors": [math.inf, (math.nan, 0.5)]})
 
     monkeypatch.setattr("yarn_tune.cli.run_commands.plan_command", command)
     assert main(["plan", "recipe.yaml", "--json"]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out) == {"value": 1}
+    assert json.loads(out) == {"value": 1, "errors": [None, [None, 0.5]]}
     assert "a library speaks" in err
