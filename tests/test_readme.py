@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_every_command_parses(command):
-    words = re.sub(r"\[.*?\]", "", command).split()[1:]
+    words = shlex.split(re.sub(r"\[.*?\]", "", command))[1:]
     words = ["5" if word == "N" else word for word in words if word != "..."]
     parse(words)
 

@@ -188,6 +188,9 @@ def _tidy(folder: Path) -> None:
         else:
             aside.rename(target)
     for stale in [found for pattern in (PARTIAL, f"*/{PARTIAL}", f"*/*/{PARTIAL}") for found in folder.glob(pattern)]:
+        inside = stale.relative_to(folder).parts
+        if len(inside) > 1 and (folder / inside[0] / LOCK).exists():
+            continue  # a run inside this one (eval.native_adapted), which another process may be training
         if stale.is_dir() and not stale.is_symlink():
             shutil.rmtree(stale, ignore_errors=True)
         else:

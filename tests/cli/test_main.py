@@ -61,6 +61,12 @@ def test_wrong_recipes_leave_nothing_behind(recipe, capsys, override, message):
     assert not Path("runs").exists()
 
 
+def test_missing_validation_documents_are_refused_before_anything_is_loaded(recipe, capsys):
+    said = fails(capsys, "train", str(recipe), "train.decide=true", "data.validation=[nowhere.txt]")
+    assert said.startswith("yarn-tune: data.validation: no file matches 'nowhere.txt'")
+    assert not Path("runs").exists()
+
+
 def test_a_model_without_rope(recipe, tmp_path, capsys):
     config = tiny_config("gpt2", n_positions=NATIVE)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gpt2")
@@ -292,10 +298,10 @@ def test_what_libraries_print_stays_off_stdout(capsys, monkeypatch):
 
     def command(options):
         print("a library speaks")
-        return CommandResult("text", {"value": 1})
+        return CommandResult("text", {"value": 1, "errors": [math.inf, (math.nan, 0.5)]})
 
     monkeypatch.setattr("yarn_tune.cli.run_commands.plan_command", command)
     assert main(["plan", "recipe.yaml", "--json"]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out) == {"value": 1}
+    assert json.loads(out) == {"value": 1, "errors": [None, [None, 0.5]]}
     assert "a library speaks" in err

@@ -10,9 +10,12 @@ import torch
 from safetensors.torch import save
 from tiny import as_lists, base_with, recipe_tree, rows_of, tiny_tokenizer, words, write_documents
 from tokenizers.processors import TemplateProcessing
+from yarn_tune.data import documents
 from yarn_tune.data.heldout import heldout_excerpts
+from yarn_tune.data.rows import RowRequest, build_rows_apart
 from yarn_tune.data.tokenization import Encoder
 from yarn_tune.errors import UserError
+from yarn_tune.models import checkpoint_files
 from yarn_tune.recipe import missing_files
 from yarn_tune.recipe.loading import parse_recipe
 
@@ -245,3 +248,26 @@ def test_files_are_trained_on_or_held_out_whatever_their_names(tmp_path, base):
     unlike = parse_recipe(apart.to_dict(), [f"data.heldout_unlike=[{tmp_path}/../*/a.jsonl]"])
     with pytest.raises(UserError, match=r"data.heldout_unlike: \S*/a.jsonl is among the files of data.train too"):
         rows_of(unlike, base)
+
+
+def test_a_document_held_back_without_which_no_row_is_full_is_explained(tmp_path):
+    tree = recipe_tree(tmp_path / "base", tmp_path)
+    tree["data"]["train"] = [str(write_documents(tmp_path / "two.jsonl", [700, 30]))]
+    data = parse_recipe(tree, []).data
+    with pytest.raises(UserError, match="do not fill one row of 256.*train.decide holds back 1 of the 2 documents"):
+        build_rows_apart(data, base_with(tiny_tokenizer(), tmp_path / "base"), RowRequest(256, 4, 0), 16)
+
+
+def test_documents_are_hashed_once_and_again_when_they_change(tmp_path, base, monkeypatch):
+    """Hashing a large corpus for every command would take minutes."""
+    recipe = recipe_with(tmp_path, [write_documents(tmp_path / "a.jsonl", [700])])
+    first = all_tokens(rows_of(recipe, base))
+    hashed = []
+    digest = checkpoint_files.file_digest
+    monkeypatch.setattr(checkpoint_files, "file_digest", lambda path: hashed.append(path) or digest(path))
+    documents._digest.cache_clear()  # as another process
+    assert all_tokens(rows_of(recipe, base)) == first
+    assert not [path for path in hashed if path.name == "a.jsonl"]
+    write_documents(tmp_path / "a.jsonl", [700], seed=9)
+    documents._digest.cache_clear()
+    assert all_tokens(rows_of(recipe, base)) != first

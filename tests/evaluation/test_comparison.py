@@ -20,6 +20,7 @@ from yarn_tune.evaluation.methods import Method
 from yarn_tune.evaluation.native_adapted import learn_native_adapted, native_adapted_run
 from yarn_tune.evaluation.perplexity import full_nll
 from yarn_tune.evaluation.results import CompareRow, Comparison, TextResult, table, tables, with_key_tokens
+from yarn_tune.evaluation.verdict import Contrast
 from yarn_tune.files import write_checked
 from yarn_tune.models import loading as models
 from yarn_tune.recipe.loading import load_recipe, parse_recipe
@@ -420,3 +421,25 @@ def test_a_slid_row_does_not_choose_key_tokens():
     result = result_with(native_window=[3.0], yarn=[2.0], native_adapted=[2.0])
     nll = {"native-window": [near], "yarn": [far], "native-adapted": [torch.tensor([4.0, 0.5])]}
     assert with_key_tokens(result, nll, gain=2.0, floor=2.0).row("yarn").key_tokens == 1
+
+
+def test_ties_count_for_neither_side():
+    """Six excerpts better, fourteen alike: better, p = 0.03."""
+    found = Contrast.of("yarn", [0.9] * 6 + [1.0] * 14, [1.0] * 20)
+    assert (found.below, found.ties, found.excerpts) == (6, 14, 20)
+    assert found.outcome == "better"
+    assert Contrast.of("yarn", [1.1] * 6 + [1.0] * 14, [1.0] * 20).outcome == "worse"
+    assert Contrast.of("yarn", [1.0] * 20, [1.0] * 20).outcome == "too close to call"
+
+
+def test_a_checkpoint_that_changes_with_the_length_is_read_at_each_length(tmp_path):
+    """longrope has another table up to its original window, as dynamic NTK has for every length."""
+    base = save_tiny(tmp_path / "base")
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "factor": 4.0, "short_factor": [1.0] * 8,
+            "long_factor": [4.0] * 8, "attention_factor": 1.0, "original_max_position_embeddings": NATIVE}  # fmt: skip
+    save_tiny(tmp_path / "long", rope_parameters=rope, max_position_embeddings=4 * NATIVE)
+    run = Run(parse_recipe(recipe_tree(base, tmp_path), []), tmp_path / "run")
+    found = compare(run, {}, [tmp_path / "long"])
+    checkpoint, none = found.rows[-1], found.row("none")
+    assert checkpoint.kind == "checkpoint"
+    assert checkpoint.short_nll == pytest.approx(none.short_nll, rel=1e-5)

@@ -179,7 +179,7 @@ def test_an_adapter_arrives_with_a_card(hub, run, tmp_path):
 def test_nothing_is_uploaded_unless_asked(hub, run):
     said = push(hub, str(run.folder), "lab/long", "--base", "org/base")
     assert said.returncode == 0
-    assert "Nothing was uploaded; --upload does it." in said.stdout
+    assert "Nothing was uploaded.\n\nnext: the same command with --upload" in said.stdout
     assert "model.safetensors" in said.stdout
     assert hub.asked == []
 

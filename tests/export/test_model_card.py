@@ -1,11 +1,15 @@
 """The model card: what a visitor of the hub reads, with the base's licence."""
 
+import shutil
+
 import pytest
 import yaml
 from tiny import finished_run, write_metrics
 from yarn_tune.evaluation.comparison import compare, named_rows
 from yarn_tune.export.checkpoint import export
 from yarn_tune.export.model_card import licence_from
+from yarn_tune.files import read_tensors, save_tensors
+from yarn_tune.runs.folder import Run
 
 
 def header(text: str) -> dict:
@@ -49,3 +53,20 @@ def test_the_card_has_the_base_the_table_the_command_and_the_limits(tmp_path):
     folded = finished_run(tmp_path / "folded", "scale", base=tmp_path / "base", settings=("export.fold=always",),
                           log_temperature=-0.3)  # fmt: skip
     assert "but for the temperature, folded into the queries" in (export(folded) / "README.md").read_text()
+
+
+def test_the_card_is_about_its_own_run(tmp_path):
+    """Not about another one that is better in the same comparison, nor about YaRN where it was measured before."""
+    run = finished_run(tmp_path, "scale", log_temperature=-1.0)
+    write_metrics(run.folder, 1)
+    better = Run(run.recipe, tmp_path / "better")
+    shutil.copytree(run.folder, better.folder)
+    numbers = read_tensors(run.numbers_path)
+    better.numbers_path.write_bytes(save_tensors({name: 0 * tensor for name, tensor in numbers.items()}))
+    compare(run, {})
+    assert "## Measured" not in (export(run) / "README.md").read_text()
+    rows, _ = named_rows(run, [better.folder])
+    assert compare(run, rows).subject() == "tuned-better"
+    card = (export(run) / "README.md").read_text()
+    assert "**Prediction**: tuned-run, 256 tokens" in card
+    assert "**Prediction**: tuned-better" not in card

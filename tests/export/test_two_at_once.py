@@ -115,3 +115,18 @@ def test_a_changed_comparison_with_memory_is_refused(tmp_path):
     for read in (lambda: Fidelity.read(again), lambda: verify(str(again))):
         with pytest.raises(UserError, match=r"fidelity.json cannot be read \(its checksum does not match"):
             read()
+
+
+def test_the_lock_of_a_run_clears_nothing_away_in_a_run_inside_it(tmp_path):
+    """The control of a comparison is trained in the run's folder, under a lock of its own."""
+    inner = tmp_path / "run" / "native-adapted"
+    with locked(inner):
+        partials = [tmp_path / "run" / name for name in (".a.1.partial", "checkpoints/.b.1.partial")]
+        kept = [inner / ".c.1.partial", inner / "checkpoints" / ".d.1.partial"]
+        for path in (*partials, *kept):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("half")
+        with locked(tmp_path / "run"):
+            assert [path.exists() for path in (*partials, *kept)] == [False, False, True, True]
+    with locked(inner):
+        assert not [path for path in kept if path.exists()]

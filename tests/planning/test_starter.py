@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from published import published
-from tiny import FAMILY_SIZES, NATIVE, YARN_ALONE, recipe_tree, save_tiny, tiny_config
+from tiny import FAMILY_SIZES, NATIVE, YARN_ALONE, recipe_tree, save_tiny, tiny_config, words
 from yarn_tune.cli.main import main
 from yarn_tune.errors import UserError
 from yarn_tune.models.families import FAMILIES
@@ -151,3 +151,21 @@ def test_a_native_window_that_the_config_overstates(tmp_path, monkeypatch, capsy
     capsys.readouterr()
     assert main([*command[:-1], "second.yaml", "--native", "512"]) == 2
     assert "--native: between 2 and --window (256); found 512" in capsys.readouterr().err
+
+
+def test_a_single_document_leaves_none_to_decide_on(tmp_path, monkeypatch):
+    """plan and train accept the recipe that init writes for one long text."""
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "base")
+    recipe_tree(tmp_path / "base", tmp_path)
+    (tmp_path / "book.txt").write_text(words(3000, seed=1))
+    (tmp_path / "two.jsonl").write_text('{"text": "w1"}\n\n{"text": "w2"}\n')
+    (tmp_path / "one.jsonl").write_text('{"text": "w1"}\n{"text": ""}\n')
+    for train, decide in (
+        (["book.txt"], False), (["./book.txt", "book.txt"], False), (["one.jsonl"], False), (["two.jsonl"], True),
+        (["book.txt", "one.jsonl"], True), (["hub:org/name"], True),
+    ):  # fmt: skip
+        assert propose("base", 256, train, ["heldout.jsonl"]).recipe.train.decide is decide, train
+    assert main(["init", "base", "--window", "256", "--train", "book.txt", "--heldout", "heldout.jsonl"]) == 0
+    assert "  decide: false " in Path("base-256.yaml").read_text()
+    assert main(["plan", "base-256.yaml"]) == 0

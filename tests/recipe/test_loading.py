@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from yarn_tune.recipe.loading import RecipeError, load_recipe, parse_recipe
+from yarn_tune.recipe.named_files import matching_files
 from yarn_tune.recipe.schema import Rates
 
 GOOD = {
@@ -129,3 +130,24 @@ def test_reading_a_recipe_imports_no_torch():
     root = Path(__file__).parents[2]
     said = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"
+
+
+def test_validation_documents_are_found_beside_the_recipe(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text("text")
+    path, own = tmp_path / "made.yaml", {"train": ["a.txt"], "heldout": ["b.txt"], "validation": ["c.txt"]}
+    path.write_text(yaml.safe_dump(GOOD | {"data": own, "train": {"decide": True}}))
+    data = load_recipe(path).data
+    found = [*data.train, *data.heldout, *data.validation]
+    assert found == [str(tmp_path / f"{name}.txt") for name in "abc"]
+
+
+def test_a_folder_with_links_to_itself_is_read_once(tmp_path):
+    (tmp_path / "docs" / "inner").mkdir(parents=True)
+    (tmp_path / "docs" / ".hidden").mkdir()
+    for name in ("a.txt", "inner/b.txt", ".hidden/c.txt", ".d.txt"):
+        (tmp_path / "docs" / name).write_text("text")
+    for name in ("one", "inner/two"):
+        (tmp_path / "docs" / name).symlink_to(tmp_path / "docs")
+    found = matching_files(str(tmp_path / "docs"))
+    assert found == [str(tmp_path / "docs" / name) for name in ("a.txt", "inner/b.txt")]

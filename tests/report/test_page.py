@@ -147,3 +147,17 @@ def test_a_runs_report_is_written_from_its_comparison(tmp_path, capsys):
     assert "data:image/png;base64" in text
     assert str(run.folder / "report.html") in capsys.readouterr().out
     assert (run.folder / "report.md").is_file()
+
+
+def test_a_report_needs_no_training_documents(tmp_path, capsys):
+    """A run that was copied elsewhere is compared on held-out documents."""
+    run = Run(parse_recipe(recipe_tree(save_tiny(tmp_path / "base"), tmp_path, steps=1), []), tmp_path / "run")
+    train(run)
+    compare(run, {"tuned": tuned_row(run)})
+    report_run(run)
+    assert "coverage.png" in (run.folder / "report.md").read_text()
+    (tmp_path / "train.jsonl").unlink()
+    report_run(run)
+    assert "coverage.png" not in (run.folder / "report.md").read_text()
+    assert not (run.folder / "coverage.png").exists()
+    assert "does not show the distances in the training rows: data.train" in capsys.readouterr().err

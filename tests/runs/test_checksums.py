@@ -257,3 +257,12 @@ def test_a_damaged_adapter_is_refused(make_run, settings):
         learned_of(adapter)
     _edit(config, beta_fast=32.0)
     assert learned_of(adapter).as_json() == whole.as_json()
+
+
+def test_a_run_of_an_earlier_version_is_one_message(tmp_path):
+    run = finished_run(tmp_path)
+    run.recipe_path.write_text("name: run\nbase: {model: base}\nrope: {window: 256, learn: per_pair}\n")
+    with pytest.raises(UserError, match=r"whose recipe cannot be read, perhaps one of an earlier yarn-tune.*name=..."):
+        train(run)
+    with pytest.raises(UserError, match="learn"):
+        learned_of(run)

@@ -148,3 +148,14 @@ def test_json(tmp_path, capsys):
     assert value["passed"]
     assert value["lines"][0]["frequencies"] == 0.0
     assert torch.tensor(value["lines"][0]["window"]) == 32768
+
+
+def test_overrides_for_all_stacks_are_those_of_vllm(tmp_path, capsys):
+    save_tiny(tmp_path / "base")
+    given = '{"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}'
+    assert main(["verify", str(tmp_path / "base"), "--for", "all", "--hf-overrides", given, "--json"]) == 0
+    stacks = [line["stack"] for line in json.loads(capsys.readouterr().out)["lines"]]
+    assert stacks == [name for name, stack in STACKS.items() if stack.overrides]
+    for wrong in ('{"text_config": "x"}', '{"rope_parameters": 4}'):
+        assert main(["verify", str(tmp_path / "base"), "--hf-overrides", wrong]) == 2
+        assert "must be an object" in capsys.readouterr().err

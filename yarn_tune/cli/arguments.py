@@ -41,7 +41,8 @@ def open_run(options: argparse.Namespace, documents: bool = False) -> tuple[Reci
     recipe, folder = open_recipe(options.recipe, options.overrides)
     if documents:
         check_model("base.model", recipe.base.model, recipe.base.prepare)
-        for place, names in {"data.train": recipe.data.train, **recipe.data.heldout_files()}.items():
+        own = {"data.train": recipe.data.train, "data.validation": recipe.data.validation or []}
+        for place, names in (own | recipe.data.heldout_files()).items():
             check_documents(place, names, recipe.data.prepare)
     return recipe, folder
 

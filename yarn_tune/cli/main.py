@@ -7,12 +7,14 @@ Exit codes: 0 success, 2 a mistake of the user, 3 a failed check, 128 + n stoppe
 import contextlib
 import errno
 import json
+import math
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 from ..errors import CheckFailed, Interrupted, UserError
 from .parser import build_parser, parse
@@ -88,8 +90,17 @@ def _run(arguments: list[str]) -> int:
         print(f"yarn-tune: check failed: {error}", file=sys.stderr)
         return 3
     if is_main_process():
-        print(json.dumps(result.value) if options.json else _text(result), flush=True)
+        print(json.dumps(_as_json(result.value)) if options.json else _text(result), flush=True)
     return 0 if result.passed else 3
+
+
+def _as_json(value: Any) -> Any:
+    """A value with null in place of NaN and infinities, which are no JSON."""
+    if isinstance(value, dict):
+        return {key: _as_json(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_json(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _text(result: CommandResult) -> str:

@@ -5,7 +5,7 @@ from .heldout import check_heldout, doubled, grid_lengths, heldout_excerpts, hel
 from .needles import PLAIN, TASKS, WORDINGS, Prompt, PromptSpec, Wording, plant_needles, prompt_of
 from .packing import Account, pack_long
 from .positions import Placed, place_contiguous
-from .rows import RowRequest, RowSet, build_rows, build_rows_apart
+from .rows import RowRequest, RowSet, build_rows, build_rows_apart, has_several
 
 __all__ = [
     "PLAIN",
@@ -24,6 +24,7 @@ __all__ = [
     "check_heldout",
     "doubled",
     "grid_lengths",
+    "has_several",
     "heldout_excerpts",
     "heldout_tokens",
     "pack_long",

@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..files import file_digest, read_tensors_and_metadata, save_tensors, write_atomically
-from ..models import BaseModel, cache_folder
+from ..files import read_tensors_and_metadata, save_tensors, write_atomically
+from ..models import BaseModel, cache_folder, kept_digest
 from ..recipe import HUB, Data, kind_of, matching_files
 from .packing import Account, Tokens
 from .readers import Record, hub_records, read_records
@@ -271,8 +271,8 @@ def _cache_path(path: Path, encoder: Encoder, what: str) -> Path:
 
 @functools.lru_cache(maxsize=100_000)
 def _digest(path: Path, size: int, modified: int) -> str:
-    """SHA-256 of a file's content, computed once for each state of the file."""
-    return file_digest(path)
+    """SHA-256 of a file's content, computed once for each state of the file, also by several commands."""
+    return kept_digest(path)
 
 
 def _load(cache: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any] | None]:

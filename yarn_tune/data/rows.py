@@ -1,5 +1,6 @@
 """Make training and validation rows from the documents that a recipe names."""
 
+import itertools
 import os
 import random
 from dataclasses import dataclass, field, replace
@@ -8,11 +9,12 @@ from pathlib import Path
 from ..errors import UserError
 from ..files import file_digest
 from ..models import BaseModel
-from ..recipe import Data, matching_files
+from ..recipe import HUB, Data, kind_of, matching_files
 from .coverage import Coverage, count_distances
 from .documents import Documents, Need, read_documents
 from .packing import Account, Packed, Tokens, pack_concat, pack_long
 from .positions import Placed, place_contiguous
+from .readers import read_records
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,14 @@ def build_rows_apart(data: Data, base: BaseModel, request: RowRequest, count: in
         return build_rows(data, base, request), kept
     documents = _read(data, "data.train", data.train, base, replace(request, rows=request.rows + count))
     train, held_back = _hold_back(list(documents), own)
-    rows = _rows(train, documents.account, data, base, request)
-    return rows, _rows(held_back, Account(), data, base, own, "data.validation")
+    try:
+        rows = _rows(train, documents.account, data, base, request)
+        return rows, _rows(held_back, Account(), data, base, own, "data.validation")
+    except UserError as error:
+        raise UserError(
+            f"{error}. train.decide holds back {len(held_back)} of the {len(train) + len(held_back)} documents of "
+            "data.train; name others in data.validation, or set train.decide to false"
+        ) from error
 
 
 def _read(data: Data, key: str, names: list[str], base: BaseModel, request: RowRequest) -> Documents:
@@ -131,6 +139,26 @@ def _rows(
     order = [*rng.sample(range(whole), whole), *rng.sample(range(whole, len(usable)), len(usable) - whole)]
     rows = [place_contiguous(usable[i]).with_prefix(base.prefix) for i in order[: request.rows]]
     return RowSet(rows, packed, len(usable), base.prefix, account)
+
+
+def has_several(names: list[str]) -> bool:
+    """Whether training documents are more than one, so that `train.decide` can hold some back.
+
+    Datasets on the hub, files that do not exist yet and unreadable files count as several; at most two records are
+    read.
+    """
+    paths = sorted(_real_paths(names))
+    if len(paths) != 1 or any(name.startswith(HUB) for name in names):
+        return True
+    found = kind_of(paths[0])
+    if found is not None and found[0] in (".txt", ".md"):
+        return False
+    columns = ("text", "input_ids", "messages")
+    try:
+        records = read_records(Path(paths[0]), "data.train", columns)
+        return len(list(itertools.islice((each for each in records if any(each.values.values())), 2))) > 1
+    except UserError:  # for the plan to explain
+        return True
 
 
 def _check_apart(data: Data) -> None:

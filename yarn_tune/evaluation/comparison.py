@@ -90,11 +90,13 @@ class Candidate:
     tokens: int = 0
     """Tokens read to learn its numbers."""
     seconds: float = 0.0
+    varies: bool = False
+    """Whether a checkpoint's table may depend on the length read, as longrope's and dynamic NTK's do."""
 
     @property
     def by_length(self) -> bool:
         """Whether the NLL of a token depends on the length of its document."""
-        return self.method is not None and self.method.by_length
+        return self.varies or (self.method is not None and self.method.by_length)
 
 
 def candidates(
@@ -123,8 +125,17 @@ def candidates(
     for path in checkpoints:
         source = replace(run.recipe.base, model=str(path), revision=None)
         stock = NllCache(BaseModel(source), cache.folder, cache.chunk)
-        rows.append(Candidate(_checkpoint_name(path), "checkpoint", stock.stock))
+        rows.append(Candidate(_checkpoint_name(path), "checkpoint", stock.stock, varies=_may_vary(stock.base)))
     return rows
+
+
+def _may_vary(base: BaseModel) -> bool:
+    """Whether the table of a checkpoint may depend on the length read; true also where its config is not understood."""
+    try:
+        scaling = base.facts.scaling
+    except UserError:
+        return True
+    return scaling is not None and scaling.above > 0
 
 
 def compare(

@@ -31,20 +31,23 @@ class Contrast:
     """Mean over excerpts of the method's NLL minus the other's, in nats per token."""
     p: float
     """p-value of the exact two-sided sign test over excerpts."""
+    ties: int = 0
+    """Excerpts on which both have the same NLL."""
 
     @classmethod
     def of(cls, other: str, own: list[float], its: list[float]) -> "Contrast":
         """Compare the NLL of each excerpt."""
         gaps = [a - b for a, b in zip(own, its, strict=True)]
         below, above = sum(gap < 0 for gap in gaps), sum(gap > 0 for gap in gaps)
-        return cls(other, below, len(gaps), sum(gaps) / len(gaps), sign_test(below, above))
+        ties = len(gaps) - below - above
+        return cls(other, below, len(gaps), sum(gaps) / len(gaps), sign_test(below, above), ties)
 
     @property
     def outcome(self) -> str:
         """`better`, `worse`, or `too close to call` where the sign test does not separate the two."""
         if self.p >= LIMIT:
             return "too close to call"
-        return "better" if self.below * 2 > self.excerpts else "worse"
+        return "better" if self.below * 2 > self.excerpts - self.ties else "worse"
 
     def text(self) -> str:
         """The contrast in words: "better than yarn (lower on 9 of 9 excerpts, -0.196, p = 0.004)"."""

@@ -95,9 +95,13 @@ def _measured(run: Run | AdapterRun, native: int) -> list[str]:
     if not path.is_file():
         return []
     comparison = Comparison.load(path)
+    # Of several runs in one comparison another one may be the best; a comparison before the training has no such row.
+    own = [row.method for row in comparison.like.find("tuned", f"tuned-{run.folder.name}")]
+    if not own:
+        return []
     return [
         "## Measured",
-        "\n".join(f"- **{title}**: {line}" for title, line in comparison.verdict().lines().items()),
+        "\n".join(f"- **{title}**: {line}" for title, line in comparison.verdict(own[0]).lines().items()),
         f"NLL in nats per token by position (PPL in the mean) on {len(comparison.like.excerpts)} held-out excerpts; "
         f"`native-window` is the base evaluated with a sliding window of its native {native} tokens:",
         tables(comparison),

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from ..data import has_several
 from ..errors import UserError
 from ..models import BaseModel
 from ..recipe import Base, Recipe, parse_recipe
@@ -79,7 +80,7 @@ def propose(
         "base": {"model": model, **({"revision": revision} if revision else {})},
         "rope": {"window": window, "native": native},
         "data": {"train": train, "heldout": heldout, "needles": 0.25},
-        "train": {"steps": STEPS, "batch_size": BATCH_SIZE, "short_context_kl": 1.0, "decide": True},
+        "train": {"steps": STEPS, "batch_size": BATCH_SIZE, "short_context_kl": 1.0, "decide": has_several(train)},
         "eval": {"documents": 8, "retrieval": {}},
     }
     tree["rope"], refusals = _richest(base, tree)

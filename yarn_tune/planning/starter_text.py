@@ -96,6 +96,8 @@ def _train(recipe: Recipe) -> list[str]:
     ]
     if train.decide:
         lines.append("  decide: true           # keep nothing that is worse on validation rows than search-free YaRN")
+    else:
+        lines.append("  decide: false          # data.train is one document; with others in data.validation: true")
     if train.keep_attention:
         lines.append("  keep_attention: true           # do not compute attention twice")
     if train.offload_activations:

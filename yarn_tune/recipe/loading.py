@@ -56,10 +56,12 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     tree.setdefault("name", Path(path).stem)
     recipe = parse_recipe(tree, overrides or [], source)
     data, folder = recipe.data, Path(path).parent
-    train, heldout, unlike = (
-        [located(name, folder) for name in names] for names in (data.train, data.heldout, data.heldout_unlike)
+    train, validation, heldout, unlike = (
+        [located(name, folder) for name in names or []]
+        for names in (data.train, data.validation, data.heldout, data.heldout_unlike)
     )
-    return replace(recipe, data=replace(data, train=train, heldout=heldout, heldout_unlike=unlike))
+    own = None if data.validation is None else validation
+    return replace(recipe, data=replace(data, train=train, validation=own, heldout=heldout, heldout_unlike=unlike))
 
 
 def _not_found(path: Path) -> str:

@@ -5,6 +5,7 @@ This module needs neither torch nor transformers, so that a mistyped name is rep
 
 import glob
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 HUB = "hub:"
@@ -32,14 +33,22 @@ def matching_files(pattern: str) -> list[str]:
     """
     name = os.path.expanduser(pattern)
     if os.path.isdir(name):
-        return sorted(
-            os.path.join(folder, file)
-            for folder, _, files in os.walk(name, followlinks=True)
-            for file in files
-            if kind_of(file) and not any(part.startswith(".") for part in Path(folder, file).relative_to(name).parts)
-        )
+        return sorted(_files_beneath(name))
     found = [name] if os.path.exists(name) else glob.glob(name, recursive=True)
     return sorted(path for path in found if os.path.isfile(path))
+
+
+def _files_beneath(top: str) -> Iterator[str]:
+    """Yield the document files of a folder; what is hidden is skipped, and a folder that links lead to again."""
+    seen = {os.path.realpath(top)}
+    for folder, folders, files in os.walk(top, followlinks=True):
+        inside, folders[:] = sorted(each for each in folders if not each.startswith(".")), []
+        for each in inside:
+            real = os.path.realpath(os.path.join(folder, each))
+            if real not in seen:
+                seen.add(real)
+                folders.append(each)
+        yield from (os.path.join(folder, file) for file in files if kind_of(file) and not file.startswith("."))
 
 
 def missing_files(names: list[str]) -> list[str]:

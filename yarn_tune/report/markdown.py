@@ -1,11 +1,13 @@
 """report.md and report.html of a comparison: verdict, tables and pictures."""
 
+import sys
 from pathlib import Path
 
-from ..data import RowRequest, build_rows
+from ..errors import UserError
 from ..evaluation import Comparison, load_records, tables
 from ..files import locked, write_atomically
 from ..runs import Run, TunedRow, read_metrics, training_costs, tuned_row
+from ..training import split_rows
 from ..tunable import Start
 from .page import write_page
 from .pictures import heat_map, plot_by_position
@@ -67,8 +69,6 @@ def _write_markdown(run: Run, comparison: Comparison, tuned: TunedRow) -> None:
     plot_steps(read_metrics(run.folder), run.folder / "steps.png")
     if learned.gains is not None:
         plot_gains(learned, run.folder / "gains.png")
-    rows = build_rows(recipe.data, run.base, RowRequest(recipe.row_tokens(), recipe.rows(), recipe.train.seed))
-    plot_coverage(rows.coverage(start.window, recipe.data.lengths), run.folder / "coverage.png")
     values = "\n".join(f"- {name}: {value:.6g}" for name, value in learned.summary().items())
     statements = "\n".join(f"- **{title}**: {line}" for title, line in comparison.verdict().lines().items())
     parts = [
@@ -85,12 +85,23 @@ def _write_markdown(run: Run, comparison: Comparison, tuned: TunedRow) -> None:
         "![factor per rotary pair](factors.png)",
         *(["![gain per layer, head and pair](gains.png)"] if learned.gains is not None else []),
         "![loss and learned values](steps.png)",
-        "## Positions",
-        "Relative distances in the training rows:",
-        "![coverage](coverage.png)",
+        *_coverage(run, start),
     ]
     path = run.folder / "report.md"
     write_atomically(path, ("\n\n".join(parts) + "\n").encode())
+
+
+def _coverage(run: Run, start: Start) -> list[str]:
+    """A picture of the distances in the training rows; nothing where the training documents are not here any more."""
+    path = run.folder / "coverage.png"
+    try:
+        rows, _ = split_rows(run.recipe, run.base)
+    except UserError as error:
+        print(f"yarn-tune: the report does not show the distances in the training rows: {error}", file=sys.stderr)
+        path.unlink(missing_ok=True)
+        return []
+    plot_coverage(rows.coverage(start.window, run.recipe.data.lengths), path)
+    return ["## Positions", "Relative distances in the training rows:", "![coverage](coverage.png)"]
 
 
 def _positions(run: Run, comparison: Comparison) -> list[str]:
@@ -105,10 +116,10 @@ def _positions(run: Run, comparison: Comparison) -> list[str]:
 
 def _retrieval(run: Run, comparison: Comparison) -> list[str]:
     """A heat map of every method whose needles were counted."""
-    counted = [row for row in comparison.rows if row.retrieved is not None]
+    records, parts = load_records(run.folder / "retrieval.json"), ["## Retrieval"]
+    counted = [row for row in comparison.rows if row.retrieved is not None and row.method in records]
     if not counted:
         return []
-    records, parts = load_records(run.folder / "retrieval.json"), ["## Retrieval"]
     for row in counted:
         name = f"retrieval-{row.method}.png"
         heat_map(records[row.method].retrieval, run.folder / name, row.method, comparison.native)

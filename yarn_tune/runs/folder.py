@@ -119,7 +119,13 @@ def changes(run: Run, sections: Sequence[str], begins: bool = True) -> list[str]
     if not run.recipe_path.is_file():
         return []
     # Loaded as a recipe, so that settings which are newer than the run have their defaults.
-    before, now = load_recipe(run.recipe_path).to_dict(), run.recipe.to_dict()
+    try:
+        before, now = load_recipe(run.recipe_path).to_dict(), run.recipe.to_dict()
+    except UserError as error:
+        raise UserError(
+            f"{run.folder} holds a run whose recipe cannot be read, perhaps one of an earlier yarn-tune; give this one "
+            f"another name (name=...), or delete the folder. {error}"
+        ) from error
     if not begins:
         now["rope"]["init"] = before["rope"]["init"]
     return [f"{each}: {before[each]} -> {now[each]}" for each in sections if before[each] != now[each]]

@@ -211,10 +211,16 @@ def _verify_overridden(
     checkpoint: str, config: dict[str, Any], overrides: dict[str, Any], stacks: Sequence[str] | None
 ) -> Verification:
     """The vLLM rows, compared with the config that has the overrides written into it."""
-    names = tuple(stacks or [name for name, stack in STACKS.items() if stack.overrides])
+    every = list(stacks or ["all"]) == ["all"]
+    names = tuple([name for name, stack in STACKS.items() if stack.overrides] if every else stacks or [])
     wrong = [name for name in names if name in STACKS and not STACKS[name].overrides]
     if wrong:
         raise UserError(f"--hf-overrides is an option of vLLM; {', '.join(wrong)} does not take it")
+    for key in ("text_config", "rope_parameters", "rope_scaling"):
+        if not isinstance(overrides.get(key, {}), dict | None):
+            raise UserError(f"--hf-overrides: {key} must be an object; found {overrides[key]!r}")
+    if isinstance(config.get("text_config"), dict) and overrides.get("text_config", {}) is None:
+        raise UserError("--hf-overrides: text_config must be an object; found null")
     intended = overridden(config, overrides)
     check_types(intended)
     found = {name: read_overridden(STACKS[name], config, overrides) for name in names}
