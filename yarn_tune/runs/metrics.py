@@ -111,6 +111,8 @@ def read_metrics(folder: Path, steps: int | None = None) -> list[dict[str, Any]]
             records.append(record)
         if steps is not None and len(records) < steps:
             raise ValueError(f"{len(records)} of {steps} steps are in it")
+        if steps is None and not records:
+            raise ValueError("no step is in it")
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise unreadable(path, error, LOST) from error
     return records
