@@ -182,7 +182,7 @@ def test_what_would_be_served_otherwise_is_not_written(plain, tmp_path):
     """Theta and dimensions are read back from the file, not believed."""
     for change in [('config["rope_theta"]', "5e5"), ("dimension_count(64)", "dimension_count(32)")]:
         with pytest.raises(
-            (CheckFailed, UserError), match="frequencies off by|wants 16 numbers in rope_freqs.weight, not 32"
+            (CheckFailed, UserError), match="frequencies off by|needs 16 numbers in rope_freqs.weight; found 32"
         ):
             converted(plain, tmp_path, converter=stand_in(tmp_path, change=change))
         assert not list((tmp_path / "to").iterdir())
