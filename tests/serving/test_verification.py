@@ -159,3 +159,15 @@ def test_overrides_for_all_stacks_are_those_of_vllm(tmp_path, capsys):
     for wrong in ('{"text_config": "x"}', '{"rope_parameters": 4}'):
         assert main(["verify", str(tmp_path / "base"), "--hf-overrides", wrong]) == 2
         assert "must be an object" in capsys.readouterr().err
+
+
+def test_an_export_without_checksums_is_read_like_any_checkpoint(tmp_path):
+    """Version 0.1.0 wrote no checksums: its fidelity.json is not used, and its export still passes."""
+    target = export(finished_run(tmp_path, "per_pair"))
+    (target / "checksums.json").unlink()
+    fidelity = json.loads((target / "fidelity.json").read_text())
+    del fidelity["sha256"]
+    (target / "fidelity.json").write_text(json.dumps(fidelity))
+    found = verify(str(target))
+    assert found.passed
+    assert found.reference == "transformers 5"

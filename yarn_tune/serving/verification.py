@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from ..files import read_checked
+from ..files import CHECKSUM, read_checked, read_json
 from ..models import FULL, check_types, config_json, is_foreign, language_model
 from .advice import explain
 from .conformance import ExpectedRope, changed_files, frequency_error, mismatches
@@ -157,7 +157,8 @@ def _reference(
     """fidelity.json, or transformers 5, or the first stack that loads the config."""
     stock = reading_of("transformers", config)
     fidelity = Path(checkpoint) / "fidelity.json"
-    if fidelity.is_file():
+    # Version 0.1.0 wrote no checksums. What its exports compute is read from their config alone, like a foreign one's.
+    if fidelity.is_file() and CHECKSUM in read_json(fidelity, "run `yarn-tune export` again"):
         return "fidelity.json", _learned(read_checked(fidelity, "run `yarn-tune export` again"), config, stock)
     if stock.state == "read":
         return "transformers 5", _expected(stock)
