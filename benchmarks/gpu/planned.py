@@ -1,7 +1,7 @@
 """The memory that `yarn-tune plan` predicts for a way of the step-cost part."""
 
 from yarn_tune.models import BaseModel
-from yarn_tune.planning import step_memory
+from yarn_tune.planning import Shape, step_memory
 from yarn_tune.recipe import Base, parse_recipe
 
 from .context import ROOT, Context
@@ -29,4 +29,4 @@ def predicted_mib(context: Context, way: str, length: int) -> float | None:
         "data": {"train": ["a"], "heldout": ["b"], "row_tokens": length},
     }
     recipe = parse_recipe(tree, SETTINGS[way])
-    return step_memory(recipe, base.config, length) / 2**20
+    return step_memory(recipe, Shape.of(base.config), length) / 2**20
