@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import signal
 import subprocess
 import time
@@ -32,6 +31,11 @@ class Context:
     base: Path
     documents: Path
     smoke: bool
+
+    @property
+    def model(self) -> Path:
+        """The checkpoint that the parts use: the base, or the demo's in a smoke run."""
+        return ROOT / "data/tiny-base" if self.smoke else self.base
 
     @property
     def left(self) -> float:
@@ -88,8 +92,3 @@ def call(context: Context, command: list[str], what: str) -> str:
     if done.returncode not in (0, 3):
         raise RuntimeError(f"{what} failed: {done.stderr.strip()[-800:]}")
     return done.stdout
-
-
-def steps_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

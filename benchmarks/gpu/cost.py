@@ -16,7 +16,7 @@ from yarn_tune.training import Objective, ObjectiveConfig
 from yarn_tune.tunable import Start, adjustments_for, attach
 
 from . import handwritten
-from .context import ROOT, Context, PartSkipped, Results
+from .context import Context, PartSkipped, Results
 from .planned import predicted_mib
 
 WAYS = ("forward", "kept", "checkpointing", "attention kept", "tiled MLPs", "offloaded", "hand-written")
@@ -110,15 +110,13 @@ def made_step(context: Context, way: str, length: int) -> Step:
 
 def loaded(context: Context) -> Any:
     """The base with stock classes: bfloat16 on a GPU, float32 on a CPU."""
-    folder = ROOT / "data/tiny-base" if context.smoke else context.base
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    return to_device(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval())
+    return to_device(AutoModelForCausalLM.from_pretrained(context.model, dtype=dtype).eval())
 
 
 def attached(context: Context, model: Any, length: int) -> tuple[Objective, list[torch.nn.Parameter]]:
     """The objective of a model with factors, temperature, gains and phases attached."""
-    folder = ROOT / "data/tiny-base" if context.smoke else context.base
-    base = BaseModel(Base(model=str(folder)))
+    base = BaseModel(Base(model=str(context.model)))
     rope = Rope(window=max(length, base.facts.native), query_gains="pair_phase")
     start = Start.of(base.facts, rope)
     rotary = attach(model, start, rope.frequencies, adjustments_for(model.config.to_dict(), rope))

@@ -4,7 +4,7 @@ from yarn_tune.models import BaseModel
 from yarn_tune.planning import Shape, step_memory
 from yarn_tune.recipe import Base, parse_recipe
 
-from .context import ROOT, Context
+from .context import Context
 
 SETTINGS = {
     "kept": ["train.gradient_checkpointing=false"],
@@ -20,11 +20,10 @@ def predicted_mib(context: Context, way: str, length: int) -> float | None:
     """MiB of one step above the weights; None for a way that `plan` does not predict."""
     if way not in SETTINGS:
         return None
-    folder = ROOT / "data/tiny-base" if context.smoke else context.base
-    base = BaseModel(Base(model=str(folder)))
+    base = BaseModel(Base(model=str(context.model)))
     tree = {
         "name": "planned",
-        "base": {"model": str(folder)},
+        "base": {"model": str(context.model)},
         "rope": {"window": max(length, base.facts.native), "query_gains": "pair_phase"},
         "data": {"train": ["a"], "heldout": ["b"], "row_tokens": length},
     }

@@ -1,7 +1,6 @@
 """The parts that train and compare: the demo, SmolLM2 at three windows, seeds, LoRA, and launchers."""
 
 import importlib.util
-import json
 import platform
 import statistics
 import sys
@@ -11,8 +10,10 @@ from typing import Any
 
 import torch
 from yarn_tune import Tuning
+from yarn_tune.evaluation import CompareRow, Comparison
+from yarn_tune.runs import read_metrics
 
-from .context import ROOT, Context, PartSkipped, Results, call, in_time, steps_of, yarn_tune
+from .context import ROOT, Context, PartSkipped, Results, call, in_time, yarn_tune
 
 DEMO = "recipes/tiny-demo.yaml"
 TOLERANCE = 0.003
@@ -38,12 +39,12 @@ def demo(context: Context, results: Results) -> dict[str, Any]:
     """The demo recipe; each method beside the table measured on a CPU."""
     words = ["train.steps=2", "train.batch_size=2", "rope.window=512", "eval.documents=1", "eval.retrieval=null"]
     run = trained(context, "demo", DEMO, words if context.smoke else [])
-    rows = compared(context, run)
-    reference = {row["method"]: row for row in rows_of(ROOT / "benchmarks/results/tiny-demo-compare.json")}
+    published = Comparison.load(ROOT / "benchmarks/results/tiny-demo-compare.json")
+    reference = {row.method: row.longest for row in published.rows}
     table = {}
-    for row in rows:
-        cpu = mean_of(reference[row["method"]]) if row["method"] in reference else None
-        table[row["method"]] = {"gpu": round(mean_of(row), 4), "cpu": cpu and round(cpu, 4)}
+    for row in compared(context, run).rows:
+        cpu = reference.get(row.method)
+        table[row.method] = {"gpu": round(row.longest, 4), "cpu": cpu and round(cpu, 4)}
     pairs = [(one["gpu"], one["cpu"]) for one in table.values() if one["cpu"] is not None]
     worst = max(abs(gpu - cpu) for gpu, cpu in pairs)
     found: dict[str, Any] = {"nll": table, "seconds_per_step": seconds_per_step(run)}
@@ -67,24 +68,25 @@ def windows_2x_and_8x(context: Context, results: Results) -> dict[str, Any]:
 
 def extended(context: Context, factor: int, steps: int) -> dict[str, Any]:
     """Propose a recipe for a window, train it, and compare on text like and unlike the training text."""
-    base, native = (str(ROOT / "data/tiny-base"), 256) if context.smoke else (str(context.base), NATIVE)
+    native = 256 if context.smoke else NATIVE
     window = factor * native
     recipe = context.out / f"window-{factor}x.yaml"
     if not recipe.exists():
         gib = torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else 16
         yarn_tune(
-            context, "init", base, "--window", str(window), "--train", documents(context, "train"),
+            context, "init", str(context.model), "--window", str(window), "--train", documents(context, "train"),
             "--heldout", documents(context, "heldout"), "--gpu-memory", f"{gib:.0f}", "--out", str(recipe),
         )  # fmt: skip
     words = [f"train.steps={2 if context.smoke else steps}", "train.batch_size=2", *settings(context, native, window)]
     words.append(f"data.heldout_unlike=[{documents(context, 'unlike')}]")
     run = trained(context, f"window-{factor}x", str(recipe), words)
-    rows = compared(context, run)
-    written = json.loads((run / "compare.json").read_text())
+    comparison = compared(context, run)
+    assert comparison.unlike is not None
     return {
-        "window": window, "tokens": sum(line["tokens"] for line in steps_of(run)),
-        "seconds_per_step": seconds_per_step(run), "like": summary(rows), "unlike": summary(written["unlike"]["rows"]),
-        "by_position": {row["method"]: row["by_position"] for row in rows}, "edges": written["edges"],
+        "window": window, "tokens": sum(line["tokens"] for line in read_metrics(run)),
+        "seconds_per_step": seconds_per_step(run),
+        "like": summary(comparison.rows), "unlike": summary(comparison.unlike.rows),
+        "by_position": {row.method: row.by_position for row in comparison.rows}, "edges": comparison.edges,
     }  # fmt: skip
 
 
@@ -102,8 +104,8 @@ def seeds_and_lora(context: Context, results: Results) -> dict[str, Any]:
         if context.left < 30:
             break
         run = trained(context, name.replace(" ", "-").lower(), str(recipe), [*common, *words])
-        rows = compared(context, run, "eval.retrieval=null")
-        found[name] = {row["method"]: round(mean_of(row), 4) for row in rows if row["method"] in ("yarn", "tuned")}
+        comparison = compared(context, run, "eval.retrieval=null")
+        found[name] = {method: round(comparison.row(method).longest, 4) for method in ("yarn", "tuned")}
     tuned = [one["tuned"] for name, one in found.items() if name.startswith("seed")]
     spread = statistics.pstdev(tuned) if len(tuned) > 1 else None
     return {"nll": found, "spread_of_seeds": spread and round(spread, 4)}
@@ -125,7 +127,7 @@ def launched(context: Context, results: Results) -> dict[str, Any]:
         folder = context.out / "runs" / f"launch-{name[:5]}"
         script = str(Path(__file__).with_name("train_in.py"))
         call(context, [sys.executable, *launcher, script, str(folder), DEMO, *words, *more], f"launching {name}")
-        losses[name] = [line["loss"] for line in steps_of(folder)]
+        losses[name] = [line["loss"] for line in read_metrics(folder)]
     worst = max(abs(a - b) for each in losses.values() for a, b in zip(each, losses["plain"], strict=True))
     return {"losses": losses, "largest_difference": worst, "skipped": skipped or None}
 
@@ -138,29 +140,19 @@ def trained(context: Context, name: str, recipe: str, words: list[str]) -> Path:
     return folder
 
 
-def compared(context: Context, run: Path, *words: str) -> list[dict[str, Any]]:
-    """The rows of a comparison of a run."""
+def compared(context: Context, run: Path, *words: str) -> Comparison:
+    """The comparison of a run."""
     yarn_tune(context, "compare", str(run), *words)
-    return rows_of(run / "compare.json")
+    return Comparison.load(run / "compare.json")
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of a compare.json."""
-    return list(json.loads(path.read_text())["like"]["rows"])
-
-
-def mean_of(row: dict[str, Any]) -> float:
-    """NLL over the longest length."""
-    return float(row["nll"][max(row["nll"], key=int)])
-
-
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(rows: list[CompareRow]) -> dict[str, Any]:
     """Mean, short texts, needles and excerpts of each method."""
     return {
-        row["method"]: {
-            "nll": round(mean_of(row), 4), "short": round(row["short_nll"], 4),
-            "needles": row.get("retrieved") and round(row["retrieved"][0], 3),
-            "by_excerpt": [round(value, 4) for value in row["by_excerpt"]],
+        row.method: {
+            "nll": round(row.longest, 4), "short": round(row.short_nll, 4),
+            "needles": row.retrieved and round(row.retrieved[0], 3),
+            "by_excerpt": [round(value, 4) for value in row.by_excerpt],
         }
         for row in rows
     }  # fmt: skip
@@ -169,8 +161,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def documents(context: Context, which: str) -> str:
     """A document file: of the demo in a smoke run, else of the public-domain documents."""
     if context.smoke:
-        names = {"train": "train", "heldout": "heldout", "unlike": "unlike"}
-        return str(ROOT / f"data/sample/{names[which]}.jsonl.gz")
+        return str(ROOT / f"data/sample/{which}.jsonl.gz")
     names = {"train": "train", "heldout": "heldout-like", "unlike": "heldout-unlike"}
     path = context.documents / f"{names[which]}.jsonl.gz"
     if not path.exists():
@@ -189,5 +180,5 @@ def settings(context: Context, native: int, window: int) -> list[str]:
 
 def seconds_per_step(run: Path) -> float:
     """Median over the steps after the first."""
-    seconds = [line["seconds"] for line in steps_of(run)]
+    seconds = [line["seconds"] for line in read_metrics(run)]
     return round(statistics.median(seconds[1:] or seconds), 3)
