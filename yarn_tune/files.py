@@ -42,6 +42,9 @@ PARTIAL = ".*.partial"
 CHECKSUMS = "checksums.json"
 """Name of the file in an export that lists the export's files and their SHA-256."""
 
+CARD = "README.md"
+"""Name of the model card of an export. Users may edit it: it is the one listed file whose change is only a note."""
+
 LOCK = ".lock"
 
 

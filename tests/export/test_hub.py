@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from yarn_tune.export.checkpoint import export
 from yarn_tune.export.hub import prepare_upload
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.runs.folder import Run
+from yarn_tune.serving.verification import verify
 from yarn_tune.training.loop import train
 
 TOKEN = "hf_standin"
@@ -216,11 +218,8 @@ def test_no_rights(hub, run, place):
     assert not hub.repos.get("lab/long")
 
 
-def test_what_is_no_longer_served_as_learned_is_refused(run, tmp_path):
-    folder = tmp_path / "edited"
-    folder.mkdir()
-    for path in (run.folder / "export").iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
+def test_what_is_no_longer_served_as_learned_is_refused(copied):
+    folder = copied
     config = json.loads((folder / "config.json").read_text())
     for key in ("rope_parameters", "rope_scaling"):
         config[key]["long_factor"][-1] *= 1.1
@@ -249,6 +248,74 @@ def test_an_export_without_a_card_is_refused(tmp_path):
     (export(made) / "README.md").unlink()
     with pytest.raises(UserError, match="has no model card"):
         prepare_upload(made.folder, "lab/long", "org/base")
+
+
+@pytest.fixture
+def copied(run, tmp_path) -> Path:
+    """A copy of the export, to edit."""
+    return Path(shutil.copytree(run.folder / "export", tmp_path / "edited"))
+
+
+def test_an_edited_card_is_uploaded_as_it_is(hub, copied, capsys):
+    """A card is a text for people: its edit is a note of verify and push, and the uploaded copy has no changed file."""
+    card = copied / "README.md"
+    card.write_text(card.read_text() + "\nTested by us.\n")
+    assert main(["verify", str(copied)]) == 0
+    assert "- README.md: changed since it was exported" in capsys.readouterr().out
+    said = push(hub, str(copied), "lab/long", "--base", "org/base", "--upload")
+    assert said.returncode == 0, said.stderr
+    assert f"{card} was edited since the export; it is uploaded as it is now." in said.stdout
+    found = hub.repos["lab/long"]
+    assert b"Tested by us." in found["README.md"]
+    assert b"base_model: org/base" in found["README.md"]
+    for name, content in found.items():
+        (copied / name).write_bytes(content)
+    assert verify(str(copied)).traps == []
+
+
+def test_an_untouched_card_is_not_mentioned(run):
+    assert "edited" not in prepare_upload(run.folder, "lab/long", "org/base").text()
+
+
+def test_a_base_that_was_named_in_the_card_by_hand(run, copied):
+    """With the base's name on the hub in the card, --base is not needed, and no other file keeps the local path."""
+    card, base = copied / "README.md", str(run.recipe.base.model)
+    card.write_text(card.read_text().replace(base, "org/base"))
+    files = prepare_upload(copied, "lab/long").files
+    contents = {name: f if isinstance(f, bytes) else f.read_bytes() for name, f in files.items()}
+    assert b"org/base" in contents["SERVING.md"]
+    assert not [name for name, content in contents.items() if base.encode() in content]
+
+
+def test_a_card_that_the_hub_would_not_take_is_refused(copied):
+    card = copied / "README.md"
+    card.write_bytes(card.read_bytes() + "caf\xe9".encode("latin-1"))
+    with pytest.raises(UserError, match="not valid UTF-8 at byte .*; save it as UTF-8"):
+        prepare_upload(copied, "lab/long", "org/base")
+
+
+def test_a_card_without_a_base_is_refused(copied):
+    (copied / "README.md").write_text("# Ours\n")
+    with pytest.raises(UserError, match="write `base_model: ORG/NAME`"):
+        prepare_upload(copied, "lab/long", "org/base")
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "SERVING.md"]
+)
+def test_an_edit_of_any_other_file_is_refused(copied, name):
+    content = bytearray((copied / name).read_bytes())
+    content[-3] ^= 1 if name.endswith(".safetensors") else 0
+    (copied / name).write_bytes(bytes(content) + (b"" if name.endswith(".safetensors") else b"\n"))
+    with pytest.raises(CheckFailed, match=f"{name}: changed since it was exported"):
+        prepare_upload(copied, "lab/long", "org/base")
+
+
+def test_a_link_out_of_the_folder_is_refused(copied, tmp_path):
+    (tmp_path / "secret").write_text("key")
+    (copied / "notes.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=r"notes.txt is a link to .*secret, outside of the folder to upload"):
+        prepare_upload(copied, "lab/long", "org/base")
 
 
 def test_a_base_from_the_hub_keeps_its_name(run, tmp_path):

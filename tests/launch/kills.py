@@ -72,6 +72,7 @@ def until(work, processes: int, log: Path, over) -> bool:
             for pid in pids:
                 os.waitpid(pid, 0)
             return False
+        time.sleep(2e-4)  # leaves the processor to the processes
     if any(codes):
         raise SystemExit(f"a process failed by itself: {codes}; see {log}")
     return True

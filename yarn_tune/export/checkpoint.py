@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import (
+    CARD,
     CHECKSUMS,
     file_digest,
     locked,
@@ -29,7 +30,7 @@ from ..runs import AdapterRun, Run, check_worth_serving, learned_of
 from ..serving import RopeEncoding, Target, choose_encoding
 from ..tunable import KINDS, Folded, Learned, config_changes, fold_checkpoint, merge_checkpoint
 from .fidelity import FIDELITY, compare_with_memory
-from .model_card import CARD, model_card
+from .model_card import model_card
 from .serving_page import serving_page
 
 COPIED = (
@@ -87,7 +88,7 @@ def export(run: Run | AdapterRun, anyway: bool = False) -> Path:
             write_atomically(partial / CARD, model_card(run, learned, fidelity, run.base.folder()).encode())
             files = sorted(path for path in partial.rglob("*") if path.is_file())
             digests = {path.relative_to(partial).as_posix(): file_digest(path) for path in files}
-            write_checked(partial / CHECKSUMS, {"files": digests})
+            write_checked(partial / CHECKSUMS, {"files": digests, "base": run.sections.base.model})
             put_in_place(partial, final)
         except OSError as error:
             raise unwritable(final, error) from error

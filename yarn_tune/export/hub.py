@@ -1,7 +1,7 @@
 """Upload an export or an adapter with its card to the Hugging Face Hub, in one commit.
 
-An export is verified first: if its config is no longer served as learned (for example, after an edit by hand), the
-upload is refused. Local paths of the base are replaced by its name on the hub.
+An export is verified first: if its config is no longer served as learned, or a file other than the model card was
+edited, the upload is refused. Local paths of the base are replaced by its name on the hub.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, try_to_load_from_cache
@@ -17,11 +18,12 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from ..adapter import BESIDE, CONFIG, WEIGHTS, is_adapter, read_config
 from ..errors import CheckFailed, UserError
-from ..files import CHECKSUMS, read_checked, with_checksum
+from ..files import CARD, CHECKSUMS, file_digest, read_checked, with_checksum
+from ..models import leaves_folder
 from ..recipe import is_hub_id
 from ..serving import verify
 from .fidelity import FIDELITY
-from .model_card import CARD, card_header, licence_from
+from .model_card import card_header, licence_from
 
 TEXTS = (".md", ".json", ".yaml")
 
@@ -38,6 +40,8 @@ class Upload:
     """`checkpoint` or `adapter`."""
     files: dict[str, Path | bytes]
     """Name in the repository -> file, or its content if it differs from the file's."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about the files."""
 
     def sizes(self) -> dict[str, int]:
         """Bytes by name."""
@@ -47,7 +51,8 @@ class Upload:
         """The files and their sizes, as text."""
         sizes = self.sizes()
         lines = [f"  {size:>14,}  {name}" for name, size in sorted(sizes.items())]
-        return "\n".join([f"{self.what} -> {self.repo}: {len(sizes)} files, {sum(sizes.values()):,} bytes", *lines])
+        head = f"{self.what} -> {self.repo}: {len(sizes)} files, {sum(sizes.values()):,} bytes"
+        return "\n".join([head, *lines, *self.notes])
 
 
 def prepare_upload(source: Path, repo: str, base: str | None = None, adapter: bool = False) -> Upload:
@@ -70,38 +75,58 @@ def prepare_upload(source: Path, repo: str, base: str | None = None, adapter: bo
     if (source / "recipe.yaml").is_file():
         source = source / ("adapter" if adapter else "export")
     if (source / FIDELITY).is_file():
-        return Upload(repo, "checkpoint", _checkpoint(source, base))
+        return _checkpoint(source, repo, base)
     if is_adapter(source):
         return Upload(repo, "adapter", _adapter(source, base))
     raise UserError(f"{source}: neither an export (with fidelity.json) nor an adapter; run `yarn-tune export` first")
 
 
-def _checkpoint(folder: Path, base: str | None) -> dict[str, Path | bytes]:
-    card = folder / "README.md"
+def _checkpoint(folder: Path, repo: str, base: str | None) -> Upload:
+    card = folder / CARD
     if not card.is_file():
         raise UserError(f"{folder}: has no model card (README.md); run `yarn-tune export` again")
     checked = verify(str(folder))
     if not checked.passed:
         raise CheckFailed(f"{folder}: is not served as it was learned, so it is not uploaded:\n{checked.text()}")
-    written = card_header(card.read_text(encoding="utf-8", errors="replace")).get("base_model")
-    if not isinstance(written, str):
-        raise UserError(f"{card}: its header names no base_model; run `yarn-tune export` again")
-    return _with_checksums(_renamed(folder, written, base))
+    named = card_header(_text(card)).get("base_model")
+    if not isinstance(named, str):
+        raise UserError(
+            f"{card}: its header names no base_model; write `base_model: ORG/NAME` between the lines `---`, or run "
+            "`yarn-tune export` again"
+        )
+    listed = _listed(folder)
+    written = str(listed.get("base", named))
+    base = base or (named if named != written and is_hub_id(named) else None)
+    files = _renamed(folder, written, base)
+    if not listed:
+        return Upload(repo, "checkpoint", files)
+    edited = file_digest(card) != listed["files"].get(CARD)
+    notes = (f"{card} was edited since the export; it is uploaded as it is now.",) if edited else ()
+    return Upload(repo, "checkpoint", _with_checksums(files, listed | {"base": base or written}), notes)
 
 
-def _with_checksums(files: dict[str, Path | bytes]) -> dict[str, Path | bytes]:
-    """The files of an export, with checksums of those whose text changed."""
-    changed = {name: hashlib.sha256(f).hexdigest() for name, f in files.items() if isinstance(f, bytes)}
-    if CHECKSUMS not in files or not changed:
-        return files
-    listed = read_checked(_path(files[CHECKSUMS]), "run `yarn-tune export` again")["files"] | changed
-    listed.pop(CHECKSUMS, None)
-    return files | {CHECKSUMS: (json.dumps(with_checksum({"files": listed}), indent=1) + "\n").encode()}
+def _text(card: Path) -> str:
+    """A model card's text; raises `UserError` if it is not UTF-8, which the hub requires."""
+    try:
+        return card.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{card}: not valid UTF-8 at byte {error.start}; save it as UTF-8") from error
 
 
-def _path(file: Path | bytes) -> Path:
-    assert isinstance(file, Path)
-    return file
+def _listed(folder: Path) -> dict[str, Any]:
+    """What an export wrote into checksums.json: `files` and `base`; empty for an export of version 0.1.0."""
+    path = folder / CHECKSUMS
+    return read_checked(path, "run `yarn-tune export` again") if path.is_file() else {}
+
+
+def _with_checksums(files: dict[str, Path | bytes], listed: dict[str, Any]) -> dict[str, Path | bytes]:
+    """The files of an export, with checksums of the card and of other files whose text changed."""
+    changed = {name: f for name, f in files.items() if isinstance(f, bytes)} | {CARD: files[CARD]}
+    changed.pop(CHECKSUMS, None)
+    digests = {name: hashlib.sha256(f).hexdigest() if isinstance(f, bytes) else file_digest(f)
+               for name, f in changed.items()}  # fmt: skip
+    content = with_checksum(listed | {"files": listed["files"] | digests})
+    return files | {CHECKSUMS: (json.dumps(content, indent=1) + "\n").encode()}
 
 
 def _adapter(folder: Path, base: str | None) -> dict[str, Path | bytes]:
@@ -146,12 +171,14 @@ def _renamed(folder: Path, written: str, base: str | None) -> dict[str, Path | b
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or path.name.startswith("."):
             continue
+        if leaves_folder(path, folder):
+            raise UserError(f"{path} is a link to {os.path.realpath(path)}, outside of the folder to upload; remove it")
         name = path.relative_to(folder).as_posix()
         files[name] = path
         if base is not None and path.suffix in TEXTS and path.name != "tokenizer.json":
-            text = path.read_text(encoding="utf-8")
-            if written in text:
-                files[name] = text.replace(written, base).encode()
+            content = path.read_bytes()
+            if written.encode() in content:
+                files[name] = content.replace(written.encode(), base.encode())
     return files
 
 

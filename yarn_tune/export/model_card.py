@@ -5,13 +5,11 @@ from pathlib import Path
 import yaml
 
 from ..evaluation import COMPARED, Comparison, tables
+from ..files import CARD
 from ..recipe import read_yaml
 from ..runs import AdapterRun, Run, training_costs
 from ..tunable import KINDS, Learned, WeightFold
 from .fidelity import Fidelity
-
-CARD = "README.md"
-"""Name of the model card of an export and of its base."""
 
 
 def model_card(run: Run | AdapterRun, learned: Learned, fidelity: Fidelity, base: Path) -> str:

@@ -1,7 +1,15 @@
 """Base models: facts per family, RoPE facts of a config, location of the queries, loading, and the token loss."""
 
 from .base import BaseModel
-from .checkpoint_files import SECOND_COPY, UNQUANTISED, cache_folder, check_plain, kept_digest, quantisation_of
+from .checkpoint_files import (
+    SECOND_COPY,
+    UNQUANTISED,
+    cache_folder,
+    check_plain,
+    kept_digest,
+    leaves_folder,
+    quantisation_of,
+)
 from .families import FAMILIES, FULL, Family, Place, family_of, supported
 from .loading import (
     EXTRA_KEYS,
@@ -86,6 +94,7 @@ __all__ = [
     "kept_digest",
     "language_model",
     "layout_of",
+    "leaves_folder",
     "load_config",
     "load_model",
     "load_tokenizer",

@@ -66,7 +66,7 @@ def own_files(folder: Path, patterns: Sequence[str], but: str | None = None, roo
     found = sorted(path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in patterns))
     kept = [path for path in found if path.is_file() and not (but and fnmatch(path.name, but))]
     for path in kept:
-        if path.is_symlink() and not _inside(path, root or folder):
+        if leaves_folder(path, root or folder):
             raise UserError(
                 f"base.model: {path} is a link to {os.path.realpath(path)}, outside of the checkpoint's folder; put "
                 "the file itself there"
@@ -74,11 +74,13 @@ def own_files(folder: Path, patterns: Sequence[str], but: str | None = None, roo
     return kept
 
 
-def _inside(link: Path, folder: Path) -> bool:
-    """Whether a link points into `folder`, or in the hub's cache from snapshots/<revision>/ to blobs/."""
-    real, home = Path(os.path.realpath(link)), Path(os.path.realpath(folder))
+def leaves_folder(path: Path, folder: Path) -> bool:
+    """Whether `path` is a link out of `folder`; links of the hub's cache from snapshots/<revision>/ to blobs/ are not."""
+    if not path.is_symlink():
+        return False
+    real, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
-    return real.is_relative_to(home) or (blobs is not None and real.parent == blobs)
+    return not real.is_relative_to(home) and (blobs is None or real.parent != blobs)
 
 
 def check_files(folder: Path) -> None:

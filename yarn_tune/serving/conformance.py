@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..files import CHECKSUMS, file_digest, read_checked
+from ..files import CARD, CHECKSUMS, file_digest, read_checked
 from ..models import FULL, layout_of
 from ..rope import default_inv_freq
 from ..tunable import Learned
@@ -103,20 +103,24 @@ def expected_rope(learned: Learned, base: dict[str, Any], fold: float = 1.0) -> 
     return ExpectedRope({FULL: [tuned]} | others, learned.window, fold=fold, qk_bias=biased)
 
 
-def changed_files(folder: Path) -> list[str]:
-    """The files of an export that changed since it was written, in words; empty for a checkpoint of another tool.
+def changed_files(folder: Path) -> tuple[list[str], list[str]]:
+    """(problems, notes): the files of an export that changed since it was written, in words.
+
+    A changed model card is a note. Both are empty for a checkpoint of another tool.
 
     Raises:
         UserError: if the export's own list of checksums is damaged.
     """
     path = folder / CHECKSUMS
+    problems: list[str] = []
+    notes: list[str] = []
     if not path.is_file():
-        return []
-    problems = []
+        return problems, notes
     for name, digest in read_checked(path, "run `yarn-tune export` again")["files"].items():
+        found = notes if name == CARD else problems
         try:
             if file_digest(folder / name) != digest:
-                problems.append(f"{name}: changed since it was exported")
+                found.append(f"{name}: changed since it was exported")
         except OSError as error:
-            problems.append(f"{name}: cannot be read ({error.strerror})")
-    return problems
+            found.append(f"{name}: cannot be read ({error.strerror})")
+    return problems, notes

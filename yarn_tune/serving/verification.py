@@ -123,8 +123,8 @@ def verify(
             for line in lines
         ]
         traps = [limit.reason, *traps]
-    errors += changed_files(Path(checkpoint))
-    return Verification(checkpoint, reference, lines, [*traps, *notes], errors)
+    changed, edited = changed_files(Path(checkpoint))
+    return Verification(checkpoint, reference, lines, [*traps, *notes, *edited], [*errors, *changed])
 
 
 def _names(config: dict[str, Any], stacks: Sequence[str] | None) -> tuple[tuple[str, ...], list[str]]:
