@@ -75,7 +75,7 @@ def own_files(folder: Path, patterns: Sequence[str], but: str | None = None, roo
 
 
 def leaves_folder(path: Path, folder: Path) -> bool:
-    """Whether `path` is a link out of `folder`; links of the hub's cache from snapshots/<revision>/ to blobs/ are not."""
+    """Whether `path` is a link out of `folder`, other than those of the hub cache to its blobs."""
     if not path.is_symlink():
         return False
     real, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
