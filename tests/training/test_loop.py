@@ -172,6 +172,7 @@ def test_a_run_from_before_a_setting_existed_is_continued(make_run):
     before = yaml.safe_load(run.recipe_path.read_text())
     del before["train"]["keep_attention"]
     run.recipe_path.write_text(yaml.safe_dump(before))
+    run.numbers_path.unlink()
     train(run)
     assert yaml.safe_load(run.recipe_path.read_text()) == run.recipe.to_dict()
     with pytest.raises(UserError, match="holds a run with other values"):

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import math
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_args
@@ -81,6 +82,8 @@ def check_picture(place: str, path: Path) -> None:
         raise UserError(f"{place}: the name must end in .png, .pdf or .svg; found {str(path)!r}")
     if not path.parent.is_dir():
         raise UserError(f"{place}: there is no folder {str(path.parent)!r}; create it first")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"{place}: {str(path)!r} cannot be written; name another file")
 
 
 def check_tokenizer(place: str, model: str) -> None:

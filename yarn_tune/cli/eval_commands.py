@@ -135,13 +135,13 @@ def retrieve_command(options: argparse.Namespace) -> CommandResult:
     tasks = tuple(options.tasks.split(","))
     grid = RetrievalGrid(lengths, depths, options.per_cell, options.keys, WORDINGS[wording], tasks=tasks)
     found = retrieve(score, base.tokenizer, filler, grid)
-    if options.picture:
-        heat_map(found, Path(options.picture), f"Retrieval: {options.checkpoint}")
+    picture = partial(heat_map, found, Path(options.picture or ""), f"Retrieval: {options.checkpoint}")
     share, low, high = found.accuracy()
     summary = f"found {share:.1%} of all needles (95% interval {low:.1%} to {high:.1%}; wording: {wording})"
     text = f"{retrieval_table(found)}\n\n{summary}"
     value = {"wording": wording, "accuracy": share, "interval": [low, high], "cells": asdict(found)["cells"]}
-    return CommandResult(text, value, f"yarn-tune lm-eval {options.checkpoint}")
+    following = f"yarn-tune lm-eval {options.checkpoint}"
+    return CommandResult(text, value, following, afterwards=picture if options.picture else None)
 
 
 def lm_eval_command(options: argparse.Namespace) -> CommandResult:

@@ -74,9 +74,15 @@ def _os_error_text(error: OSError) -> str:
 def _run(arguments: list[str]) -> int:
     try:
         options = parse(arguments)
+        if options.one_process and not is_main_process():
+            return 0
         # DeepSpeed logs to stdout when it is imported; stdout is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):
             result: CommandResult = options.command(options)
+        if is_main_process():
+            print(json.dumps(_as_json(result.value)) if options.json else _text(result), flush=True)
+        if result.afterwards is not None:
+            result.afterwards()
     except UserError as error:
         print(f"yarn-tune: {error}", file=sys.stderr)
         return 2
@@ -89,8 +95,6 @@ def _run(arguments: list[str]) -> int:
     except CheckFailed as error:
         print(f"yarn-tune: check failed: {error}", file=sys.stderr)
         return 3
-    if is_main_process():
-        print(json.dumps(_as_json(result.value)) if options.json else _text(result), flush=True)
     return 0 if result.passed else 3
 
 

@@ -14,6 +14,8 @@ Command = Callable[[argparse.Namespace], CommandResult]
 
 DESCRIPTION = "Extend the context window of a frozen RoPE model by learning a few numbers on your documents."
 ALL = "print all columns, including NLL by position, PPL and tokens spent"
+LAUNCHED = ("train", "run", "compare")
+"""Commands that several processes of a launcher share; of other commands, all but the first process do nothing."""
 CHECKPOINT = "a checkpoint folder or a hub id"
 
 
@@ -53,7 +55,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     """Return the parser, and the parser of each command by name."""
     parser = Parser(prog="yarn-tune", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"yarn-tune {__version__}")
-    parser.set_defaults(command=None, json=False)
+    parser.set_defaults(command=None, json=False, one_process=True)
     subparsers = parser.add_subparsers(metavar="COMMAND")
     commands: dict[str, Parser] = {}
 
@@ -61,7 +63,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         command = subparsers.add_parser(
             name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
         )
-        command.set_defaults(command=function)
+        command.set_defaults(command=function, one_process=name not in LAUNCHED)
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
         commands[name] = command
         return command

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import check_documents, check_row, numbers_of, open_run, stacks_of
-from .result import CommandResult, is_main_process
+from .result import CommandResult, in_launch, is_main_process
 from .terminal import summary
 
 if TYPE_CHECKING:
@@ -55,12 +55,15 @@ def train_command(options: argparse.Namespace) -> CommandResult:
     """Train."""
     tuning = _open(options, documents=True)
 
-    from ..runs import read_decision
+    from ..runs import is_complete, read_decision
 
+    complete = is_complete(tuning.run)
     run, learned = tuning.run, tuning.train()
     values = "\n".join(f"  {name} {value:.6g}" for name, value in learned.summary().items())
-    value = {"run": str(run.folder), "learned": learned.as_json()}
+    value: dict[str, Any] = {"run": str(run.folder), "learned": learned.as_json(), "trained": not complete}
     text = f"learned, in {run.folder}:\n{values}"
+    if complete:
+        text = f"{run.folder} is complete: {run.recipe.train.steps} steps were trained before, and none now\n{text}"
     if is_main_process() and (decision := read_decision(run)) is not None:
         text += f"\n{decision.text()}"
         value["decision"] = decision.as_json()
@@ -79,14 +82,22 @@ def compare_command(options: argparse.Namespace) -> CommandResult:
         check_documents(place, names, recipe.data.prepare)
 
     from ..api import Tuning
-    from ..evaluation import check_factors, sweep, sweep_table, tables
+    from ..evaluation import check_factors, learn_native_adapted, sweep, sweep_table, tables
     from ..report import report_run
 
     tuning = Tuning(recipe, folder=folder)
     check_factors(tuning.run, factors)
+    if in_launch():
+        learn_native_adapted(tuning.run)  # in every process, before all but the main one return
+    if not is_main_process():
+        return CommandResult("", {})
+    interrupted = _interrupted_text(tuning)
+    if interrupted:
+        print(f"yarn-tune: {interrupted}", file=sys.stderr)
     comparison = tuning.compare(others)
     report = report_run(tuning.run)
-    text = f"{comparison.verdict()}\n\n{tables(comparison) if options.all else summary(comparison)}"
+    text = f"{interrupted}\n\n" if interrupted else ""
+    text += f"{comparison.verdict()}\n\n{tables(comparison) if options.all else summary(comparison)}"
     value: dict[str, Any] = {
         "verdict": comparison.verdict().lines(),
         "comparison": asdict(comparison),
@@ -99,6 +110,20 @@ def compare_command(options: argparse.Namespace) -> CommandResult:
     text += f"\n\nreport   {report}"
     trained = tuning.run.numbers_path.is_file()
     return CommandResult(text, value, f"yarn-tune {'export' if trained else 'train'} {_again(options)}")
+
+
+def _interrupted_text(tuning: "Tuning") -> str:
+    """What a comparison of a run that was not trained to its end does without; empty for other runs."""
+    from ..runs import latest_state
+
+    run = tuning.run
+    state = None if run.numbers_path.is_file() else latest_state(run.checkpoints)
+    if state is None:
+        return ""
+    return (
+        f"{run.folder} is interrupted after step {state.step} of {run.recipe.train.steps}, so the table has no row of "
+        f"it; `yarn-tune train {run.folder}` trains the rest"
+    )
 
 
 def export_command(options: argparse.Namespace) -> CommandResult:

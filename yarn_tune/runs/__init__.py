@@ -2,9 +2,9 @@
 
 from .checkpoint import State, check_inputs, latest_state, load_optimizer_tensors, optimizer_tensors, save_state
 from .decision import Candidate, Decision, Iterate, check_worth_serving, read_decision, write_decision
-from .folder import AdapterRun, Run, claimed
+from .folder import AdapterRun, Run, check_folder, claimed
 from .initial import previous_run
-from .learned import TunedRow, learned_of, tuned_row, write_learned
+from .learned import TunedRow, is_complete, learned_of, tuned_row, write_learned
 from .metrics import EARLIER, MetricsLog, end_training, read_metrics, training_costs
 
 __all__ = [
@@ -17,10 +17,12 @@ __all__ = [
     "Run",
     "State",
     "TunedRow",
+    "check_folder",
     "check_inputs",
     "check_worth_serving",
     "claimed",
     "end_training",
+    "is_complete",
     "latest_state",
     "learned_of",
     "load_optimizer_tensors",

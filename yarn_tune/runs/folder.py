@@ -1,10 +1,13 @@
 """A run folder: the paths in it, the recipe it belongs to, and the lock that one process holds."""
 
+import json
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -102,14 +105,34 @@ def check_folder(run: Run) -> None:
         return
     changed = changes(run, [section for section in run.recipe.to_dict() if section not in RERUN_FREELY])
     if changed:
+        if run.numbers_path.is_file() and len(changed) == 1 and changed[0].startswith("train.steps: "):
+            done = load_recipe(run.recipe_path).train.steps
+            if run.recipe.train.steps > done:
+                raise UserError(longer_text(run, done))
         raise UserError(
             f"{run.folder} holds a run with other values; give this one another name (name=...) or delete "
             "the folder:\n  " + "\n  ".join(changed)
         )
 
 
+def longer_text(run: Run, done: int) -> str:
+    """The message about a finished run that is to be longer, with the command that continues from its numbers."""
+    name, more = f"{run.folder.name}-{run.recipe.train.steps}", run.recipe.train.steps - done
+    settings = [
+        f"name={name}",
+        f"rope.init={run.folder}",
+        f"train.steps={more}",
+        f"train.seed={run.recipe.train.seed + 1}",
+    ]
+    command = shlex.join(["yarn-tune", "train", str(run.folder), *settings])
+    return (
+        f"{run.folder} is complete after {done} steps, and its learning rates were made for {done}; train {more} more "
+        f"as another run, which starts from its numbers (rope.init) and reads other rows (train.seed):\n  {command}"
+    )
+
+
 def changes(run: Run, sections: Sequence[str], begins: bool = True) -> list[str]:
-    """The sections in which the recipe differs from the one in the folder, as "section: before -> now".
+    """The keys in which the recipe differs from the one in the folder, as "section.key: before -> now".
 
     Args:
         run: the run whose recipe is compared with the one in its folder.
@@ -128,4 +151,13 @@ def changes(run: Run, sections: Sequence[str], begins: bool = True) -> list[str]
         ) from error
     if not begins:
         now["rope"]["init"] = before["rope"]["init"]
-    return [f"{each}: {before[each]} -> {now[each]}" for each in sections if before[each] != now[each]]
+    return [text for each in sections for text in _differences(each, before[each], now[each])]
+
+
+def _differences(key: str, before: Any, now: Any) -> Iterator[str]:
+    """The keys at and below `key` with other values, as "key: before -> now"."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in {**before, **now}:
+            yield from _differences(f"{key}.{name}", before.get(name), now.get(name))
+    elif before != now:
+        yield f"{key}: {json.dumps(before)} -> {json.dumps(now)}"

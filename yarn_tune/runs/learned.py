@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from ..adapter import adapter_numbers, read_sections, write_adapter
+from ..adapter import adapter_numbers, is_adapter, read_sections, write_adapter
 from ..errors import UserError
 from ..files import read_tensors, save_tensors, write_atomically, write_checked
 from ..serving import Target, representable_parameters
 from ..tunable import Learned, TunableRotary, at_start
-from .folder import AdapterRun, Run, changes
+from .folder import RERUN_FREELY, AdapterRun, Run, changes
 from .metrics import SUMMARY, spent
 
 MEANING = ("rope", "lora")
@@ -37,6 +37,12 @@ def learned_of(run: Run | AdapterRun) -> Learned:
     else:
         raise UserError(f"{run.folder}: holds no finished run; run `yarn-tune train` to the end first")
     return representable_parameters(rotary, Target.of_model(run.base, run.sections.export, run.sections.rope))
+
+
+def is_complete(run: Run) -> bool:
+    """Whether a run is finished and all that its training writes is there, under the same free settings."""
+    kept = run.numbers_path.is_file() and (run.folder / SUMMARY).is_file() and is_adapter(run.folder / "adapter")
+    return kept and run.recipe_path.is_file() and not changes(run, RERUN_FREELY)
 
 
 def write_learned(run: Run, rotary: TunableRotary, learned: Learned, place: str) -> None:

@@ -22,7 +22,9 @@ from ..runs import (
     Run,
     claimed,
     end_training,
+    is_complete,
     latest_state,
+    learned_of,
     previous_run,
     write_decision,
     write_learned,
@@ -34,11 +36,13 @@ from .decision import decide
 from .objective import Objective, ObjectiveConfig
 from .optimizer import make_optimizer, set_rates
 from .preparation import prepare, sharding_of
-from .resuming import Progress, facts_to_agree_on
+from .resuming import Progress, check_finished, facts_to_agree_on
 
 
 def train(run: Run) -> Learned:
     """Learn the numbers that the recipe names, from the start or from the last checkpoint.
+
+    Of a finished run, the numbers are read and nothing is trained.
 
     Raises:
         UserError: if the recipe, the base or the documents do not allow it.
@@ -54,6 +58,9 @@ def train(run: Run) -> Learned:
         previous_run(recipe)
     check_heldout(recipe.data, recipe.eval, base, begin.start.native, recipe.rope.window)
     rows, validation = read_rows(recipe, base)
+    if is_complete(run):
+        check_finished(run, (rows, validation))
+        return learned_of(run)
 
     world = start(recipe.runtime, settings.seed, settings.batch_size, settings.micro_batch_size, run.folder)
     with report_lost_peers(world, run.folder), claimed(run, world.main):

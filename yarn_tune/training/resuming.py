@@ -12,6 +12,7 @@ from ..runs import (
     EARLIER,
     Run,
     State,
+    check_folder,
     check_inputs,
     latest_state,
     load_optimizer_tensors,
@@ -45,9 +46,7 @@ class Progress:
         rows: tuple[RowSet, RowSet | None],
     ) -> "Progress":
         """The progress of a run on these training and validation rows."""
-        inputs = {**run.base.digests, "training documents": rows_digest(rows[0])}
-        inputs |= {"validation documents": rows_digest(rows[1])} if rows[1] is not None else {}
-        return cls(run, world, rotary, optimizer, inputs, TailAverage(run.recipe.train.steps))
+        return cls(run, world, rotary, optimizer, inputs_of(run, rows), TailAverage(run.recipe.train.steps))
 
     def resume(self) -> int:
         """Load the newest intact checkpoint, else the numbers of `rope.init`; returns the number of steps done.
@@ -82,6 +81,24 @@ class Progress:
             numbers, optimizer = self.rotary.numbers(), optimizer_tensors(self.optimizer)
             state = State(step, numbers, optimizer, self.average.sums, self.inputs)
             save_state(self.run.checkpoints, state, self.run.recipe.train.keep_checkpoints)
+
+
+def inputs_of(run: Run, rows: tuple[RowSet, RowSet | None]) -> dict[str, str]:
+    """Name of an input of a run -> digest: the base's files, and the training and validation rows."""
+    inputs = {**run.base.digests, "training documents": rows_digest(rows[0])}
+    return inputs | ({"validation documents": rows_digest(rows[1])} if rows[1] is not None else {})
+
+
+def check_finished(run: Run, rows: tuple[RowSet, RowSet | None]) -> None:
+    """Check that a finished run was trained with this recipe and these rows.
+
+    Raises:
+        UserError: otherwise, with what differs.
+    """
+    check_folder(run)
+    state = latest_state(run.checkpoints)
+    if state is not None:
+        check_inputs(state, inputs_of(run, rows), run.folder)
 
 
 def facts_to_agree_on(progress: Progress, done: int) -> dict[str, object]:
