@@ -6,6 +6,7 @@ The right ids come from the tokenizer on the text that was written, or from a ta
 import gzip
 import json
 import sys
+import tracemalloc
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from tiny import base_with, recipe_tree, rows_of, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
-from yarn_tune.data import documents
+from yarn_tune.data import compression, documents, readers, tokenization
 from yarn_tune.data.documents import FEWEST, Need, read_documents
 from yarn_tune.data.tokenization import Encoder, end_of_text
 from yarn_tune.errors import UserError
@@ -253,6 +254,80 @@ def test_refused(base, tmp_path, name, content, message):
         read(base, [path])
     assert str(caught.value).startswith(f"data.train: {path}")
     assert message in str(caught.value)
+
+
+LIMIT = 100_000
+LARGE = "z" * LIMIT
+"""Text whose document is larger than the limit in these tests."""
+
+
+def line(text: str) -> bytes:
+    return json.dumps({"text": text}).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", line("a") + line(LARGE), "line 2: the line is larger than 100,000 bytes, the limit of one"),
+        ("first.jsonl", line(LARGE) + line("a"), "line 1: the line is larger"),
+        ("endless.jsonl", b"\0" * 5 * LIMIT, "line 1: the line is larger"),
+        ("packed.jsonl.gz", gz(line("a") + line(LARGE)), "line 2: the line is larger"),
+        ("a.txt", LARGE.encode() + b"z", "the file is larger than 100,000 bytes, the limit of one document; split"),
+        ("packed.md.gz", gz(LARGE.encode() + b"z"), "the file is larger"),
+        ("list.json", json.dumps([{"text": "a"}, {"text": LARGE + "z"}]).encode(), "row 2: its text is larger"),
+        ("whole.json", b"[" + b" " * 3 * LIMIT + b"]", "larger than 250,000 bytes, the limit of a file read whole"),
+        ("whole.json.gz", gz(b"[" + b" " * 3 * LIMIT + b"]"), "`jq -c '.[]' "),
+        ("utf16.jsonl", line(LARGE).decode().encode("utf-16") * 2, "read whole; convert it to UTF-8"),
+        ("bomb.jsonl.gz", gz(b"\n" * 500_000), " bytes expand to more than 400,000, as those of a file made to fill"),
+        ("bomb.txt.gz", gz(b"\n" * 500_000), "the file is larger"),
+    ],
+)  # fmt: skip
+def test_files_without_measure(base, tmp_path, monkeypatch, name, content, message):
+    monkeypatch.setattr(readers, "LARGEST_DOCUMENT", LIMIT)
+    monkeypatch.setattr(tokenization, "LARGEST_DOCUMENT", LIMIT)
+    monkeypatch.setattr(readers, "LARGEST_WHOLE", 250_000)
+    monkeypatch.setattr(compression, "UNSUSPICIOUS", 400_000)
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read(base, [path])
+    assert str(caught.value).startswith(f"data.train: {path}")
+    assert message in str(caught.value)
+
+
+def test_a_line_that_is_too_large_can_be_skipped(base, tmp_path, monkeypatch):
+    """The lines after it are read, with their own numbers and offsets."""
+    monkeypatch.setattr(readers, "LARGEST_DOCUMENT", LIMIT)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(line("a") + line(LARGE) + line("b") + line(LARGE * 9) + line("c"))
+    ids, account = read(base, [path], skip_bad_rows=True)
+    assert ids == ended(base, "a", "b", "c")
+    assert account.skipped == 2
+    wrong = tmp_path / "b.jsonl"
+    wrong.write_bytes(line(LARGE) + b'{"text": "caf\xe9"}\n')
+    second = list(readers.read_records(wrong, "data.train", ("text",)))[1]
+    assert f"not valid UTF-8 at byte {len(line(LARGE)) + 13} (0xE9)" in second.problem
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.jsonl.gz"])
+def test_a_line_that_is_too_large_is_not_held_in_memory(tmp_path, name):
+    """256 MiB without a line end, in a sparse file: a few times the limit of one document is held."""
+    path, size = tmp_path / name, 1 << 28
+    if name.endswith(".gz"):
+        with gzip.open(path, "wb", 1) as file:
+            for _ in range(size >> 20):
+                file.write(bytes(1 << 20))
+    else:
+        with open(path, "wb") as file:
+            file.truncate(size)
+    tracemalloc.start()
+    try:
+        [record] = readers.read_records(path, "data.train", ("text",))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert "is larger than 33,554,432 bytes, the limit of one document" in record.problem
+    assert peak < 4 * readers.LARGEST_DOCUMENT
 
 
 def test_there_are_enough_fixtures():

@@ -1,10 +1,9 @@
 """Documents, packing into rows, positions, planted retrieval questions, and held-out excerpts."""
 
-from .coverage import Coverage
 from .heldout import check_heldout, doubled, grid_lengths, heldout_excerpts, heldout_tokens
 from .needles import PLAIN, TASKS, WORDINGS, Prompt, PromptSpec, Wording, plant_needles, prompt_of
 from .packing import Account, pack_long
-from .positions import Placed, place_contiguous
+from .positions import Coverage, Placed, place_contiguous
 from .rows import RowRequest, RowSet, build_rows, build_rows_apart, has_several
 
 __all__ = [

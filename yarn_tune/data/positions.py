@@ -1,12 +1,15 @@
-"""The position of each token of a row, and the targets that count.
+"""The position of each token of a row, the targets that count, and how often rows train each relative distance.
 
 Without an attention mask, `transformers` detects document borders from position ids that do not increase by one. A row
 stores only token ids, in 4 bytes each; positions and labels are computed when they are needed.
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..models import IGNORED
 from .packing import Row, Tokens
@@ -83,3 +86,39 @@ class Placed:
 def place_contiguous(row: Row) -> Placed:
     """Positions from zero in every segment; no prediction across segments or of filler."""
     return Placed(row.tokens, row.segments, row.padding)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How often each relative distance is trained.
+
+    `pairs[b]` counts (query with a target, key) pairs at distances `edges[b]` to `edges[b + 1] - 1`.
+    """
+
+    edges: list[int]
+    pairs: list[int]
+
+    @property
+    def untrained(self) -> float:
+        """Share of the window's distances whose bin was never trained."""
+        widths = np.diff(self.edges)
+        return float(widths[np.array(self.pairs) == 0].sum() / widths.sum())
+
+
+def count_distances(rows: Iterable[Placed], window: int, bins: int = 16) -> Coverage:
+    """Count the relative distances that `rows` train, in `bins` equal bins of the target window."""
+    totals: NDArray[np.float64] = np.zeros(window)
+    # Many documents have the same length, so each length is counted once and multiplied.
+    lengths = Counter(length for row in rows for length in _runs(row))
+    for length, times in lengths.items():
+        totals[:length] += times * (length - np.arange(length))
+    edges = [round(window * b / bins) for b in range(bins + 1)]
+    counts = [int(totals[low:high].sum()) for low, high in zip(edges, edges[1:], strict=False)]
+    return Coverage(edges, counts)
+
+
+def _runs(row: Placed) -> list[int]:
+    """Length of each segment that has a target; tokens do not attend across segments."""
+    counted = row.labels != IGNORED
+    ends = np.cumsum(row.segments)
+    return [length for length, end in zip(row.segments, ends, strict=True) if counted[end - length : end].any()]

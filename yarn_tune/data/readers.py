@@ -5,8 +5,6 @@ Offsets in messages count bytes and lines of the file, after decompression where
 """
 
 import codecs
-import gzip
-import importlib
 import io
 import json
 import shlex
@@ -14,10 +12,11 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from ..errors import UserError
 from ..recipe import COMPRESSED, HUB, KINDS, kind_of
+from .compression import check_signature, opened
 
 try:  # needed for .parquet files and for datasets on the hub only
     import datasets
@@ -36,13 +35,11 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-SIGNATURES = (
-    (b"\x1f\x8b", "a gzip file", ".gz"),
-    (b"\x28\xb5\x2f\xfd", "a Zstandard file", ".zst"),
-    (b"PAR1", "a Parquet file", ".parquet"),
-    (b"PK\x03\x04", "a zip archive", None),
-)
-"""First bytes of a file, its kind, and the ending that its name must have; zip archives are not read."""
+LARGEST_DOCUMENT = 1 << 25
+"""Most bytes of a text file or of a line of JSON lines. Tokenizing a document takes some 140 times its size."""
+LARGEST_WHOLE = 1 << 29
+"""Most bytes of a file that is decoded as a whole: .json, and JSON lines in UTF-16. It takes 3 to 25 times its size."""
+TOO_LARGE = "is larger than {:,} bytes, the limit of one document; split it into several"
 
 
 @dataclass(frozen=True)
@@ -74,80 +71,36 @@ def read_records(path: Path, place: str, columns: tuple[str, ...]) -> Iterator[R
         )
     kind, compression = found
     try:
-        _check_signature(path, where, kind, compression)
+        check_signature(path, where, kind, compression)
         if kind == ".parquet":
             yield from _parquet_rows(path, where, columns)
         elif kind in (".jsonl", ".ndjson"):
-            with _opened(path, where, compression) as stream:
+            with opened(path, where, compression) as stream:
                 yield from _json_lines(stream, path, where)
         else:
-            with _opened(path, where, compression) as stream:
-                content = stream.read()
-            text = _decoded(content, path, where)
-            if kind == ".json":
-                yield from _json_rows(text, content, path, where)
-            else:
-                yield Record(where, {columns[0]: text.replace("\r\n", "\n").replace("\r", "\n")})
+            with opened(path, where, compression) as stream:
+                yield from _json_rows(stream, path, where) if kind == ".json" else _text(stream, path, where, columns)
     except READ_ERRORS as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{where}: cannot be read ({reason}); is the file complete?") from error
 
 
-def _check_signature(path: Path, where: str, kind: str, compression: str) -> None:
-    """Refuse a file whose first bytes contradict its name."""
-    with open(path, "rb") as file:
-        head = file.read(4)
-    expected = kind if kind == ".parquet" else compression
-    for signature, name, ending in SIGNATURES:
-        if head.startswith(signature) and ending != expected:
-            remedy = f"rename it to {path.name}{ending}" if ending else "unpack it"
-            raise UserError(f"{where}: this is {name}; {remedy}")
-    if compression and head and not any(head.startswith(s) for s, _, ending in SIGNATURES if ending == compression):
-        raise UserError(f"{where}: this is not compressed, although its name ends in {compression}; rename it")
+def _text(stream: BinaryIO, path: Path, where: str, columns: tuple[str, ...]) -> Iterator[Record]:
+    """The record of a text file."""
+    content = stream.read(LARGEST_DOCUMENT + 1)
+    if len(content) > LARGEST_DOCUMENT:
+        yield Record(where, problem=f"the file {TOO_LARGE.format(LARGEST_DOCUMENT)} files")
+        return
+    text = _decoded(content, path, where)
+    yield Record(where, {columns[0]: text.replace("\r\n", "\n").replace("\r", "\n")})
 
 
-def _opened(path: Path, where: str, compression: str) -> BinaryIO:
-    """Open a file for reading its decompressed bytes."""
-    if compression == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    if compression == ".zst":
-        return _zstandard(path, where)
-    return open(path, "rb")
-
-
-def _zstandard(path: Path, where: str) -> BinaryIO:
-    """Open a Zstandard file with Python 3.14's own module, or with the package `zstandard`."""
-    for name in ("compression.zstd", "zstandard"):
-        try:
-            module = importlib.import_module(name)
-        except ImportError:
-            continue
-        if name == "compression.zstd":
-            return cast(BinaryIO, module.open(path, "rb"))
-        file = open(path, "rb")  # noqa: SIM115  (closed by the reader)
-        raw = module.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=True)
-        return cast(BinaryIO, io.BufferedReader(_Translated(raw, module.ZstdError)))
-    raise UserError(f"{where}: .zst needs the package zstandard (pip install zstandard), or Python 3.14; or unpack it")
-
-
-class _Translated(io.RawIOBase):
-    """A Zstandard reader whose errors are `OSError`, as those of other files are."""
-
-    def __init__(self, raw: Any, error: type[Exception]) -> None:
-        self._raw, self._error = raw, error
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            return int(self._raw.readinto(buffer))
-        except self._error as error:
-            raise OSError(str(error)) from error
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
+def _whole(head: bytes, stream: BinaryIO, where: str, remedy: str) -> bytes:
+    """All bytes of a file whose first bytes have been read; raises `UserError` if they are too many."""
+    content = head + stream.read(LARGEST_WHOLE + 1 - len(head))
+    if len(content) > LARGEST_WHOLE:
+        raise UserError(f"{where}: is larger than {LARGEST_WHOLE:,} bytes, the limit of a file read whole; {remedy}")
+    return content
 
 
 def encoding_of(head: bytes) -> tuple[str, int]:
@@ -206,27 +159,34 @@ def _json_lines(stream: BinaryIO, path: Path, where: str) -> Iterator[Record]:
     head = stream.read(1 << 16)
     encoding, mark = encoding_of(head)
     if encoding != "utf-8":
-        text = _decoded(head + stream.read(), path, where)
+        text = _decoded(_whole(head, stream, where, "convert it to UTF-8, which is read line by line"), path, where)
         for number, line in enumerate(text.split("\n"), 1):
             yield from _json_line(line, f"{where}, line {number}")
         return
     offset = mark
-    for number, raw in enumerate(_lines(head[mark:], stream), 1):
+    for number, (raw, length) in enumerate(_lines(head[mark:], stream), 1):
         place = f"{where}, line {number}"
-        try:
-            yield from _json_line(raw.decode("utf-8"), place)
-        except UnicodeDecodeError as error:
-            yield Record(place, problem=_not_valid(raw, error.start, "utf-8", path, offset))
-        offset += len(raw)
+        if length > LARGEST_DOCUMENT:
+            yield Record(place, problem=f"the line {TOO_LARGE.format(LARGEST_DOCUMENT)} lines")
+        else:
+            try:
+                yield from _json_line(raw.decode("utf-8"), place)
+            except UnicodeDecodeError as error:
+                yield Record(place, problem=_not_valid(raw, error.start, "utf-8", path, offset))
+        offset += length
 
 
-def _lines(head: bytes, stream: BinaryIO) -> Iterator[bytes]:
-    """Lines of a stream whose first bytes have been read already."""
+def _lines(head: bytes, stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """(line, its length) of a stream whose first bytes have been read already; a line that is too large is cut."""
     *whole, rest = head.split(b"\n")
     for line in whole:
-        yield line + b"\n"
-    yield rest + stream.readline()
-    yield from stream
+        yield line + b"\n", len(line) + 1
+    while line := rest + stream.readline(max(LARGEST_DOCUMENT + 1 - len(rest), 0)):
+        length, part, rest = len(line), line, b""
+        while len(line) > LARGEST_DOCUMENT and part and not part.endswith(b"\n"):
+            part = stream.readline(1 << 20)
+            length += len(part)
+        yield line, length
 
 
 def _json_line(line: str, where: str) -> Iterator[Record]:
@@ -246,10 +206,12 @@ def _json_record(value: object, where: str) -> Record:
     return Record(where, problem=f'must be an object such as {{"text": ...}}; found {kind_name(value)}')
 
 
-def _json_rows(text: str, content: bytes, path: Path, where: str) -> Iterator[Record]:
+def _json_rows(stream: BinaryIO, path: Path, where: str) -> Iterator[Record]:
     """Records of a JSON file: a list of objects, one object, or JSON lines under this name."""
+    remedy = f"write it as JSON lines, which are read one by one: `jq -c '.[]' {shlex.quote(str(path))} > NEW.jsonl`"
+    content = _whole(b"", stream, where, remedy)
     try:
-        value = json.loads(text)
+        value = json.loads(_decoded(content, path, where))
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise UserError(f"{where}, line {error.lineno}: not JSON ({error.msg}, column {error.colno})") from error

@@ -10,10 +10,9 @@ from ..errors import UserError
 from ..files import file_digest
 from ..models import BaseModel
 from ..recipe import HUB, Data, kind_of, matching_files
-from .coverage import Coverage, count_distances
 from .documents import Documents, Need, read_documents
 from .packing import Account, Packed, Tokens, pack_concat, pack_long
-from .positions import Placed, place_contiguous
+from .positions import Coverage, Placed, count_distances, place_contiguous
 from .readers import read_records
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UserError
 from ..models import BaseModel, render_chat
 from .packing import Tokens
-from .readers import Record, kind_name
+from .readers import LARGEST_DOCUMENT, TOO_LARGE, Record, kind_name
 
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 512, 500_000
 """Most documents, and approximately the most characters, per call of the tokenizer."""
@@ -109,6 +109,8 @@ class Encoder:
             return Document(record.where, ids=self._given_ids(values))
         found = values.get(self.text_key)
         if isinstance(found, str):
+            if len(found) > LARGEST_DOCUMENT:
+                raise BadRow(f"its text {TOO_LARGE.format(LARGEST_DOCUMENT)} rows")
             return Document(record.where, _without_lone_surrogates(found))
         if _is_chat(found) or (self.text_key not in values and MESSAGES in values):
             return Document(record.where, self._rendered(found or values[MESSAGES]), chat=True)

@@ -3,9 +3,8 @@
 import time
 
 import numpy as np
-from yarn_tune.data.coverage import count_distances
 from yarn_tune.data.packing import Row, pack_concat
-from yarn_tune.data.positions import Placed, place_contiguous
+from yarn_tune.data.positions import Placed, count_distances, place_contiguous
 
 
 def brute_force(rows: list[Placed], window: int) -> list[int]:
