@@ -1,11 +1,12 @@
-"""The table of `compare` on a terminal: at most 80 columns, the best cells marked."""
+"""Tables on a terminal: at most 80 columns, the best cells marked, reasons in words below."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from yarn_tune.cli.terminal import LEGEND, summary, summary_cells
+from yarn_tune.cli.terminal import LEGEND, summary, summary_cells, verification_summary
 from yarn_tune.evaluation import Comparison
+from yarn_tune.serving import verify
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -48,3 +49,23 @@ def test_two_kinds_of_text_have_a_table_each(demo):
     text = summary(replace(demo, unlike=demo.like), colour=False)
     assert text.count("method ") == 2
     assert "held-out text unlike the training text:" in text
+
+
+FIELD = Path(__file__).parents[1] / "serving" / "field"
+
+
+@pytest.mark.parametrize("case", ["12c-kimi-as-deepseek_v3", "13c-phi3-original-missing", "21-factor-bigger"])
+def test_the_check_of_a_checkpoint_fits_a_terminal(case, tmp_path):
+    """Every stack has its row, and every reason, error and note is there in full."""
+    (tmp_path / "config.json").write_text((FIELD / f"{case}.json").read_text())
+    made = replace(verify(str(tmp_path), ["all"]), checkpoint="C")  # a path is not broken
+    text = verification_summary(made)
+    assert max(map(len, text.splitlines())) <= 80
+    words = " ".join(text.split())
+    for line in made.lines:
+        assert f" {line.stack} " in words
+        assert " ".join("; ".join(line.problems).split()) in words
+    for note in [*made.errors, *made.traps]:
+        assert " ".join(note.split()) in words
+    assert words.startswith(f"C: {made.verdict()} (compared with {made.reference})")
+    assert words.count(" ok ") == sum(line.status == "ok" for line in made.lines)

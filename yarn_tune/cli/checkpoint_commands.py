@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import UserError
 from .arguments import check_model, stacks_of
 from .result import CommandResult
+from .terminal import verification_summary
 
 
 def verify_command(options: argparse.Namespace) -> CommandResult:
@@ -30,7 +31,8 @@ def verify_command(options: argparse.Namespace) -> CommandResult:
     from ..serving import verify
 
     made = verify(options.checkpoint, stacks, overrides, options.revision)
-    text, passed = made.text(), made.passed
+    text = made.text() if options.all else verification_summary(made)
+    passed = made.passed
     value: dict[str, Any] = asdict(made) | {"passed": passed}
     if options.engine:
         found = compare_with_transformers(options.checkpoint, options.engine_python)

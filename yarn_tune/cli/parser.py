@@ -140,6 +140,7 @@ def _add_checkpoint(add: Add) -> None:
     command.add_argument("checkpoint", help=f"{CHECKPOINT}, made by yarn_tune or not")
     command.add_argument("--revision", help="revision of a hub id")
     command.add_argument("--for", dest="stacks", metavar="STACK,...", help="stacks to check, or `all`")
+    command.add_argument("--all", action="store_true", help="print the versions of the stacks too, as Markdown")
     command.add_argument("--hf-overrides", metavar="JSON", help="check vLLM with these --hf-overrides")
     command.add_argument("--engine", choices=["vllm"], help="also run the real engine and compare log-probabilities")
     command.add_argument("--engine-python", metavar="PYTHON", help="Python with vLLM (default: $YARN_TUNE_VLLM_PYTHON)")

@@ -12,13 +12,15 @@ from ..errors import UserError
 from ..recipe import Base, copy_recipe, shipped_recipes
 from .arguments import check_documents, check_model
 from .result import CommandResult
+from .terminal import filled
 
 
 def recipes_command(options: argparse.Namespace) -> CommandResult:
     """List the bundled recipes, or copy one here with its files."""
     if options.copy is None:
         found = shipped_recipes()
-        lines = [f"{name:<26} {line}" for name, line in found.items()]
+        width = max(map(len, found))
+        lines = [filled(f"{name:<{width}}  {line}", indent=width + 2) for name, line in found.items()]
         return CommandResult("\n".join(lines), {"recipes": found}, "yarn-tune recipes --copy NAME")
     written = [str(path) for path in copy_recipe(options.copy, Path())]
     return CommandResult("\n".join(written), {"written": written}, f"yarn-tune plan {written[0]}")

@@ -1,12 +1,14 @@
-"""Format a comparison for a terminal of 80 columns."""
+"""Format results for a terminal of 80 columns."""
 
 import os
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..evaluation import CompareRow, Comparison, TextResult
+    from ..serving import Verification
 
 Cell = tuple[float | None, str]
 """A value, None if there is none, and its text; the lowest value of a column is the best."""
@@ -16,6 +18,10 @@ LEGEND = (
     "* best. NLL in nats per token. short texts: change inside the native window;\n"
     "far tokens: tokens that need far context; needles: share found beyond it."
 )
+
+
+WIDTH = 80
+"""Columns of a terminal that every table fits."""
 
 
 def is_terminal() -> bool:
@@ -66,3 +72,28 @@ def _table(result: "TextResult", colour: bool) -> str:
             texts.append(f"\033[1m{cell}\033[0m" if is_best and colour else cell)
         lines.append("  ".join([f"{method:<{width}}", *texts]).rstrip())
     return "\n".join(lines)
+
+
+def verification_summary(made: "Verification") -> str:
+    """Format the check of a checkpoint in at most 80 columns: the table, then the reasons and notes in words.
+
+    Paths, and words longer than a line, are not cut.
+    """
+    width = max(len("stack"), *(len(line.stack) for line in made.lines))
+    rows = [f"{'stack':<{width}}  {'freq. error':>11}  {'multiplier':>10}  {'window':>8}  status"]
+    reasons: dict[str, list[str]] = {}
+    for line in made.lines:
+        error = "-" if line.frequencies is None else f"{line.frequencies:.1e}"
+        multiplier = "-" if line.multiplier is None else f"{line.multiplier:.6g}"
+        rows.append(f"{line.stack:<{width}}  {error:>11}  {multiplier:>10}  {line.window:>8}  {line.status}")
+        if line.problems:
+            reasons.setdefault("; ".join(line.problems), []).append(line.stack)
+    notes = [f"{', '.join(stacks)}: {reason}" for reason, stacks in reasons.items()]
+    notes += [*(f"ERROR: {text}" for text in made.errors), *(f"note: {text}" for text in made.traps)]
+    parts = [filled(f"{made.checkpoint}: {made.verdict()} (compared with {made.reference})"), "", *rows]
+    return "\n".join([*parts, *([""] if notes else []), *(filled(note) for note in notes)])
+
+
+def filled(text: str, indent: int = 2) -> str:
+    """Break a paragraph into lines of at most 80 columns, the further ones indented; words are not cut."""
+    return textwrap.fill(text, WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)

@@ -69,10 +69,11 @@ class Verification:
             rows.append(f"| {line.stack} ({line.versions}) | {numbers} | {status} |")
         head = ["| stack | frequencies, relative error | multiplier | window | |", "|---|---|---|---|---|"]
         notes = [*(f"- ERROR: {text}" for text in self.errors), *(f"- {text}" for text in self.traps)]
-        return "\n".join([f"{self.checkpoint}: {self._verdict()} (compared with {self.reference})", "", *head, *rows,
+        return "\n".join([f"{self.checkpoint}: {self.verdict()} (compared with {self.reference})", "", *head, *rows,
                           *(["", *notes] if notes else [])])  # fmt: skip
 
-    def _verdict(self) -> str:
+    def verdict(self) -> str:
+        """Whether all requested stacks compute the same, in a few words."""
         if not self.passed:
             return "MISMATCH"
         if any(line.status == "RoPE cannot extend it" for line in self.lines):

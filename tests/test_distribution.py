@@ -1,0 +1,91 @@
+"""What other people install or cite: the wheel, CITATION.cff, and the versions of Python."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CLEAN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+"""The environment without the repository on the path."""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel of this checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT)], check=True)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def command(wheel, tmp_path_factory) -> Path:
+    """`yarn-tune` in a new environment: the wheel, and the dependencies of the environment that runs the tests."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder)
+    python = folder / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--quiet", "--python", str(python)]
+    subprocess.run([*pip, "install", "--no-deps", str(wheel)], env=CLEAN, check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    # A line of a .pth file extends the path; .pth files in that folder, such as an editable yarn_tune's, do nothing.
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    return folder / "bin" / "yarn-tune"
+
+
+def run(command: Path, folder: Path, *words: str) -> str:
+    """Output of a command in a folder, without the repository on the path."""
+    done = subprocess.run(
+        [command, *words], cwd=folder, env=CLEAN, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_package_is_in_the_wheel(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    packages = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "yarn_tune").rglob("__init__.py")}
+    assert packages <= {name.removesuffix("/__init__.py") for name in names if name.endswith("/__init__.py")}
+    assert "yarn_tune/py.typed" in names
+    assert not [name for name in names if "public-domain/" in name and name.endswith(".gz")]
+
+
+def test_the_wheel_answers_without_the_repository(command, tmp_path):
+    site = subprocess.run(
+        [command.with_name("python"), "-c", "import yarn_tune; print(yarn_tune.__file__)"],
+        cwd=tmp_path, env=CLEAN, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert site.stdout.startswith(str(command.parents[1]))
+    assert run(command, tmp_path, "--version").strip().endswith("0.2.0")
+    assert "tiny-demo" in run(command, tmp_path, "recipes")
+    assert "vllm" in run(command, tmp_path, "verify", str(ROOT / "data/tiny-base"))
+
+
+def test_the_wheel_trains_measures_and_exports(command, tmp_path):
+    """The demo in an empty folder, for one step."""
+    recipe = "recipes/tiny-demo.yaml"
+    run(command, tmp_path, "recipes", "--copy", "tiny-demo")
+    assert "1057 numbers" in run(command, tmp_path, "plan", recipe)
+    short = ["train.steps=1", "train.batch_size=1", "train.micro_batch_size=1"]
+    measured = ["eval.documents=1", "eval.methods=[]", "eval.lengths=[256]", "eval.retrieval=null"]
+    run(command, tmp_path, "train", recipe, *short, *measured, "data.heldout_unlike=[]")
+    run(command, tmp_path, "compare", "runs/tiny-demo")
+    run(command, tmp_path, "export", "runs/tiny-demo")
+    assert (tmp_path / "runs/tiny-demo/report.html").is_file()
+    assert (tmp_path / "runs/tiny-demo/export/config.json").is_file()
+
+
+def test_the_versions_of_python_are_the_documented_ones():
+    """Those that pyproject.toml names are those of docs/install.md."""
+    named = [line.rsplit(" ", 1)[1] for line in PROJECT["project"]["classifiers"] if "Python :: 3." in line]
+    page = (ROOT / "docs" / "install.md").read_text()
+    assert PROJECT["project"]["requires-python"] == f">={named[0]}"
+    assert all(f"| {version} |" in page for version in named)
