@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..evaluation import Comparison, Retrieval
-from .pictures import COLOURS, DIM, draw_shares, end_labels, position_axes
+from .pictures import COLOURS, draw_shares, end_labels, position_axes
 
 NAMES = {"none": "base", "native-window": "base, native window slid", "yarn": "YaRN", "tuned": "tuned"}
 """Method -> its name in the picture."""
@@ -35,7 +35,7 @@ def plot_summary(comparison: Comparison, needles: Mapping[str, Retrieval], path:
         panels[(len(shown) - 1) // 2].set_xlabel("prompt length (tokens)")
         each, prompts = needles[shown[0]], needles[shown[0]].prompts(beyond=comparison.native)
         left.suptitle(
-            f"Numbers found in long text (% of {each.cells[0].asked} prompts per cell; higher is better)\n"
+            f"Hidden numbers found in long text (% of {each.cells[0].asked} prompts per cell; higher is better)\n"
             f"above each strip: share of the {prompts} prompts beyond the native window (orange line)",
             fontsize=9, x=0.01, ha="left",
         )  # fmt: skip
@@ -67,5 +67,6 @@ def _positions(axes: Axes, comparison: Comparison) -> None:
     centres = [(a + b) / 2 for a, b in zip(comparison.edges, comparison.edges[1:], strict=False)]
     for row in rows:
         style, width = "--" if row.kind == "slid" else "-", 2.4 if row.kind == "learned" else 1.4
-        axes.plot(centres, row.by_position, style, marker="o", markersize=3, color=COLOURS.get(row.method, DIM), lw=width)
+        colour = COLOURS[row.method]
+        axes.plot(centres, row.by_position, style, marker="o", markersize=3, color=colour, linewidth=width)
     end_labels(axes, [row for row in rows if min(row.by_position) <= top], COLOURS, NAMES)
