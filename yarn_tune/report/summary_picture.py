@@ -27,7 +27,8 @@ def plot_summary(comparison: Comparison, needles: Mapping[str, Retrieval], path:
     shown = [name for name in STRIP if name in needles]
     figure = Figure(figsize=(5.4 + 2.1 * len(shown), 3.9), layout="constrained")
     if shown:
-        left, right = figure.subfigures(1, 2, width_ratios=(2.1 * len(shown) + 0.8, 5.2))
+        grid = figure.add_gridspec(1, 2, width_ratios=(2.1 * len(shown) + 0.8, 5.2))
+        left, right = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
         panels = left.subplots(1, len(shown), sharey=True, squeeze=False)[0]
         for axes, name in zip(panels, shown, strict=True):
             _strip(axes, needles[name], f"{NAMES[name]}: {_beyond(needles[name], comparison.native):.0%}", comparison)
@@ -40,7 +41,7 @@ def plot_summary(comparison: Comparison, needles: Mapping[str, Retrieval], path:
             fontsize=9, x=0.01, ha="left",
         )  # fmt: skip
     else:
-        right = figure
+        right = figure.add_subfigure(figure.add_gridspec(1, 1)[0])
     _positions(right.subplots(), comparison)
     right.suptitle(
         f"NLL by position (nats per token; lower is better)\nmean of {len(comparison.like.excerpts)} held-out excerpts",
