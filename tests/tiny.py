@@ -40,6 +40,12 @@ LATENT = {
     "n_routed_experts": 2, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
     "moe_intermediate_size": 32, "num_key_value_heads": 4, "n_shared_experts": 1,
 }  # fmt: skip
+INDEXED = {**LATENT, "q_lora_rank": 24, "index_head_dim": 32, "index_n_heads": 2, "index_topk": 512}
+GROWING = {
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0,
+    "mscale_all_dim": 1.0, "original_max_position_embeddings": NATIVE // 2, "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
+"""Queries grow with the position."""
 SLIDING = {"sliding_window": 32, "layer_types": ["sliding_attention", "full_attention", "full_attention"]}
 ROUTED = {**EXPERTS, "n_routed_experts": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 16}
@@ -50,12 +56,16 @@ FAMILY_SIZES: dict[str, dict[str, object]] = {
     "apertus": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
     "arcee": {},
     "aria_text": {"moe_num_experts": 2, "moe_topk": 2, "moe_num_shared_experts": 1},
+    "axk1": {**LATENT, "q_lora_rank": 24},
+    "axk2": INDEXED,
+    "bailing_hybrid": {**LATENT, **HYBRID, **EXPERTS, "head_dim": 16},
     "bamba": {**MAMBA, "attn_layer_indices": [1, 2]},
     "bitnet": {},
     "cohere": {},
     "cwm": {"head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, **SLIDING},
     "deepseek_v2": LATENT,
     "deepseek_v3": {**LATENT, "q_lora_rank": 24},
+    "deepseek_v32": INDEXED,
     "diffllama": {},
     "doge": {},
     "dots1": {**ROUTED, "first_k_dense_replace": 1},
@@ -71,9 +81,15 @@ FAMILY_SIZES: dict[str, dict[str, object]] = {
     "gemma": {"head_dim": 16},
     "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, **SLIDING},
     "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, **SLIDING},
+    "gemma3n_text": {
+        "head_dim": 16, **SLIDING, "num_kv_shared_layers": 1, "hidden_size_per_layer_input": 16, "laurel_rank": 8,
+        "vocab_size_per_layer_input": VOCABULARY, "activation_sparsity_pattern": [0.0] * 3,
+    },
     "glm": {"head_dim": 16, "partial_rotary_factor": 0.5},
     "glm4": {"head_dim": 16, "partial_rotary_factor": 0.5},
     "glm4_moe": {**ROUTED, "head_dim": 16, "first_k_dense_replace": 1, "use_qk_norm": True},
+    "glm4_moe_lite": {**LATENT, "q_lora_rank": 24},
+    "glm_moe_dsa": INDEXED,
     "gpt_neox": {"rotary_pct": 0.25, "hidden_size": 128},
     "gpt_neox_japanese": {"hidden_size": 128},
     "gpt_oss": {
@@ -92,6 +108,7 @@ FAMILY_SIZES: dict[str, dict[str, object]] = {
     "granitemoeshared": {**EXPERTS, "attention_multiplier": 0.25, "shared_intermediate_size": 32},
     "helium": {"head_dim": 16},
     "hy_v3": {**EXPERTS, "head_dim": 16},
+    "hy_v4": INDEXED,
     "hyperclovax": {},
     "internlm3": {"head_dim": 16},
     "iquestcoder": {"head_dim": 16},
@@ -100,9 +117,15 @@ FAMILY_SIZES: dict[str, dict[str, object]] = {
     "lfm2": CONVOLUTION,
     "lfm2_moe": {**EXPERTS, **CONVOLUTION, "num_dense_layers": 1},
     "llama": {},
+    "longcat_flash": {
+        **LATENT, "q_lora_rank": 24, "num_layers": 2, "num_hidden_layers": 4, "head_dim": 16, "ffn_hidden_size": 96,
+        "expert_ffn_hidden_size": 32, "zero_expert_num": 1, "moe_topk": 2,
+    },
+    "minicpm3": LATENT,
     "minimax": {**EXPERTS, **HYBRID, "head_dim": 16, "block_size": 64},
     "minimax_m2": {**EXPERTS, "head_dim": 16, "rotary_dim": 8},
     "ministral": {"head_dim": 16, **SLIDING},
+    "ministral3": {"head_dim": 16, "rope_parameters": GROWING},
     "mistral": {"sliding_window": None},
     "mixtral": EXPERTS,
     "nemotron": {"partial_rotary_factor": 0.5},
@@ -134,6 +157,7 @@ FAMILY_SIZES: dict[str, dict[str, object]] = {
     "stablelm": {"partial_rotary_factor": 0.25, "hidden_size": 128},
     "starcoder2": {"sliding_window": None},
     "vaultgemma": {"head_dim": 16, "query_pre_attn_scalar": 16, **SLIDING},
+    "youtu": LATENT,
 }  # fmt: skip
 """What a small config of each supported family needs beyond `SMALL`."""
 

@@ -15,6 +15,7 @@ from yarn_tune.models.base import BaseModel
 from yarn_tune.models.families import FAMILIES, supported
 from yarn_tune.models.loading import config_json
 from yarn_tune.models.query_layout import query_site
+from yarn_tune.models.written_config import language_model
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.serving.selection import Target, make_representable
 from yarn_tune.serving.stacks import default_stacks
@@ -113,4 +114,4 @@ def test_every_family_folds_somewhere_or_says_why_not(family, tmp_path):
             query_site(config)
     else:
         assert query_site(config).groups in (1, 4)
-    assert config["max_position_embeddings"] == NATIVE
+    assert language_model(config)[0]["max_position_embeddings"] == NATIVE

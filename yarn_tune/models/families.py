@@ -67,6 +67,12 @@ class Family:
     """Config key that switches `interleaved` off."""
     latent: bool = False
     """Whether keys and values are compressed together, and only a part of each head, the last, is rotated."""
+    indexed: bool = False
+    """Whether an indexer selects the tokens that a layer attends to; the choice has no gradient."""
+    query_growth: bool = False
+    """Whether queries are multiplied by 1 + beta ln(1 + floor(p / O)) at position p (llama_4_scaling_beta)."""
+    scaled_only: bool = False
+    """Whether transformers runs it with a scaled table only: its unscaled one has the size of the whole head."""
     tuned_kind: str = ""
     """Entry of `layer_types` that layers rotated with the tuned table have; empty if all layers are."""
     tuned_key: str = ""
@@ -116,6 +122,12 @@ _WORKING = {
         Family(model_type="qwen2_moe", queries=Q_PROJ, biased=True, bias_key="qkv_bias"),
         Family(model_type="seed_oss", queries=Q_PROJ, biased=True, bias_key=BIAS),
         Family(model_type="apertus", bias_key=BIAS, queries=Q_NORM),
+        Family(model_type="axk1", note="as deepseek_v2", latent=True, interleaved=True,
+               interleaved_key="rope_interleave", queries=Q_LATENT),
+        Family(model_type="axk2", note="as deepseek_v32", latent=True, interleaved=True, indexed=True,
+               queries=Q_LATENT),
+        Family(model_type="bailing_hybrid", note="as deepseek_v2; only full-attention layers have positions",
+               latent=True, interleaved=True, queries=Q_LATENT, tuned_kind=FULL),
         Family(model_type="bamba", note="only attention layers have positions", queries=Q_PROJ, tuned_kind=FULL),
         Family(model_type="bitnet", note="ternary weights: frequencies only", queries=None),
         Family(model_type="cohere", bias_key=BIAS, note="pairs are interleaved", interleaved=True, queries=Q_PROJ,
@@ -125,6 +137,8 @@ _WORKING = {
                interleaved=True, queries=Q_LATENT),
         Family(model_type="deepseek_v3", note="as deepseek_v2", latent=True, interleaved=True,
                interleaved_key="rope_interleave", queries=Q_LATENT),
+        Family(model_type="deepseek_v32", note="as deepseek_v2; the indexer, which chooses tokens, is rotated alike",
+               latent=True, interleaved=True, indexed=True, queries=Q_LATENT),
         Family(model_type="doge", queries=Q_NORM),
         Family(model_type="dots1", note="sliding layers, if there are any, share the table", queries=Q_NORM),
         Family(model_type="ernie4_5", bias_key="use_bias",
@@ -140,11 +154,17 @@ _WORKING = {
         Family(model_type="gemma3_text", bias_key=BIAS,
                note="only full-attention layers are tuned", since=(5, 19), queries=Q_NORM,
                norm_shift=1.0, tuned_kind=FULL, local_theta_key="rope_local_base_freq"),
+        Family(model_type="gemma3n_text", bias_key=BIAS, note="only full-attention layers are tuned", since=(5, 19),
+               queries=Q_NORM, tuned_kind=FULL, local_theta_key="rope_local_base_freq"),
         Family(model_type="glm", biased=True, bias_key=BIAS,
                note="pairs are interleaved, half of each head is rotated", interleaved=True,
                queries=Q_PROJ),
         Family(model_type="glm4", bias_key=BIAS, note="as glm", interleaved=True, queries=Q_PROJ),
         Family(model_type="glm4_moe", note="half of each head is rotated", queries=Q_PROJ, query_norm=Q_NORM),
+        Family(model_type="glm4_moe_lite", note="as deepseek_v2", latent=True, interleaved=True,
+               interleaved_key="rope_interleave", queries=Q_LATENT),
+        Family(model_type="glm_moe_dsa", note="as deepseek_v32", latent=True, interleaved=True, indexed=True,
+               queries=Q_LATENT),
         Family(model_type="gpt_neox", biased=True, bias_key=BIAS,
                note="a quarter of each head is rotated", theta_key="rotary_emb_base",
                share_key="rotary_pct",
@@ -161,15 +181,22 @@ _WORKING = {
         Family(model_type="granitemoeshared", queries=Q_PROJ, logit_divisor_key="logits_scaling"),
         Family(model_type="helium", note="pairs are interleaved", interleaved=True, queries=Q_PROJ),
         Family(model_type="hy_v3", queries=Q_NORM),
+        Family(model_type="hy_v4", note="as deepseek_v32, pairs are halves", latent=True, indexed=True,
+               queries=Q_LATENT),
         Family(model_type="hyperclovax", queries=Q_PROJ, logit_scale_key="logits_scaling"),
         Family(model_type="jetmoe", note="experts project the queries: frequencies only", queries=None),
         Family(model_type="lfm2", note="only attention layers have positions", queries=Q_LAYERNORM, tuned_kind=FULL),
         Family(model_type="lfm2_moe", note="as lfm2", queries=Q_LAYERNORM, tuned_kind=FULL),
         Family(model_type="llama", bias_key=BIAS, queries=Q_PROJ, gguf="llama"),
+        Family(model_type="longcat_flash", note="two attentions per layer: frequencies only", latent=True,
+               interleaved=True, queries=None),
+        Family(model_type="minicpm3", note="latent attention, pairs are halves", latent=True, queries=Q_LATENT),
         Family(model_type="minimax", note="only full-attention layers have positions", queries=Q_PROJ,
                tuned_kind=FULL),
         Family(model_type="minimax_m2", note="half of each head is rotated", queries=Q_NORM_ACROSS),
         Family(model_type="ministral", note="sliding layers share the table", queries=Q_PROJ),
+        Family(model_type="ministral3", note="queries grow with the position (llama_4_scaling_beta), as in the base",
+               query_growth=True, queries=Q_PROJ),
         Family(model_type="mistral", note="releases without a sliding window (v0.2 and later)", queries=Q_PROJ,
                gguf="llama"),
         Family(model_type="mixtral", queries=Q_PROJ, gguf="llama"),
@@ -210,6 +237,8 @@ _WORKING = {
         Family(model_type="starcoder2", biased=True, bias_key="use_bias",
                note="releases without a sliding window", queries=Q_PROJ),
         Family(model_type="vaultgemma", note="sliding layers share the table", queries=Q_PROJ),
+        Family(model_type="youtu", note="as deepseek_v2", latent=True, interleaved=True,
+               interleaved_key="rope_interleave", queries=Q_LATENT),
     ),
 }  # fmt: skip
 
@@ -224,7 +253,8 @@ _NOT_WORKING = {
                "xlnet", "xmod", "blip_text_model", "kosmos_2_text_model", "kosmos_2_5_text_model",
                "pix2struct_text_model", "pp_formulanet_text", "udop"),
     **_refused("it is recurrent and has no positions", "falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"),
-    **_refused("its attention layers have no positions", "jamba", "kimi_linear", "nemotron_h", "zamba"),
+    **_refused("its attention layers have no positions", "glm5_next_text", "jamba", "kimi_linear", "nemotron_h",
+               "zamba"),
     **_refused("its positions are relative biases in the attention, not RoPE", "inkling_text", "inkling2_text"),
     **_refused("it rotates inside its attention, from a table of its own, and no config key scales that",
                "codegen", "gptj", "roformer"),
@@ -239,11 +269,16 @@ _NOT_WORKING = {
                "granite_swa", "granitemoe_swa"),
     **_refused("each of its attention layers has a rotary module of its own", "moshi"),
     **_refused("it computes its table again in each forward pass, by a rule of its own", "phimoe"),
-    **_refused("queries are scaled by their position too (llama_4_scaling_beta), which an export would not keep",
-               "ministral3", "mistral4"),
-    **_refused("RoPE scaling of its latent attention was not established for the serving stacks",
-               "axk1", "axk2", "bailing_hybrid", "deepseek_v32", "deepseek_v4", "dots3_note_text", "glm4_moe_lite",
-               "glm5_next_text", "glm_moe_dsa", "hy_v4", "longcat_flash", "minicpm3", "mistral_large4_text", "youtu"),
+    **_rows(
+        Family(model_type="mistral4", query_growth=True, scaled_only=True, latent=True, interleaved=True,
+               interleaved_key="rope_interleave",
+               refused="the AutoModelForCausalLM of transformers has no class for it"),
+    ),
+    **_refused("its compressors and its indexer have rotary modules of their own", "deepseek_v4"),
+    **_refused("its kinds of layers have heads of different sizes, with a table each", "dots3_note_text"),
+    **_refused("transformers loads it only as a part of a multimodal model, mistral_large4", "mistral_large4_text"),
+    **_refused("transformers 5 rotates it with theta 10000: it does not read attn_config.rope_theta, where its "
+               "checkpoints have 500000", "dbrx"),
     **_refused("its config class scales RoPE by a rule of its own (rope_type proportional)",
                "gemma4_text", "gemma4_unified_text", "lfm3"),
     **_refused("it drafts tokens for another model and takes over that model's cache",
@@ -253,12 +288,10 @@ _NOT_WORKING = {
     **_refused("an indexer selects the tokens that its layers attend to", "minimax_m3_vl_text", "qwen4_exp_text"),
     **_refused("it has a further layer between its hidden states and its vocabulary matrix", "modernbert-decoder"),
     **_refused("its vision and audio encoders are part of the language model", "phi4_multimodal"),
-    **_refused("its layers share keys and values, which was not tested", "gemma3n_text"),
     **_refused("it applies a convolution over tokens to its queries before the rotation", "zaya"),
     **_refused("its kinds of layers rotate different shares of each head, which not all stacks read", "laguna"),
     **_refused("it reads bytes in patches, each with RoPE of its own", "blt"),
-    **_refused("queries are clamped and projected together with keys, which was not tested", "dbrx"),
-    **_refused("it runs its layers several times per token, which was not tested", "hrm_text"),
+    **_refused("it runs its layers several times per token, most of them without a gradient", "hrm_text"),
     **_refused("layers that share attention weights add adapters of their own to the queries", "zamba2"),
 }  # fmt: skip
 

@@ -166,6 +166,8 @@ class RopeFacts:
     """The scaling in its config; None for plain RoPE."""
     softmax_gain: float = 1.0
     """Additional factor of the base on all attention logits (DeepSeek's mscale_all_dim)."""
+    query_growth: tuple[float, int] | None = None
+    """(beta, O): queries at position p are multiplied by 1 + beta ln(1 + floor(p / O)); None where they are not."""
     sliding_window: int | None = None
     """Number of tokens that the layer with the longest sliding window attends to; None for all tokens."""
 
@@ -207,6 +209,11 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
             f"base.model: layers of this {kind} attend to the last {sliding_window} tokens only (sliding window), "
             "which no change of RoPE extends"
         )
+    if family.scaled_only and scaling is None:
+        raise UserError(
+            f"base.model: this {kind} has no RoPE scaling in its config, and transformers computes its unscaled table "
+            "over the whole head instead of its rotated part"
+        )
     head_dim = head_dim_of(config)
     partial = rope.get("partial_rotary_factor", 1.0)
     reach = scaling.ramp.reach if scaling and scaling.ramp else 0
@@ -220,8 +227,23 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
         layer_kind=layer_kind,
         scaling=scaling,
         softmax_gain=softmax_gain(kind, dict(rope)),
+        query_growth=_query_growth(family, dict(rope)),
         sliding_window=sliding_window,
     )
+
+
+def _query_growth(family: Family, section: dict[str, Any]) -> tuple[float, int] | None:
+    """The growth of queries with the position; raises `UserError` where transformers could not compute it."""
+    if not family.query_growth:
+        return None
+    keys = ("llama_4_scaling_beta", "original_max_position_embeddings")
+    for key in keys:
+        if section.get(key) is None:
+            raise UserError(
+                f"base.model: {key} is missing in the rope section of this {family.model_type}, and transformers "
+                "cannot run it without that key; write the number that the model was trained with"
+            )
+    return float(section[keys[0]]), int(section[keys[1]])
 
 
 def _stated_window(config: PreTrainedConfig) -> int:

@@ -70,7 +70,9 @@ def _language_model(content: str) -> tuple[dict[str, Any], Layout]:
     try:
         text = resembling(text_section(resembling(config)))
         layout = layout_of(text)
-        text = {"max_position_embeddings": default_window(layout.model_type)} | text
+        renamed = CONFIG_MAPPING[layout.model_type].attribute_map.get("max_position_embeddings", "")
+        window = text.get(renamed) or default_window(layout.model_type)
+        text = {"max_position_embeddings": window} | text
     except UserError:
         raise
     except Exception as error:  # a damaged config makes config classes raise anything

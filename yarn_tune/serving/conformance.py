@@ -96,7 +96,10 @@ def expected_rope(learned: Learned, base: dict[str, Any], fold: float = 1.0) -> 
     tuned = (learned.inv_freq(), learned.attention_factor)
     biased = any(each.kind == "bias" for each in learned.folds)
     if not layout.nested:
-        return ExpectedRope({"": [tuned]}, learned.window, learned.facts.softmax_gain, fold=fold, qk_bias=biased)
+        facts = learned.facts
+        return ExpectedRope(
+            {"": [tuned]}, learned.window, facts.softmax_gain, facts.query_growth, fold=fold, qk_bias=biased
+        )
     sections = {k: default_section(base, layout.thetas[k], k) for k in layout.kinds if k != FULL}
     dims = {k: layout.rotary_dim(s.get("partial_rotary_factor", 1.0)) for k, s in sections.items()}
     others = {k: [(default_inv_freq(s["rope_theta"], dims[k]), 1.0)] for k, s in sections.items()}

@@ -7,10 +7,9 @@ keys, `attention_factor` = a (transformers, vLLM from 0.30) and `attn_factor` = 
 SGLang). Where the ramp ends at whole pairs (`scale`), `truncate` is omitted and the betas are moved inwards by a tiny
 amount, so that readers that round the ends and readers that do not compute the same ramp.
 
-`yarn, mscale`: a as a ratio of DeepSeek's `mscale` keys, for stacks that read those.
-
-`yarn, latent`: the same for latent attention (DeepSeek), where `mscale_all_dim` also multiplies all logits: it is
-chosen such that this multiplier is the one of the base.
+`yarn, mscale`: a as a ratio of DeepSeek's `mscale` keys, for stacks that read those. `yarn, latent`: the same
+for latent attention (DeepSeek), where `mscale_all_dim` also multiplies all logits: it is chosen such that this factor
+is the one of the base.
 
 `yarn, folded`: no key for a. Every reader applies 0.1 ln s + 1, and the rest is folded into the queries.
 
@@ -19,15 +18,15 @@ matter; a is written under `attention_factor`, `short_mscale` and `long_mscale`.
 
 `longrope, formula`: the same with an original length for which the formula of longrope, sqrt(1 + ln(M/O) / ln O),
 gives a: correct also in stacks that read no key (LMDeploy). It needs a > 1; a is moved to the nearest such value if
-that is within 1e-5 of it.
+that is within 1e-5 of it. `longrope, folded`: the same with a folded into the queries.
 
-`longrope, folded`: the same with a folded into the queries.
+Where queries grow with the position (`llama_4_scaling_beta`), O is part of that rule, so it stays the base's in every
+encoding; the beta and O are also written at the top level (`llama_4_scaling`), where vLLM reads them.
 
 Lengths under yarn: vLLM stores cos and sin for O x s positions, up to 0.29 it also takes that product for the window,
 and transformers warns unless M / O is s. The ramp depends on O only through its ratio to the betas, so O is chosen such
 that O x s is just above the window, and the betas follow. Then s must be a ratio of whole numbers near the window:
-`make_representable` moves the learned scale to the nearest one (by less than 1e-5 for windows of 32768 and more), and
-everything after training uses these numbers, so that the served model is the measured one.
+`make_representable` moves the learned scale to the nearest one (by less than 1e-5 from 32768 on) before measuring.
 
 The section is written as `rope_parameters` (transformers 5, vLLM from 0.12) and as `rope_scaling` with `rope_theta`
 beside it (transformers 4, older vLLM): a stack that reads one of these keys must not fall back to theta 10000. O is
@@ -100,6 +99,9 @@ class RopeEncoding:
             config["partial_rotary_factor"] = share
         own = {layout.family.share_key: share or 1.0, layout.family.theta_key: section["rope_theta"]}
         config |= {key: value for key, value in own.items() if key not in ("partial_rotary_factor", "rope_theta")}
+        if "llama_4_scaling_beta" in section:
+            original = "original_max_position_embeddings"
+            config["llama_4_scaling"] = {original: section[original], "beta": section["llama_4_scaling_beta"]}
         if layout.original is not None:
             config["original_max_position_embeddings"] = section["original_max_position_embeddings"]
         return config
@@ -115,7 +117,8 @@ class RopeEncoding:
                             "base's config cannot carry it; use --fold never, or export a checkpoint")  # fmt: skip
         config = self.config(base)
         keys = ["max_position_embeddings", "rope_parameters", *_other_window_keys(base)]
-        return {k: config[k] for k in (*keys, "original_max_position_embeddings") if k in config}
+        keys += ["original_max_position_embeddings", "llama_4_scaling"]
+        return {k: config[k] for k in keys if k in config}
 
     def inv_freq(self, dim: int) -> Tensor:
         """The inverse frequencies that these keys define, float32 `[dim / 2]`."""
@@ -142,15 +145,16 @@ def default_section(base: dict[str, Any], theta: float, kind: str) -> dict[str, 
 
 def forms(learned: Learned) -> Iterator[Learned]:
     """The learned numbers in the forms that a config can represent, in order of preference."""
+    growth = learned.facts.query_growth
     if learned.factors is None:
-        native = learned.facts.ramp.original if learned.facts.ramp else learned.native
+        native = growth[1] if growth else learned.facts.ramp.original if learned.facts.ramp else learned.native
         assert learned.scale is not None
         assert learned.original is not None
         length = round(learned.scale * learned.original)
         settled = length / learned.original == learned.scale
-        if settled and learned.window <= length <= longest(learned.window):
+        if settled and learned.window <= length <= longest(learned.window) and not growth:
             yield _whole_pairs(learned)
-        else:
+        elif not growth:
             yield _whole_pairs(_over(learned, *lengths_for(learned.scale, native, learned.window)))
         length = round(learned.scale * native)
         if length >= learned.window:
@@ -160,7 +164,7 @@ def forms(learned: Learned) -> Iterator[Learned]:
     factors = learned.factors or (base.double() / learned.inv_freq().double()).tolist()
     listed = replace(learned, scale=None, original=None, beta_fast=None, beta_slow=None, factors=factors)
     yield listed
-    if learned.attention_factor > 1:
+    if learned.attention_factor > 1 and not growth:
         original, length = _lengths_of_formula(learned.attention_factor, learned.window)
         settled_a = longrope_attention_factor(length / original, original)
         if abs(settled_a / learned.attention_factor - 1) < SETTLED_A:
@@ -216,7 +220,7 @@ def yarn_encodings(numbers: Learned, folded: bool) -> Iterator[RopeEncoding]:
         "beta_fast": numbers.beta_fast,
         "beta_slow": numbers.beta_slow,
         **({} if numbers.truncate else {"truncate": False}),
-        **_partial(numbers),
+        **_from_base(numbers),
     }
     if family_of(numbers.facts.model_type).latent:
         if not folded:
@@ -263,21 +267,25 @@ def longrope_encodings(numbers: Learned, folded: bool) -> Iterator[RopeEncoding]
             "attention_factor": multiplier,
             "short_mscale": multiplier,
             "long_mscale": multiplier,
-            **_partial(numbers),
+            **_from_base(numbers),
         }
 
+    growth = numbers.facts.query_growth
+    fixed = growth[1] if growth else window
     if folded:
-        yield RopeEncoding("longrope, folded", section(window, window, 1.0), window, a * a)
+        yield RopeEncoding("longrope, folded", section(fixed, window, 1.0), window, a * a)
         return
-    yield RopeEncoding("longrope", section(window, window, a), window)
-    if a > 1:
+    yield RopeEncoding("longrope", section(fixed, window, a), window)
+    if a > 1 and not growth:
         original, length = _lengths_of_formula(a, window)
         yield RopeEncoding("longrope, formula", section(original, length, a), length)
 
 
-def _partial(numbers: Learned) -> dict[str, float]:
-    share = numbers.facts.partial_rotary_factor
-    return {} if share == 1.0 else {"partial_rotary_factor": share}
+def _from_base(numbers: Learned) -> dict[str, float]:
+    """Keys of the section that are the base's: the rotated share, and beta where queries grow with the position."""
+    facts = numbers.facts
+    share = {} if facts.partial_rotary_factor == 1.0 else {"partial_rotary_factor": facts.partial_rotary_factor}
+    return share | ({} if facts.query_growth is None else {"llama_4_scaling_beta": facts.query_growth[0]})
 
 
 @lru_cache

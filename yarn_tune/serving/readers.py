@@ -202,17 +202,13 @@ def _softmax_gain(stack: Stack, view: View) -> float:
 
 def _query_growth(stack: Stack, view: View) -> tuple[float, int] | None:
     beta, top = view.section.get("llama_4_scaling_beta"), view.config.get("llama_4_scaling")
-    if (beta is None and top is None) or view.layout.model_type not in QUERY_GROWTH:
+    if (beta is None and top is None) or not view.layout.family.query_growth:
         return None
     if not stack.query_growth:
         raise NotEstablished("whether it multiplies queries by a growing factor (llama_4_scaling_beta) is not known")
     if stack.query_growth == "section":
         return None if beta is None else (float(beta), int(view.original or view.longest))
     return None if top is None else (float(top["beta"]), int(top["original_max_position_embeddings"]))
-
-
-QUERY_GROWTH = frozenset({"ministral3", "mistral4"})
-"""Model types whose queries are multiplied by a factor that grows with the position."""
 
 
 def _tables(stack: Stack, view: View, window: int) -> tuple[Table, ...]:

@@ -67,6 +67,8 @@ def left_out_reason(stack: Stack, text: dict[str, Any], layout: Layout) -> str:
     known = stack.latent | stack.ignores_mscale
     if layout.rotated_apart and kind not in known and not stack.others_plain:
         return "may scale the logits of latent attention in another way: this was not established"
+    if layout.family.query_growth and not stack.query_growth:
+        return "may not multiply queries by a factor that grows with the position (llama_4_scaling_beta)"
     if kind in stack.unscaled:
         return f"runs {kind} without any RoPE scaling"
     if layout.nested and not stack.nested:

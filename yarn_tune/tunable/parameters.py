@@ -254,8 +254,13 @@ class Start:
 
     @property
     def attention_factor(self) -> float:
-        """Search-free YaRN's multiplier of cos and sin, including that of the base's own scaling."""
+        """Search-free YaRN's multiplier of cos and sin, including that of the base's own scaling.
+
+        Where queries grow with their position, it is the base's: that growth takes the place of YaRN's temperature.
+        """
         scaling = self.facts.scaling
+        if self.facts.query_growth:
+            return scaling.attention_factor if scaling else 1.0
         if scaling is None:
             return yarn_attention_factor(self.factor)
         already = yarn_attention_factor(self.facts.ramp.factor) if self.facts.ramp else 1.0
