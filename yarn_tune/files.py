@@ -8,6 +8,7 @@ checksum does not match is never used: the command refuses it or computes its co
 import contextlib
 import ctypes
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -156,17 +157,18 @@ def _aside(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, only: str = "") -> Iterator[None]:
     """Hold the lock of a run folder (or adapter folder) while writing to it; a killed process releases its lock.
 
-    Partial files that killed processes left in the folder are deleted first.
+    Partial files that killed processes left in the folder are deleted first. With `only`, the lock is for one name in
+    the folder, and the rest of the folder is left alone.
 
     Raises:
         UserError: if another process holds the lock, or the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK)
+        lock = FileLock(folder / (f".{only}{LOCK}" if only else LOCK))
         lock.acquire(timeout=0)
     except Timeout as error:
         raise UserError(
@@ -176,21 +178,22 @@ def locked(folder: Path) -> Iterator[None]:
         failed = error if isinstance(error, OSError) else OSError(errno.ENOLCK, str(error))
         raise unwritable(folder / LOCK, failed) from error
     try:
-        _tidy(folder)
+        _tidy(folder, glob.escape(only))
         yield
     finally:
         lock.release()
 
 
-def _tidy(folder: Path) -> None:
+def _tidy(folder: Path, only: str) -> None:
     """Delete partial files that killed processes left; restore a folder whose replacement was interrupted."""
-    for aside in folder.glob(".*.replaced"):
+    for aside in folder.glob(f".{only or '*'}.replaced"):
         target = aside.with_name(aside.name.removesuffix(".replaced")[1:])
         if target.exists():
             shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.rename(target)
-    for stale in [found for pattern in (PARTIAL, f"*/{PARTIAL}", f"*/*/{PARTIAL}") for found in folder.glob(pattern)]:
+    patterns = [f".{only}.*.partial"] if only else [PARTIAL, f"*/{PARTIAL}", f"*/*/{PARTIAL}"]
+    for stale in [found for pattern in patterns for found in folder.glob(pattern)]:
         inside = stale.relative_to(folder).parts
         if len(inside) > 1 and (folder / inside[0] / LOCK).exists():
             continue  # a run inside this one (eval.native_adapted), which another process may be training

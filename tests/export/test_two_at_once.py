@@ -86,7 +86,7 @@ def test_every_file_of_an_export_can_be_read_by_others(tmp_path):
     assert {stat.S_IMODE(path.stat().st_mode) for path in target.iterdir()} == {0o644}
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "README.md", "config.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
 def test_a_changed_file_of_an_export_is_found(tmp_path, name):
     run = finished_run(tmp_path, "scale")
     path = export(run) / name

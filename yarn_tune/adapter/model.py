@@ -7,9 +7,12 @@ Importing this module registers the type with PEFT; then `get_peft_model`, `Peft
 folded into its weights. LoRA beside it is a second adapter, of PEFT's own type.
 """
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
@@ -17,6 +20,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..models import rope_facts, rotary_site
+from ..recipe import is_hub_id
 from ..serving import RopeEncoding, Target, choose_encoding, representable_parameters
 from ..tunable import Learned, config_changes, fold_parameters, set_parameters
 from .config import YarnTuneConfig
@@ -38,6 +42,8 @@ class YarnTuneModel(BaseTuner):
     def _prepare_model(self, peft_config: Any, model: Any) -> None:
         peft_config.start(rope_facts(model.config))
         peft_config.target_modules = [place_of(model)]
+        if text := other_revision(peft_config, model.config):
+            warnings.warn(text, UserWarning, stacklevel=2)
 
     @staticmethod
     def _check_target_module_exists(peft_config: Any, key: str) -> bool:
@@ -93,6 +99,36 @@ class YarnTuneModel(BaseTuner):
         parent, _, name = place_of(self.model).rpartition(".")
         setattr(self.model.get_submodule(parent), name, layer.base_layer)
         layer.release()
+
+
+def other_revision(config: YarnTuneConfig, loaded: Any) -> str:
+    """A warning if a base was or may have been loaded in another revision than an adapter records; empty if not.
+
+    transformers loads the base of an adapter in its newest revision, whatever the adapter's config says, and recent
+    releases do not keep the commit of a model. Then the warning says under which condition it applies.
+
+    Args:
+        config: the adapter's config.
+        loaded: the config of the loaded base.
+    """
+    name, wanted = getattr(loaded, "_name_or_path", ""), config.revision
+    if not wanted or not is_hub_id(name):
+        return ""
+    commit, recorded = getattr(loaded, "_commit_hash", None), _commit(name, wanted)
+    if recorded == (commit or _commit(name, "main")):
+        return ""
+    how = f"was loaded in revision {commit}" if commit else "may have been loaded in another one"
+    return (
+        f"the numbers of this adapter were learned on revision {wanted} of {config.base_model_name_or_path}, and the "
+        f'base {how}, whose weights may differ: load it with from_pretrained("{name}", revision="{wanted}"), and then '
+        "the adapter onto it"
+    )
+
+
+def _commit(model: str, revision: str) -> str:
+    """The commit of a revision by the local hub cache; the revision itself if it is not there."""
+    cached = try_to_load_from_cache(model, "config.json", revision=revision)
+    return Path(cached).parent.name if isinstance(cached, str) else revision
 
 
 @torch.no_grad()

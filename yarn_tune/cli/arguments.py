@@ -60,6 +60,12 @@ def check_model(place: str, model: str, prepare: str | None = None) -> None:
     raise UserError(f"{place}: {model!r} is neither a checkpoint folder (with config.json) nor a hub id; {remedy}")
 
 
+def check_revision(model: str, revision: str | None) -> None:
+    """Check that only a hub id has a revision; raises `UserError` for a folder with one."""
+    if revision is not None and Path(model).is_dir():
+        raise UserError(f"--revision: {model} is a folder, which has no revisions; leave it out, or name the hub id")
+
+
 def check_row(path: Path) -> None:
     """Check that a path is a run folder or a checkpoint, as `compare` measures them.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .arguments import check_model, stacks_of
+from .arguments import check_model, check_revision, stacks_of
 from .result import CommandResult
 from .terminal import verification_summary
 
@@ -20,6 +20,7 @@ from .terminal import verification_summary
 def verify_command(options: argparse.Namespace) -> CommandResult:
     """Check what each stack computes from a config; a mismatch is exit code 3."""
     check_model("CHECKPOINT", options.checkpoint)
+    check_revision(options.checkpoint, options.revision)
     stacks = stacks_of(options.stacks, every=True) if options.stacks else None
     overrides = overrides_of(options.hf_overrides)
     if options.revision and options.engine:
@@ -63,7 +64,7 @@ def push_command(options: argparse.Namespace) -> CommandResult:
     """List what would be uploaded, or upload it."""
     from ..export import prepare_upload, upload
 
-    made = prepare_upload(Path(options.source), options.repo, options.base, options.adapter)
+    made = prepare_upload(Path(options.source), options.repo, options.base, options.adapter, options.revision)
     value = {"repo": made.repo, "what": made.what, "files": made.sizes(), "commit": None}
     if not options.upload:
         return CommandResult(f"{made.text()}\nNothing was uploaded.", value, "the same command with --upload")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .arguments import check_documents, check_model, check_picture, check_tokenizer, numbers_of
+from .arguments import check_documents, check_model, check_picture, check_revision, check_tokenizer, numbers_of
 from .result import CommandResult
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def _wording_of(checkpoint: Path) -> str:
 def _check(options: argparse.Namespace) -> None:
     """Check the checkpoint and the documents of a command."""
     check_model("CHECKPOINT", options.checkpoint)
+    check_revision(options.checkpoint, options.revision)
     check_tokenizer("CHECKPOINT", options.checkpoint)
     check_documents("documents", options.documents)
 

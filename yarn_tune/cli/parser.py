@@ -118,6 +118,10 @@ def _add_run(add: Add) -> None:
                 action="store_true",
                 help="also export a run that is no better than search-free YaRN (train.decide)",
             )
+            command.add_argument(
+                "--out", metavar="FOLDER", help="where to write it (default: export in the run folder)"
+            )
+            command.add_argument("--revision", help="revision of the base, in place of the recorded one")
             command.add_argument("--overrides-only", action="store_true", help="print only the JSON for --hf-overrides")
             command.add_argument("--gguf", metavar="FILE", help="also write a GGUF for llama.cpp (Llama-type models)")
             command.add_argument(
@@ -149,6 +153,7 @@ def _add_checkpoint(add: Add) -> None:
     command.add_argument("repo", help="ORG/NAME on the hub")
     command.add_argument("--adapter", action="store_true", help="upload the run's adapter instead of its export")
     command.add_argument("--base", metavar="ORG/NAME", help="the base on the hub, if the run used a local folder")
+    command.add_argument("--revision", help="revision of the base that an adapter belongs to")
     command.add_argument("--private", action="store_true", help="make a new repository private")
     command.add_argument("--message", default="Upload with yarn-tune", help="commit message")
     command.add_argument("--upload", action="store_true", help="upload; without it, only list what would be uploaded")

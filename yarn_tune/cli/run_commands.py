@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import check_documents, check_row, numbers_of, open_run, stacks_of
+from .arguments import check_documents, check_revision, check_row, numbers_of, open_run, stacks_of
 from .result import CommandResult, in_launch, is_main_process
 from .terminal import summary
 
@@ -132,18 +132,28 @@ def export_command(options: argparse.Namespace) -> CommandResult:
         options.overrides.append(f"export.stacks=[{','.join(stacks_of(options.stacks))}]")
     if options.fold:
         options.overrides.append(f"export.fold={options.fold}")
-    folder = Path(options.recipe)
+    if options.revision:
+        options.overrides.append(f"base.revision={json.dumps(options.revision)}")
+    folder, out = Path(options.recipe), Path(options.out) if options.out else None
     adapter = (folder / "adapter_config.json").is_file()
     if not adapter:
         open_run(options)
 
     from ..adapter import read_sections
     from ..export import Fidelity, difference_text, export, export_overrides
-    from ..runs import AdapterRun
+    from ..runs import AdapterRun, recorded_base
 
     run = AdapterRun(read_sections(folder, options.overrides), folder) if adapter else _open(options).run
+    check_revision(run.sections.base.model, options.revision)
+    recorded, used = recorded_base(run), run.sections.base
+    if recorded is not None and recorded.revision not in (None, used.revision):
+        print(
+            f"yarn-tune: WARNING: {run.folder} records revision {recorded.revision} of {recorded.model}, and "
+            f"{used.revision or 'another one'} is used: what was learned fits the recorded revision",
+            file=sys.stderr,
+        )
     if options.overrides_only:
-        path = export_overrides(run, options.anyway)
+        path = export_overrides(run, options.anyway, out)
         overrides = json.loads(path.read_text(encoding="utf-8"))
         text = (
             f"vllm serve {run.base.source.model} --hf-overrides '{json.dumps(overrides)}'\n"
@@ -151,7 +161,7 @@ def export_command(options: argparse.Namespace) -> CommandResult:
             "of the base; the config.json of an exported checkpoint applies to the draft too"
         )
         return CommandResult(text, {"path": str(path), "overrides": overrides})
-    path = export(run, options.anyway)
+    path = export(run, options.anyway, out)
     fidelity = Fidelity.read(path)
     serve = serve_line(path, fidelity.window)
     text = f"{path}: reloaded; largest logit difference {difference_text(fidelity)}\n{serve}"

@@ -6,6 +6,7 @@ with stock classes, compared with the tuned model in memory below, at and above 
 a comparison fails, nothing is left, and an earlier export stays.
 """
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -57,25 +58,26 @@ FOREIGN = ("auto_map", "attn_implementation", "_attn_implementation")
 OVERRIDABLE = ("vllm", "vllm-0.29")
 
 
-def export(run: Run | AdapterRun, anyway: bool = False) -> Path:
-    """Write the checkpoint of a finished run, with its pages, into the run folder; returns its folder.
+def export(run: Run | AdapterRun, anyway: bool = False, out: Path | None = None) -> Path:
+    """Write the checkpoint of a finished run, with its pages; returns its folder.
 
     Args:
         run: the run.
         anyway: also export a run whose decision (`train.decide`) was for search-free YaRN.
+        out: the folder to write, for runs and adapters in read-only places; None: `export` in the run folder.
 
     Raises:
         UserError: if nothing that was learned is better than search-free YaRN; if no config serves what was learned on
-            all requested stacks; or if another process writes there.
+            all requested stacks; if another process writes there; or if `out` holds anything but an earlier export.
         CheckFailed: if the reloaded checkpoint does not compute what was learned.
     """
     if not anyway and isinstance(run, Run):
         check_worth_serving(run)
-    with locked(run.folder):
+    final = run.folder / "export" if out is None else _writable(out)
+    with locked(run.folder) if out is None else locked(final.parent, final.name):
         learned = learned_of(run)
         target = Target.of_model(run.base, run.sections.export, run.sections.rope)
         served = choose_encoding(learned, target)
-        final = run.folder / "export"
         partial = partial_of(final)
         try:
             partial.mkdir(parents=True)
@@ -97,15 +99,26 @@ def export(run: Run | AdapterRun, anyway: bool = False) -> Path:
     return final
 
 
-def export_overrides(run: Run | AdapterRun, anyway: bool = False) -> Path:
+def _writable(out: Path) -> Path:
+    """The absolute path of a folder to export into; raises `UserError` if that would replace something else."""
+    path = Path(os.path.abspath(out))
+    if path.exists() and not (path / FIDELITY).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"--out: {out} exists and is no export of yarn_tune; name a folder that does not exist")
+    return path
+
+
+def export_overrides(run: Run | AdapterRun, anyway: bool = False, out: Path | None = None) -> Path:
     """Write overrides.json: what vLLM's --hf-overrides needs to serve the base as tuned, without a checkpoint.
+
+    It is written into `out`, by default into the run folder.
 
     Raises:
         UserError: if what was learned is in the weights, or vLLM does not read it from a config; or as `export`.
     """
     if not anyway and isinstance(run, Run):
         check_worth_serving(run)
-    with locked(run.folder):
+    folder = out or run.folder
+    with locked(folder):
         learned = learned_of(run)
         for name in [*(fold.kind for fold in learned.folds), *(["lora"] if learned.lora else [])]:
             raise UserError(
@@ -115,7 +128,7 @@ def export_overrides(run: Run | AdapterRun, anyway: bool = False) -> Path:
         target = Target.of_model(run.base, run.sections.export, run.sections.rope)
         # Only vLLM has overrides, so the other stacks need not be able to read the values.
         vllm = tuple(name for name in target.stacks if name.startswith("vllm")) or OVERRIDABLE
-        path = run.folder / "overrides.json"
+        path = folder / "overrides.json"
         served = choose_encoding(learned, replace(target, stacks=vllm, fold="never"))
         write_json(path, served.overrides(target.base))
     return path

@@ -16,14 +16,14 @@ from huggingface_hub import CommitOperationAdd, HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
-from ..adapter import BESIDE, CONFIG, WEIGHTS, is_adapter, read_config
+from ..adapter import BESIDE, CONFIG, WEIGHTS, YarnTuneConfig, is_adapter, read_config
 from ..errors import CheckFailed, UserError
 from ..files import CARD, CHECKSUMS, file_digest, read_checked, with_checksum
 from ..models import leaves_folder
 from ..recipe import is_hub_id
 from ..serving import verify
 from .fidelity import FIDELITY
-from .model_card import card_header, licence_from
+from .model_card import at_revision, card_header, licence_from, revision_key
 
 TEXTS = (".md", ".json", ".yaml")
 
@@ -55,7 +55,9 @@ class Upload:
         return "\n".join([head, *lines, *self.notes])
 
 
-def prepare_upload(source: Path, repo: str, base: str | None = None, adapter: bool = False) -> Upload:
+def prepare_upload(
+    source: Path, repo: str, base: str | None = None, adapter: bool = False, revision: str | None = None
+) -> Upload:
     """Collect the files of an export or an adapter, without a connection to the hub.
 
     Args:
@@ -63,9 +65,10 @@ def prepare_upload(source: Path, repo: str, base: str | None = None, adapter: bo
         repo: `org/name` on the hub.
         base: hub id of the base, if the run used a local folder.
         adapter: whether to upload a run's adapter instead of its export.
+        revision: revision of the base that an adapter belongs to, in place of the recorded one.
 
     Raises:
-        UserError: if there is nothing to upload, or the base has no name on the hub.
+        UserError: if there is nothing to upload, the base has no name on the hub, or an export has a `revision`.
         CheckFailed: if a stack does not serve the checkpoint as it was learned.
     """
     try:
@@ -75,9 +78,11 @@ def prepare_upload(source: Path, repo: str, base: str | None = None, adapter: bo
     if (source / "recipe.yaml").is_file():
         source = source / ("adapter" if adapter else "export")
     if (source / FIDELITY).is_file():
+        if revision is not None:
+            raise UserError(f"--revision: {source} is an export, which has the weights; only an adapter needs its base")
         return _checkpoint(source, repo, base)
     if is_adapter(source):
-        return Upload(repo, "adapter", _adapter(source, base))
+        return _adapter(source, repo, base, revision)
     raise UserError(f"{source}: neither an export (with fidelity.json) nor an adapter; run `yarn-tune export` first")
 
 
@@ -129,28 +134,51 @@ def _with_checksums(files: dict[str, Path | bytes], listed: dict[str, Any]) -> d
     return files | {CHECKSUMS: (json.dumps(content, indent=1) + "\n").encode()}
 
 
-def _adapter(folder: Path, base: str | None) -> dict[str, Path | bytes]:
+def _adapter(folder: Path, repo: str, base: str | None, given: str | None) -> Upload:
     config = read_config(folder)
-    written = str(config.base_model_name_or_path)
+    written, recorded = str(config.base_model_name_or_path), config.revision
+    named, revision = base or written, given or recorded
     # Leave other files out: `yarn-tune export` of an adapter writes its checkpoint into the same folder.
     own = {CONFIG, WEIGHTS, f"{BESIDE}/{CONFIG}", f"{BESIDE}/{WEIGHTS}"}
     files = {name: file for name, file in _renamed(folder, written, base).items() if name in own}
-    named = base or written
+    notes = []
+    if revision is None:
+        notes.append(f"No revision of {named} is recorded; if it may change, name its commit with --revision.")
+    elif recorded not in (None, revision):
+        notes.append(f"{folder / CONFIG} records revision {recorded} of the base; {revision} is uploaded (--revision).")
+    if revision != recorded:
+        for name in (CONFIG, f"{BESIDE}/{CONFIG}"):
+            if name in files:
+                files[name] = _with_revision(files[name], revision)
+    return Upload(repo, "adapter", files | {CARD: _adapter_card(config, named, revision).encode()}, tuple(notes))
+
+
+def _with_revision(config: Path | bytes, revision: str | None) -> bytes:
+    """An adapter's config with another revision of its base."""
+    written = json.loads(config if isinstance(config, bytes) else config.read_bytes())
+    return (json.dumps(written | {"revision": revision}, indent=1) + "\n").encode()
+
+
+def _adapter_card(config: YarnTuneConfig, named: str, revision: str | None) -> str:
+    """The card of an adapter, with the code that loads it on the revision of its base."""
     header = {
         "base_model": named,
+        **revision_key(revision),
         "library_name": "peft",
-        **licence_from(_base_folder(written, config.revision)),
+        **licence_from(_base_folder(str(config.base_model_name_or_path), config.revision)),
         "tags": ["yarn_tune"],
     }
-    text = (
+    pinned = f', revision="{revision}"' if revision else ""
+    return (
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n# RoPE adapter of {named}\n\n"
-        f"A window of {config.window} tokens for {named}, whose weights stay as they are. Learned with "
-        "yarn_tune, which has to be installed to load it:\n\n"
-        "    import yarn_tune.adapter\n    from transformers import AutoModelForCausalLM\n"
-        '    model = AutoModelForCausalLM.from_pretrained("ORG/THIS-REPOSITORY")\n\n'
+        f"A window of {config.window} tokens for {named}{at_revision(revision)}, whose weights stay as they are. "
+        "Learned with yarn_tune, which has to be installed to load it:\n\n"
+        "    import yarn_tune.adapter\n    from peft import PeftModel\n"
+        "    from transformers import AutoModelForCausalLM\n"
+        f'    base = AutoModelForCausalLM.from_pretrained("{named}"{pinned})\n'
+        '    model = PeftModel.from_pretrained(base, "ORG/THIS-REPOSITORY")\n\n'
         "To serve it, merge it into an ordinary checkpoint: `yarn-tune export THIS-FOLDER`.\n"
     )
-    return files | {"README.md": text.encode()}
 
 
 def _base_folder(written: str, revision: str | None) -> Path:

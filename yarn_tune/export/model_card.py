@@ -22,13 +22,19 @@ def model_card(run: Run | AdapterRun, learned: Learned, fidelity: Fidelity, base
         base: folder with the base's licence.
     """
     name = run.sections.base.model
-    header = {"base_model": name, **licence_from(base), "tags": ["long-context", "rope", "yarn_tune"]}
+    header = {
+        "base_model": name,
+        **revision_key(run.sections.base.revision),
+        **licence_from(base),
+        "tags": ["long-context", "rope", "yarn_tune"],
+    }
     numbers = f"RoPE scale {learned.scale:.6g}" if learned.factors is None else "one factor per rotary pair"
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {run.sections.name}",
-        f"{name}, extended from {learned.native} to {learned.window} tokens by yarn_tune. The weights are the base's"
-        f"{_changed(learned, fidelity)}. Learned: {numbers}, the attention temperature {learned.temperature:.6g}"
+        f"{name}{at_revision(run.sections.base.revision)}, extended from {learned.native} to {learned.window} tokens "
+        f"by yarn_tune. The weights are the base's{_changed(learned, fidelity)}. "
+        f"Learned: {numbers}, the attention temperature {learned.temperature:.6g}"
         f"{_folds_text(learned)}{training_costs(run)}.",
         f"    vllm serve THIS-FOLDER --max-model-len {learned.window}",
         "SERVING.md has the command for each stack that was checked, and what the others would compute.",
@@ -63,6 +69,16 @@ def _folds_text(learned: Learned) -> str:
         shapes = (" x ".join(map(str, value.shape)) for value in fold.values().values())
         parts.append(f"{_label(fold)} ({', '.join(shapes)})")
     return "".join(f" and {part}" for part in parts)
+
+
+def revision_key(revision: str | None) -> dict[str, str]:
+    """The key of a card's header with the revision of the base on the hub; empty if none is known."""
+    return {"base_model_revision": revision} if revision else {}
+
+
+def at_revision(revision: str | None) -> str:
+    """The words " (revision X)"; empty if none is known."""
+    return f" (revision {revision})" if revision else ""
 
 
 def licence_from(base: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ This module needs neither torch nor transformers, so that a mistyped name is rep
 """
 
 import glob
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,7 +85,7 @@ def what_is(path: Path) -> str:
             return f"it is a run folder; its checkpoint is {path / 'export'}"
         return f"it is a run folder without a checkpoint; `yarn-tune export {path}` writes one"
     if (path / "adapter_config.json").is_file():
-        return f"it is an adapter; `yarn-tune export {path}` writes a checkpoint of it"
+        return f"it is an adapter{_base_text(path)}; `yarn-tune export {path}` writes a checkpoint of it"
     if (path / "config.json").is_file():
         return (
             f"it is a checkpoint; `yarn-tune verify {path}` reads one, `yarn-tune init {path}` writes a recipe for it"
@@ -94,3 +95,13 @@ def what_is(path: Path) -> str:
     if any(kind_of(file.name) for file in path.iterdir()):
         return "it is a folder of documents, which data.train or data.heldout of a recipe can name"
     return "it is a folder without a config.json"
+
+
+def _base_text(adapter: Path) -> str:
+    """The base that an adapter's config names, with its revision; empty if it names none."""
+    try:
+        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        base, revision = config["base_model_name_or_path"], config.get("revision")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    return f" of {base} (revision {revision})" if revision else f" of {base}"

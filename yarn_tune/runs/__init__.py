@@ -2,7 +2,7 @@
 
 from .checkpoint import State, check_inputs, latest_state, load_optimizer_tensors, optimizer_tensors, save_state
 from .decision import Candidate, Decision, Iterate, check_worth_serving, read_decision, write_decision
-from .folder import AdapterRun, Run, check_folder, claimed
+from .folder import AdapterRun, Run, check_folder, claimed, recorded_base
 from .initial import previous_run
 from .learned import TunedRow, is_complete, learned_of, tuned_row, write_learned
 from .metrics import EARLIER, MetricsLog, end_training, read_metrics, training_costs
@@ -30,6 +30,7 @@ __all__ = [
     "previous_run",
     "read_decision",
     "read_metrics",
+    "recorded_base",
     "save_state",
     "training_costs",
     "tuned_row",

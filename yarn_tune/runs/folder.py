@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
-from ..adapter import AdapterSections
+from ..adapter import AdapterSections, read_sections
 from ..errors import UserError
 from ..files import locked, write_atomically
 from ..models import BaseModel
-from ..recipe import Recipe, checksum_line, load_recipe
+from ..recipe import Base, Recipe, checksum_line, load_recipe
 from .checkpoint import LEARNED
 
 RERUN_FREELY = ("eval", "export", "runtime")
@@ -66,6 +66,13 @@ class AdapterRun:
     def base(self) -> BaseModel:
         """The base model that the adapter names, resolved once."""
         return BaseModel(self.sections.base)
+
+
+def recorded_base(run: Run | AdapterRun) -> Base | None:
+    """The base that the files of a run or adapter name; None where there are none."""
+    if isinstance(run, AdapterRun):
+        return read_sections(run.folder).base
+    return load_recipe(run.recipe_path).base if run.recipe_path.is_file() else None
 
 
 @contextmanager
