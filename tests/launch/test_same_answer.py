@@ -211,3 +211,16 @@ def test_weights_of_another_dtype_are_found():
     check_weights(tiny_model(), "float32")
     with pytest.raises(CheckFailed, match="weights were loaded as torch.float32, though base.dtype is bfloat16"):
         check_weights(tiny_model(), "bfloat16")
+
+
+@pytest.mark.parametrize("packed", [torch.uint8, torch.int8, torch.float8_e4m3fn])
+def test_quantised_weights_have_no_dtype_of_the_recipe(packed):
+    """As bitsandbytes and FP8 store them; what was not quantised is still checked."""
+    model = tiny_model()
+    for name, parameter in model.named_parameters():
+        if "_proj" in name:
+            parameter.requires_grad_(False)
+            parameter.data = torch.zeros(parameter.shape).to(packed)
+    check_weights(model, "float32")
+    with pytest.raises(CheckFailed, match="weights were loaded as torch.float32, though base.dtype is bfloat16"):
+        check_weights(model, "bfloat16")

@@ -11,12 +11,16 @@ import yaml
 from safetensors.torch import load_file, save_file
 from tiny import finished_run, recipe_tree, save_tiny
 from transformers import AutoModelForCausalLM
+from transformers.utils.quantization_config import QuantizationMethod
 from yarn_tune.cli.main import main
 from yarn_tune.errors import UserError
 from yarn_tune.export.checkpoint import export
-from yarn_tune.models.checkpoint_files import kept_digest
+from yarn_tune.models.checkpoint_files import kept_digest, quantisation_of
 from yarn_tune.models.loading import load_model
+from yarn_tune.recipe.loading import parse_recipe
+from yarn_tune.runs.folder import Run
 from yarn_tune.serving.verification import verify
+from yarn_tune.training.loop import train
 
 
 @pytest.fixture
@@ -177,6 +181,12 @@ def test_nothing_is_folded_into_quantised_weights(tmp_path, monkeypatch, capsys,
     assert "tune the unquantised base, then quantise the export" in said
 
 
+def test_the_method_of_a_model_in_memory_is_named_as_in_its_config():
+    """transformers keeps an enum in the config of a loaded model."""
+    config = {"quantization_config": {"quant_method": QuantizationMethod.BITS_AND_BYTES}}
+    assert quantisation_of(config) == "bitsandbytes"
+
+
 def fp8_base(folder: Path, family: str) -> Path:
     """A base whose matrices are stored as float8 with a scale per block, as DeepSeek and Qwen publish them."""
     base = save_tiny(folder, family)
@@ -197,7 +207,9 @@ def fp8_base(folder: Path, family: str) -> Path:
 
 def test_numbers_in_the_config_are_exported_over_quantised_weights(tmp_path):
     """Nothing is folded, so the weights are the base's, byte for byte."""
-    run = finished_run(tmp_path, "scale", base=fp8_base(tmp_path / "base", "llama"))
+    base = fp8_base(tmp_path / "base", "llama")
+    train(Run(parse_recipe(recipe_tree(base, tmp_path), ["rope.frequencies=scale", "train.steps=1"]), tmp_path / "one"))
+    run = finished_run(tmp_path, "scale", base=base)
     target = export(run)
     assert (target / "model.safetensors").read_bytes() == (tmp_path / "base" / "model.safetensors").read_bytes()
     assert verify(str(target)).passed

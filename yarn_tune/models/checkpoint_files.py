@@ -122,7 +122,8 @@ def quantisation_of(config: dict[str, Any]) -> str | None:
     """The quantisation method of a checkpoint's weights by its config.json, or None for plain weights."""
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     found = [part.get("quantization_config") or part.get("compression_config") for part in parts]
-    return next((str(q.get("quant_method", "unknown")) if isinstance(q, dict) else str(q) for q in found if q), None)
+    methods = (q.get("quant_method", "unknown") if isinstance(q, dict) else q for q in found if q)
+    return next((str(getattr(method, "value", method)) for method in methods), None)
 
 
 def check_plain(tensors: dict[str, Tensor]) -> None:
