@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is imported; otherwise it retries for 20 seconds
@@ -25,10 +26,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=f"transformers {transformers.__version__}, {family}: {reason}"))
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("YARN_TUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One cache for all tests, in place of the user's; of the session, so that module fixtures use it too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("YARN_TUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.setenv("TOKENIZERS_PARALLELISM", "false")
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -106,14 +106,14 @@ def candidates(
     start = Start.of(run.base.facts, run.recipe.rope)
     stride = run.recipe.eval.stride or max(1, start.native // 4)
 
-    def one_pass(method: Method) -> Callable[[Tensor], tuple[Tensor, float]]:
-        return lambda document: cache.full(method, document)
+    def one_pass(method: Method, shared: bool = False) -> Callable[[Tensor], tuple[Tensor, float]]:
+        return lambda document: cache.full(method, document, shared)
 
     def slid(method: Method | None) -> Callable[[Tensor], tuple[Tensor, float]]:
         return lambda document: cache.slid(document, start.native, stride, method)
 
     methods = search_free_methods(start, run.recipe.eval.methods)
-    rows = [Candidate(name, "search-free", one_pass(method), method) for name, method in methods.items()]
+    rows = [Candidate(name, "search-free", one_pass(method, shared=True), method) for name, method in methods.items()]
     rows.insert(1, Candidate("native-window", "slid", slid(None)))
     if control is not None:
         method = Method.of(control.learned)
@@ -147,7 +147,8 @@ def compare(
     """Measure every method and write compare.json into the run folder; with `only`, measure some and write nothing.
 
     With `eval.native_adapted` the control is trained first, unless it is finished. The NLL of every token is kept on
-    disk, so that an interrupted comparison continues where it was.
+    disk, so that an interrupted comparison continues where it was; that of rows without learned numbers for all runs on
+    the same base and documents.
 
     Args:
         run: the run, whose recipe names the base, the documents and the lengths.
@@ -254,7 +255,7 @@ def _with_retrieval(run: Run, cache: NllCache, comparison: Comparison, rows: lis
     filler = heldout_tokens(run.recipe.data, run.base).tolist()
     chosen = [row for row in rows if row.kind == "learned" or row.name in ("none", "yarn")]
     methods = {row.name: row.method for row in chosen if row.method is not None}
-    found = retrieve_methods(cache, methods, filler, grid, run.folder / "retrieval.json")
+    found = retrieve_methods(cache, methods, filler, grid, run.folder / "retrieval.json", {"none", "yarn"})
     shares = {name: one.accuracy(beyond=native) for name, one in found.items()}
     prompts = max((one.prompts(beyond=native) for one in found.values()), default=0)
     like = replace(comparison.like, rows=[replace(r, retrieved=shares.get(r.method)) for r in comparison.rows])

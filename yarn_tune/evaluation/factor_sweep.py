@@ -69,7 +69,7 @@ def sweep(run: Run, factors: list[float]) -> list[SweepCell]:
         at = replace(begin, factor=factor * begin.factor / begin.stretch, window=length)
         methods = search_free_methods(at, SWEPT)
         for name in SWEPT:
-            nll = [cache.full(methods[name], document)[0] for document in documents]
+            nll = [cache.full(methods[name], document, shared=True)[0] for document in documents]
             cells.append(SweepCell(name, factor, length, _mean(nll, length), slid))
     return cells
 

@@ -5,6 +5,7 @@ one of the numbers. An answer is right when greedy decoding gives exactly its to
 tokens; a depth is the share of the prose before the needle, from 0.0 (far from the question) to 1.0 (right before it).
 """
 
+import contextlib
 import hashlib
 import http.client
 import itertools
@@ -14,7 +15,7 @@ import random
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from ..files import read_checked, write_checked
 from ..models import hidden_states, logit_transform
 from ..recipe import Retrieve
 from .methods import Method
-from .nll_cache import NllCache
+from .nll_cache import NllCache, shared_path
 
 
 @torch.no_grad()
@@ -225,7 +226,12 @@ def save_records(path: Path, records: dict[str, RetrievalRecord]) -> None:
 
 
 def retrieve_methods(
-    cache: NllCache, methods: dict[str, Method], filler: list[int], grid: RetrievalGrid, path: Path
+    cache: NllCache,
+    methods: dict[str, Method],
+    filler: list[int],
+    grid: RetrievalGrid,
+    path: Path,
+    shared: Collection[str] = (),
 ) -> dict[str, Retrieval]:
     """Score the same prompts under every method; entries of `path` that are still valid are not measured again.
 
@@ -235,16 +241,26 @@ def retrieve_methods(
         filler: prose around the needles.
         grid: the prompts.
         path: the run's retrieval.json.
+        shared: names of methods that do not depend on the run; their results are kept for other runs too.
     """
     known = load_records(path)
     tokenizer = cache.base.tokenizer
     for name, method in methods.items():
         key = _key(cache, method, filler, grid)
-        if name not in known or known[name].key != key:
+        if name in known and known[name].key == key:
+            continue
+        facts = json.dumps([key, cache.base.digests["tokenizer of the base"]])
+        kept = shared_path("retrieval", facts, "json") if name in shared else None
+        record = load_records(kept).get(key) if kept else None
+        if record is None:
             with method.on(cache.model):
                 found = retrieve(partial(score_transformers, cache.model), tokenizer, filler, grid, f"needles, {name}")
-            known[name] = RetrievalRecord(key, found)
-            save_records(path, known)
+            record = RetrievalRecord(key, found)
+            if kept:
+                with contextlib.suppress(UserError):  # the cache cannot be written; the run folder has the result
+                    save_records(kept, {key: record})
+        known[name] = record
+        save_records(path, known)
     return {name: known[name].retrieval for name in methods}
 
 
