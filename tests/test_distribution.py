@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -89,3 +90,16 @@ def test_the_versions_of_python_are_the_documented_ones():
     page = (ROOT / "docs" / "install.md").read_text()
     assert PROJECT["project"]["requires-python"] == f">={named[0]}"
     assert all(f"| {version} |" in page for version in named)
+
+
+def test_the_citation_is_complete_and_of_this_version():
+    """The keys that the Citation File Format 1.2.0 requires, and the version and licence of the package."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(cited)
+    assert cited["cff-version"] == "1.2.0"
+    assert cited["type"] == "software"
+    assert all("name" in author or "family-names" in author for author in cited["authors"])
+    assert all({"type", "title", "authors"} <= set(each) for each in cited["references"])
+    assert cited["license"] == PROJECT["project"]["license"]
+    assert cited["version"] in (ROOT / "yarn_tune" / "version.py").read_text()
+    assert f"## {cited['version']}" in (ROOT / "CHANGELOG.md").read_text()

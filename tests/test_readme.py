@@ -11,8 +11,8 @@ import yaml
 from test_layers import ORDER
 from tiny import recipe_tree, save_tiny
 from yarn_tune.cli.parser import parse
-from yarn_tune.cli.terminal import summary_cells
 from yarn_tune.evaluation.results import Comparison, table
+from yarn_tune.recipe.bundled import shipped_recipes
 from yarn_tune.recipe.loading import parse_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -79,9 +79,11 @@ def test_there_are_commands():
     assert "./launch.sh test" in README
 
 
-@pytest.mark.parametrize("path", re.findall(r"\./launch\.sh (recipes/[\w.-]+)", TEXTS))
-def test_launched_recipes_exist(path):
-    assert (ROOT / path).is_file()
+def test_launched_recipes_exist():
+    texts = f"{TEXTS}\n{(ROOT / 'benchmarks' / 'README.md').read_text()}"
+    named = re.findall(r"\./launch\.sh (recipes/[\w.-]+)", texts)
+    assert named
+    assert all((ROOT / name).is_file() for name in named)
 
 
 def test_the_recipe_in_the_settings_is_valid():
@@ -100,36 +102,31 @@ def test_the_python_in_the_settings_runs(tmp_path, monkeypatch):
     assert (tmp_path / "runs/quick/export/config.json").is_file()
 
 
-def test_the_models_in_the_readme_have_the_figures_of_the_recipes():
-    """Window and GPU-hours as in recipes/README.md, the GPU as in the recipe's first lines."""
-    rows = re.findall(r"^\| [^|]+ \| `([\w.-]+)` \| (\d+) \| (\d+) GB \| ([\d.]+) \|$", README, re.M)
-    assert len(rows) > 8
+def test_the_first_link_out_of_the_readme():
+    """At most 120 lines before it; what it is for, how much better, on which models, the cost and the start before."""
+    lines = README.splitlines()
+    first = next(number for number, line in enumerate(lines) if re.search(r"(?<!\!)\[[^\]]*\]\((?!recipes/tiny)", line))
+    assert first <= 120
+    early = "\n".join(lines[:75])
+    for title in ("**What you get**", "**On which models**", "**At what cost**", "## How much better", "## Quickstart"):
+        assert title in early
+    assert "Never\nrun: every model of a billion parameters or more, and every GPU" in early
+
+
+def test_numbers_in_the_prose_of_the_readme():
+    """Of learned numbers, hours and families: those of the tables."""
     results = (ROOT / "recipes" / "README.md").read_text()
-    for name, window, memory, hours in rows:
-        assert re.search(rf"^\| `{re.escape(name)}.yaml` \| [^|]+ \| {window} \| [^|]+ \| {hours} \|", results, re.M)
-        assert f"one GPU with {memory} GB" in (ROOT / "recipes" / f"{name}.yaml").read_text()
-
-
-def test_the_short_tables_of_the_readme_are_the_measured_ones():
-    """The demo's rows with the best cells in bold; of SmolLM2 the means and the change on short texts."""
-    demo = Comparison.load(ROOT / "benchmarks/results/tiny-demo-compare.json")
-    assert demo.unlike is not None
-    for method, cells in [*summary_cells(demo.like), *summary_cells(demo.unlike)]:
-        if method in ("none", "native-window", "yarn", "tuned", "tuned-slid"):
-            texts = [f"**{text}**" if best else text for text, best in cells]
-            assert f"| {method} | {' | '.join(texts)} |" in README
-    for name in ("smollm2-135m-16k", "smollm2-135m-32k"):
-        found = Comparison.load(ROOT / f"benchmarks/results/{name}-compare.json")
-        base, yarn, slid, tuned = (found.row(method) for method in ("none", "yarn", "native-window", "tuned"))
-        short = [f"{row.short_nll - base.short_nll:+.3f}" for row in (yarn, tuned)]
-        means = f"{yarn.longest:.3f} | {slid.longest:.3f} | **{tuned.longest:.3f}**"
-        assert f"| {found.window} | {means} | {short[0]} | **{short[1]}** |" in README
+    numbers, hours = re.search(r"`llama-2-7b-32k.yaml` .*\| ([\d,]+) \| ([\d.]+) \|", results).groups()
+    families = re.findall(r"^\| \w+ \|", (ROOT / "docs" / "families.md").read_text(), re.M)
+    assert f"{numbers} numbers on Llama-2-7B" in README
+    assert f"by calculation {hours}\n  hours of one 40 GB GPU" in README
+    assert len(families) > int(re.search(r"more than (\d+) families", README)[1])
+    assert f"lists all {len(shipped_recipes())}" in README
 
 
 @pytest.mark.parametrize(
     ("name", "window", "pages"),
     [
-        ("tiny-demo", 2048, ["recipes/README.md"]),
         ("smollm2-135m-16k", 16384, ["recipes/README.md"]),
         ("smollm2-135m-32k", 32768, ["recipes/README.md"]),
     ],

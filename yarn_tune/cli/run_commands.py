@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .arguments import check_documents, check_revision, check_row, numbers_of, open_run, stacks_of
 from .result import CommandResult, in_launch, is_main_process
-from .terminal import summary
+from .terminal import summary, verdict_summary
 
 if TYPE_CHECKING:
     from ..api import Tuning
@@ -97,7 +97,7 @@ def compare_command(options: argparse.Namespace) -> CommandResult:
     comparison = tuning.compare(others)
     report = report_run(tuning.run)
     text = f"{interrupted}\n\n" if interrupted else ""
-    text += f"{comparison.verdict()}\n\n{tables(comparison) if options.all else summary(comparison)}"
+    text += f"{verdict_summary(comparison.verdict())}\n\n{tables(comparison) if options.all else summary(comparison)}"
     value: dict[str, Any] = {
         "verdict": comparison.verdict().lines(),
         "comparison": asdict(comparison),
@@ -230,7 +230,7 @@ def run_command(options: argparse.Namespace) -> CommandResult:
     checked = tuning.verify()
     report = write_report(run, comparison, next(iter(tuned.values())))
     text = (
-        f"{comparison.verdict()}\n\n{tables(comparison) if options.all else summary(comparison)}\n\n"
+        f"{verdict_summary(comparison.verdict())}\n\n{tables(comparison) if options.all else summary(comparison)}\n\n"
         f"report   {report}\npicture  {run.folder / 'nll_by_position.png'}\nexport   {path}\n"
         f"verified {', '.join(line.stack for line in checked.lines)}"
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..evaluation import CompareRow, Comparison, TextResult
+    from ..evaluation import CompareRow, Comparison, TextResult, Verdict
     from ..serving import Verification
 
 Cell = tuple[float | None, str]
@@ -41,6 +41,11 @@ def summary(comparison: "Comparison", colour: bool | None = None) -> str:
     if comparison.unlike is not None:
         parts = [f"{title}:\n{_table(result, colour)}" for title, result in comparison.texts.items()]
     return "\n\n".join([*parts, LEGEND])
+
+
+def verdict_summary(verdict: "Verdict") -> str:
+    """The three statements of a verdict, each broken into lines of at most 80 columns."""
+    return "\n".join(filled(line) for line in str(verdict).splitlines())
 
 
 def summary_cells(result: "TextResult") -> list[tuple[str, list[tuple[str, bool]]]]:

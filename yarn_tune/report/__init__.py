@@ -2,5 +2,6 @@
 
 from .markdown import report_run, write_report
 from .pictures import heat_map
+from .summary_picture import plot_summary
 
-__all__ = ["heat_map", "report_run", "write_report"]
+__all__ = ["heat_map", "plot_summary", "report_run", "write_report"]
