@@ -280,3 +280,15 @@ def test_a_checkpoint_whose_biases_a_stack_drops_does_not_verify(tmp_path):
     checked = verify(str(target), ["transformers", "vllm"])
     assert [bool(line.problems) for line in checked.lines] == [False, True]
     assert not checked.passed
+
+
+def test_an_export_is_checked_on_the_stacks_that_read_its_biases(tmp_path):
+    """LMDeploy reads biases in llama but not in granite, where an export with biases still passes on the others."""
+    for family, read in (("llama", True), ("granite", False)):
+        folder = tmp_path / family
+        folder.mkdir()
+        target = export(finished_run(folder, "scale", family, settings=("rope.qk_bias=true",)))
+        checked = verify(str(target))
+        assert checked.passed
+        assert ("lmdeploy" in [line.stack for line in checked.lines]) == read
+        assert any(note.startswith("not checked: lmdeploy is not known to read biases") for note in checked.traps) != read

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..files import CARD, CHECKSUMS, file_digest, read_checked
-from ..models import FULL, layout_of
+from ..files import CARD, CHECKSUM, CHECKSUMS, file_digest, read_checked, read_json
+from ..models import FULL, language_model, layout_of
 from ..rope import default_inv_freq
 from ..tunable import Learned
 from .encodings import default_section
@@ -104,6 +105,41 @@ def expected_rope(learned: Learned, base: dict[str, Any], fold: float = 1.0) -> 
     dims = {k: layout.rotary_dim(s.get("partial_rotary_factor", 1.0)) for k, s in sections.items()}
     others = {k: [(default_inv_freq(s["rope_theta"], dims[k]), 1.0)] for k, s in sections.items()}
     return ExpectedRope({FULL: [tuned]} | others, learned.window, fold=fold, qk_bias=biased)
+
+
+def read_fidelity(checkpoint: str) -> dict[str, Any] | None:
+    """fidelity.json of an export; None elsewhere.
+
+    Version 0.1.0 wrote no checksums. What its exports compute is read from their config alone, like a foreign one's.
+    """
+    path, remedy = Path(checkpoint) / "fidelity.json", "run `yarn-tune export` again"
+    return read_checked(path, remedy) if path.is_file() and CHECKSUM in read_json(path, remedy) else None
+
+
+def folded_kinds(fidelity: dict[str, Any] | None) -> list[str]:
+    """Kinds of learned numbers that were folded into the weights of an export."""
+    return list((fidelity or {}).get("learned", {}).get("folds", ()))
+
+
+def stock_rope(found: EffectiveRope) -> ExpectedRope:
+    """What a stack computes, as what others must compute."""
+    tables = {kind: [(t.inv_freq, t.multiplier) for t in regimes] for kind, regimes in found.tables.items()}
+    return ExpectedRope(tables, found.window, found.softmax_gain, found.query_growth)
+
+
+def learned_rope(fidelity: dict[str, Any], config: dict[str, Any], stock: EffectiveRope) -> ExpectedRope:
+    """The learned table in the tuned layers, and the stock one in the others."""
+    kind = FULL if language_model(config)[1].nested else ""
+    tuned = (torch.tensor(fidelity["inv_freq"]), float(fidelity["attention_factor"]))
+    others = {k: (tables[-1].inv_freq, tables[-1].multiplier) for k, tables in stock.tables.items() if k != kind}
+    return ExpectedRope(
+        {kind: [tuned]} | {k: [t] for k, t in others.items()},
+        fidelity["window"],
+        fidelity.get("softmax_gain", 1.0),
+        stock.query_growth,
+        float(fidelity.get("fold", {}).get("gain", 1.0)),
+        "bias" in folded_kinds(fidelity),
+    )
 
 
 def changed_files(folder: Path) -> tuple[list[str], list[str]]:

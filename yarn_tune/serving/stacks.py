@@ -106,6 +106,8 @@ VLLM_BIASES = frozenset(
 )
 """Model types whose biases of queries and keys vLLM reads, by its model files. Its projections for cohere, ernie4_5,
 gemma and granitemoe have no biases."""
+LMDEPLOY_BIASES = frozenset({"gemma", "gemma2", "gemma3_text", "glm4", "llama", "qwen3", "qwen3_moe"})
+"""Model types whose biases of queries and keys LMDeploy's PyTorch engine reads, by its model files of 0.18.0."""
 
 STACKS: dict[str, Stack] = {
     stack.name: stack
@@ -200,6 +202,7 @@ STACKS: dict[str, Stack] = {
             "https://github.com/InternLM/lmdeploy/blob/v0.18.0/lmdeploy/pytorch/nn/rotary_embedding.py",
             "run: its rotary modules of 0.18.0", lmdeploy_sections, Yarn(lmdeploy_multiplier, betas="strict"),
             Longrope("formula"), unscaled=frozenset({"cogvlm", "minicpm3", "phimoe"}), current_config=True,
+            biases=LMDEPLOY_BIASES,
             serve="lmdeploy serve api_server EXPORT --backend pytorch --session-len WINDOW", default=True,
         ),
         Stack(

@@ -11,13 +11,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import UserError
-from ..files import CHECKSUM, read_checked, read_json
 from ..models import FULL, check_types, config_json, is_foreign, language_model
 from .advice import explain
-from .conformance import ExpectedRope, changed_files, frequency_error, mismatches
+from .conformance import (
+    ExpectedRope,
+    changed_files,
+    folded_kinds,
+    frequency_error,
+    learned_rope,
+    mismatches,
+    read_fidelity,
+    stock_rope,
+)
 from .readers import EffectiveRope, Stack, read
 from .rules import cannot_extend, load_error
 from .selection import Target
@@ -110,10 +116,11 @@ def verify(
     check_types(config)
     if overrides is not None:
         return _verify_overridden(checkpoint, config, overrides, stacks)
-    names, notes = _names(config, stacks)
+    fidelity = read_fidelity(checkpoint)
+    names, notes = _names(config, stacks, "bias" in folded_kinds(fidelity))
     found = {name: reading_of(name, config) for name in names}
     traps, errors = explain(config)
-    reference, expected = _reference(checkpoint, config, found, [*errors, *traps])
+    reference, expected = _reference(checkpoint, config, found, [*errors, *traps], fidelity)
     lines = [_line(name, each, expected) for name, each in found.items()]
     limit = cannot_extend(config)
     if limit is not None:
@@ -128,11 +135,11 @@ def verify(
     return Verification(checkpoint, reference, lines, [*traps, *notes, *edited], [*errors, *changed])
 
 
-def _names(config: dict[str, Any], stacks: Sequence[str] | None) -> tuple[tuple[str, ...], list[str]]:
+def _names(config: dict[str, Any], stacks: Sequence[str] | None, qk_bias: bool) -> tuple[tuple[str, ...], list[str]]:
     """The stacks to read, and a note about default ones that are left out."""
     if list(stacks or []) == ["all"]:
         return tuple(STACKS), []
-    target = Target.of(config, stacks)
+    target = Target.of(config, stacks, qk_bias=qk_bias)
     return target.stacks, [f"not checked: {name} {reason}" for name, reason in (target.left_out or {}).items()]
 
 
@@ -153,44 +160,26 @@ def reading_of(name: str, config: dict[str, Any]) -> EffectiveRope:
 
 
 def _reference(
-    checkpoint: str, config: dict[str, Any], found: dict[str, EffectiveRope], hints: list[str]
+    checkpoint: str,
+    config: dict[str, Any],
+    found: dict[str, EffectiveRope],
+    hints: list[str],
+    fidelity: dict[str, Any] | None,
 ) -> tuple[str, ExpectedRope]:
     """fidelity.json, or transformers 5, or the first stack that loads the config."""
     stock = reading_of("transformers", config)
-    fidelity = Path(checkpoint) / "fidelity.json"
-    # Version 0.1.0 wrote no checksums. What its exports compute is read from their config alone, like a foreign one's.
-    if fidelity.is_file() and CHECKSUM in read_json(fidelity, "run `yarn-tune export` again"):
-        return "fidelity.json", _learned(read_checked(fidelity, "run `yarn-tune export` again"), config, stock)
+    if fidelity is not None:
+        return "fidelity.json", learned_rope(fidelity, config, stock)
     if stock.state == "read":
-        return "transformers 5", _expected(stock)
+        return "transformers 5", stock_rope(stock)
     for name, each in found.items():
         if each.state == "read":
-            return f"{name}, since transformers 5 does not read it", _expected(each)
+            return f"{name}, since transformers 5 does not read it", stock_rope(each)
     reasons = {name: f"{each.state}: {each.reason}" for name, each in ({"transformers": stock} | found).items()}
     raise UserError("\n  ".join([
         f"{checkpoint}: none of the requested stacks loads this config",
         *(f"{name}: {text}" for name, text in reasons.items()), *hints,
     ]))  # fmt: skip
-
-
-def _expected(found: EffectiveRope) -> ExpectedRope:
-    tables = {kind: [(t.inv_freq, t.multiplier) for t in regimes] for kind, regimes in found.tables.items()}
-    return ExpectedRope(tables, found.window, found.softmax_gain, found.query_growth)
-
-
-def _learned(fidelity: dict[str, Any], config: dict[str, Any], stock: EffectiveRope) -> ExpectedRope:
-    """The learned table in the tuned layers, and the stock one in the others."""
-    kind = FULL if language_model(config)[1].nested else ""
-    tuned = (torch.tensor(fidelity["inv_freq"]), float(fidelity["attention_factor"]))
-    others = {k: (tables[-1].inv_freq, tables[-1].multiplier) for k, tables in stock.tables.items() if k != kind}
-    return ExpectedRope(
-        {kind: [tuned]} | {k: [t] for k, t in others.items()},
-        fidelity["window"],
-        fidelity.get("softmax_gain", 1.0),
-        stock.query_growth,
-        float(fidelity.get("fold", {}).get("gain", 1.0)),
-        "bias" in fidelity.get("learned", {}).get("folds", ()),
-    )
 
 
 def _line(name: str, found: EffectiveRope, wanted: ExpectedRope) -> Line:
@@ -230,7 +219,7 @@ def _verify_overridden(
     if stock.state != "read":
         raise UserError(f"--hf-overrides: transformers 5 does not load this config with them: {stock.reason}")
     traps, errors = explain(intended)
-    lines = [_line(name, each, _expected(stock)) for name, each in found.items()]
+    lines = [_line(name, each, stock_rope(stock)) for name, each in found.items()]
     reference = "transformers 5 with the overrides written into config.json"
     return Verification(checkpoint, reference, lines, [*override_notes(config, overrides), *traps], errors)
 
