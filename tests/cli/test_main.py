@@ -120,8 +120,8 @@ def test_the_whole_path_and_json(recipe, capsys):
 def test_gains_have_a_picture_and_a_line_in_card_and_page(recipe, capsys):
     assert main(["run", str(recipe), "rope.query_gains=pair_phase", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["passed"]
-    assert "![gain per layer, head and pair](gains.png)" in Path("runs/small/report.md").read_text()
-    assert Path("runs/small/gains.png").stat().st_size > 5000
+    assert "![what was learned, by rotary pair](learned.png)" in Path("runs/small/report.md").read_text()
+    assert Path("runs/small/learned.png").stat().st_size > 5000
     card = Path("runs/small/export/README.md").read_text()
     assert "but for gains and phases of the queries" in card
     assert "gains and phases of the queries" in card

@@ -10,6 +10,7 @@ from yarn_tune.errors import UserError
 from yarn_tune.evaluation.comparison import compare
 from yarn_tune.evaluation.results import CompareRow, Comparison, TextResult
 from yarn_tune.evaluation.retrieval import Cell, Retrieval
+from yarn_tune.files import read_tensors
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.report.markdown import report_run
 from yarn_tune.report.page import changed_settings, write_page
@@ -111,10 +112,19 @@ def test_the_chart_has_a_value_per_point_and_a_switch_per_method(page):
     assert heights[-1] < 0
 
 
-def test_needles_are_shown_by_length_and_task(page):
+def test_needles_are_shown_by_length_depth_and_task(page):
+    """One strip per task; the counts on hover; the first column beyond the native window is marked."""
     rows = Page(page).rows
-    assert ["yarn, needle", "90%", "50%"] in rows
-    assert ["yarn, values", "-", "0%"] in rows
+    assert ["depth", "48", "240"] in rows
+    assert ["50%", "90", "50"] in rows
+    assert ["50%", "0"] in rows
+    assert re.findall(r"<figcaption[^>]*>([^<]*)<", page) == [
+        "YaRN, needle: 50% beyond 64",
+        "YaRN, values: 0% beyond 64",
+    ]
+    assert 'title="95% interval 24% to 76% of 10 prompts"' in page
+    assert re.findall(r'<th class="beyond">(\d+)<', page) == ["240", "240"]
+    assert 'title="9 of 10 prompts">90<' in page
 
 
 def test_the_verdict_and_the_changed_settings_are_there(page, tmp_path):
@@ -145,6 +155,12 @@ def test_a_runs_report_is_written_from_its_comparison(tmp_path, capsys):
     assert main(["report", str(run.folder), "--json"]) == 0
     text = (run.folder / "report.html").read_text()
     assert "data:image/png;base64" in text
+    assert ["numbers learned", str(sum(len(n.flatten()) for n in read_tensors(run.numbers_path).values()))] in Page(
+        text
+    ).rows
+    assert any(
+        cells[0] == "training" and cells[1].endswith("1 process(es) on cpu") for cells in Page(text).rows if cells
+    )
     assert str(run.folder / "report.html") in capsys.readouterr().out
     assert (run.folder / "report.md").is_file()
 

@@ -10,6 +10,7 @@ from .results import COMPARED, CompareRow, Comparison, TextResult, table, tables
 from .retrieval import (
     Retrieval,
     RetrievalGrid,
+    greedy_answer,
     load_records,
     retrieval_table,
     retrieve,
@@ -35,6 +36,7 @@ __all__ = [
     "check_factors",
     "compare",
     "full_nll",
+    "greedy_answer",
     "learn_native_adapted",
     "load_records",
     "named_rows",

@@ -34,14 +34,32 @@ from .methods import Method
 from .nll_cache import NllCache, shared_path
 
 
-@torch.no_grad()
 def score_transformers(model: PreTrainedModel, prompt: Prompt) -> bool:
     """Whether greedy decoding gives the answer: one forward pass, logits `[answer, vocab]` only."""
-    ids = torch.tensor([[*prompt.ids, *prompt.answer_ids[:-1]]], device=model.device)
-    hidden = hidden_states(model, ids)[0, -len(prompt.answer_ids) :]
-    logits, transform = model.get_output_embeddings()(hidden).float(), logit_transform(model.config)
     # Greedy decoding gives the answer exactly if each of its tokens is the likeliest one after the tokens before it.
-    return bool((transform(logits) if transform else logits).argmax(-1).tolist() == prompt.answer_ids)
+    return _likeliest(model, prompt.ids, prompt.answer_ids) == prompt.answer_ids
+
+
+def greedy_answer(model: PreTrainedModel, prompt: Prompt) -> list[int]:
+    """As many tokens as the answer has, by greedy decoding; one forward pass where they are the answer."""
+    draft, right = list(prompt.answer_ids), 0
+    while right < len(draft):
+        found = _likeliest(model, prompt.ids, draft)
+        # Tokens up to and including the first that differs from the draft follow right ones, so they are right too.
+        while right < len(draft) and found[right] == draft[right]:
+            right += 1
+        draft, right = [*draft[:right], *found[right:]], right + 1
+    return draft
+
+
+@torch.no_grad()
+def _likeliest(model: PreTrainedModel, ids: list[int], answer: list[int]) -> list[int]:
+    """The likeliest token in the place of each token of an answer, after the tokens before it."""
+    given = torch.tensor([[*ids, *answer[:-1]]], device=model.device)
+    hidden = hidden_states(model, given)[0, -len(answer) :]
+    logits, transform = model.get_output_embeddings()(hidden).float(), logit_transform(model.config)
+    likeliest: list[int] = (transform(logits) if transform else logits).argmax(-1).tolist()
+    return likeliest
 
 
 def score_server(client_url: str, model_name: str, prompt: Prompt, timeout: float = 600.0) -> bool:

@@ -5,13 +5,15 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..evaluation import Comparison, load_records, tables
-from ..files import locked, write_atomically
+from ..files import locked, read_json, read_tensors, write_atomically
 from ..runs import Run, TunedRow, read_metrics, training_costs, tuned_row
 from ..training import split_rows
 from ..tunable import Start
-from .page import write_page
+from .example import example_or_note
+from .page import Finished, write_page
 from .pictures import heat_map, plot_by_position
-from .training_pictures import plot_coverage, plot_factors, plot_gains, plot_steps
+from .summary_picture import plot_summary
+from .training_pictures import plot_coverage, plot_learned, plot_steps
 
 COLUMNS = (
     "NLL is in nats per token; lower is better. `short tax`: change inside the native window against the base. "
@@ -44,31 +46,42 @@ def write_report(run: Run, comparison: Comparison, tuned: TunedRow | None) -> Pa
     """
     page = run.folder / "report.html"
     with locked(run.folder):
+        records = load_records(run.folder / "retrieval.json")
+        measured = {row.method for row in comparison.rows if row.retrieved is not None}
+        needles = {name: record.retrieval for name, record in records.items() if name in measured}
         if tuned is not None:
             _write_markdown(run, comparison, tuned)
-        needles = {name: record.retrieval for name, record in load_records(run.folder / "retrieval.json").items()}
-        measured = {row.method for row in comparison.rows if row.retrieved is not None}
-        pictures = [(caption, run.folder / name) for caption, name in PICTURES.items()] if tuned else []
-        needles = {name: found for name, found in needles.items() if name in measured}
-        write_page(page, comparison, run.recipe, needles, tuned, pictures)
+            plot_summary(comparison, needles, run.folder / SUMMARY_PICTURE)
+        write_page(page, comparison, run.recipe, needles, _finished(run, tuned) if tuned else None)
     return page
 
 
+SUMMARY_PICTURE = "summary.png"
+"""Picture of a finished run for a README or a model card."""
 PICTURES = {
-    "What was learned: how far each rotary pair is stretched": "factors.png",
-    "What was learned: query gains by layer, head and rotary pair": "gains.png",
+    "What was learned": "learned.png",
     "Training": "steps.png",
     "Distances in the training rows": "coverage.png",
 }
 """Caption -> picture of a finished run that the page includes."""
 
 
+def _finished(run: Run, tuned: TunedRow) -> Finished:
+    """What the page shows of a finished run."""
+    numbers = sum(tensor.numel() for tensor in read_tensors(run.numbers_path).values())
+    try:
+        environment = read_json(run.folder / "environment.json", "")
+        trained_on = f"{environment['processes']} process(es) on {environment['device']}"
+    except (UserError, KeyError):
+        trained_on = ""
+    pictures = [(caption, run.folder / name) for caption, name in PICTURES.items()]
+    return Finished(tuned, numbers, trained_on, pictures, example_or_note(run, tuned))
+
+
 def _write_markdown(run: Run, comparison: Comparison, tuned: TunedRow) -> None:
     recipe, learned, start = run.recipe, tuned.learned, Start.of(run.base.facts, run.recipe.rope)
-    plot_factors(learned, start, run.folder / "factors.png")
+    plot_learned(learned, start, run.folder / "learned.png")
     plot_steps(read_metrics(run.folder), run.folder / "steps.png")
-    if learned.gains is not None:
-        plot_gains(learned, run.folder / "gains.png")
     values = "\n".join(f"- {name}: {value:.6g}" for name, value in learned.summary().items())
     statements = "\n".join(f"- **{title}**: {line}" for title, line in comparison.verdict().lines().items())
     parts = [
@@ -82,8 +95,7 @@ def _write_markdown(run: Run, comparison: Comparison, tuned: TunedRow) -> None:
         *_retrieval(run, comparison),
         "## Learned",
         values,
-        "![factor per rotary pair](factors.png)",
-        *(["![gain per layer, head and pair](gains.png)"] if learned.gains is not None else []),
+        "![what was learned, by rotary pair](learned.png)",
         "![loss and learned values](steps.png)",
         *_coverage(run, start),
     ]

@@ -11,7 +11,9 @@ from typing import Any
 from ..evaluation import CompareRow, Comparison, Retrieval, TextResult
 from ..recipe import Recipe
 from ..runs import TunedRow
+from .example import Example, example_html
 from .pictures import colours_of
+from .strips import strips_html
 
 STYLE = """
 :root { color-scheme: light; }
@@ -24,8 +26,12 @@ table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabu
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 td.best { font-weight: 700; }
-.strip td { min-width: 3.2rem; text-align: center; border: 1px solid #fff; }
+.strips { display: flex; flex-wrap: wrap; gap: 1.2rem; } .strips figure { margin: 0; }
+figcaption { font-weight: 600; font-size: .9rem; margin-bottom: .2rem; }
+.strip td, .strip th { padding: .25rem .4rem; min-width: 2.4rem; text-align: center; border: 1px solid #fff; }
 .strip .beyond { border-left: 3px solid #d55e00; }
+blockquote { margin: .6rem 0; padding: .4rem .8rem; background: #f7f7f7; font-size: .9rem; overflow-wrap: anywhere; }
+blockquote b { background: #ffe08a; } td.answer { white-space: normal; text-align: left; }
 svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: #333; }
 .toggles label { margin-right: 1rem; white-space: nowrap; }
 img { max-width: 100%; } .note { color: #555; font-size: .9rem; }
@@ -40,13 +46,26 @@ document.querySelectorAll('input[data-method]').forEach(box => box.addEventListe
 """
 
 
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What the page shows of a finished run, beside its comparison."""
+
+    tuned: TunedRow
+    numbers: int
+    """How many numbers were learned."""
+    trained_on: str
+    """Processes and device of the training; empty if they are not known."""
+    pictures: Sequence[tuple[str, Path]] = ()
+    """(caption, PNG) to include."""
+    example: Example | None = None
+
+
 def write_page(
     path: Path,
     comparison: Comparison,
     recipe: Recipe,
     needles: dict[str, Retrieval],
-    tuned: TunedRow | None = None,
-    pictures: Sequence[tuple[str, Path]] = (),
+    finished: Finished | None = None,
 ) -> None:
     """Write the page.
 
@@ -55,19 +74,20 @@ def write_page(
         comparison: the measurements.
         recipe: recipe of the run.
         needles: method -> its retrieval.
-        tuned: learned numbers and their cost; None if the run is not finished.
-        pictures: (caption, PNG) to include.
+        finished: what is known of the run after training; None if the run is not finished.
     """
     rope, base = recipe.rope, recipe.base
     subtitle = f"{base.model}: {comparison.native} to {comparison.window} tokens, factor "
     subtitle += f"{rope.factor or comparison.window / comparison.native:g}"
+    pictures = finished.pictures if finished else ()
     parts = [
         f"<h1>{escape(recipe.name)}</h1><p>{escape(subtitle)}</p>",
         _verdict(comparison),
+        strips_html(needles, comparison.native),
+        example_html(finished.example) if finished and finished.example else "",
         *(_text(comparison, title, result, n) for n, (title, result) in enumerate(comparison.texts.items())),
-        _needles(needles, comparison.native),
-        _cost(comparison, tuned),
         *(_picture(caption, picture) for caption, picture in pictures if picture.is_file()),
+        _cost(comparison, finished),
         _recipe(recipe),
     ]
     body = "\n".join(part for part in parts if part)
@@ -220,44 +240,18 @@ def _cells(texts: Iterable[str], tag: str, best: Sequence[bool] = ()) -> str:
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _needles(needles: dict[str, Retrieval], native: int) -> str:
-    """A strip per method and task: the share found at each prompt length, over all depths."""
-    if not needles:
-        return ""
-    first = next(iter(needles.values()))
-    lengths = sorted({cell.length for cell in first.cells})
-    first_beyond = min((length for length in lengths if length > native), default=0)
-    lines = [_cells(["method", *(f"{length}" for length in lengths)], "th")]
-    for method, retrieval in needles.items():
-        for task, found in retrieval.by_task().items():
-            name = method if len(retrieval.by_task()) == 1 else f"{method}, {task}"
-            lines.append(
-                f"<tr><td>{escape(name)}</td>{''.join(_strip(found, n, n == first_beyond) for n in lengths)}</tr>"
-            )
-    return (
-        "<h2>Retrieval</h2>"
-        f'<p class="note">Share of questions answered exactly, by prompt length in tokens, {first.prompts()} prompts '
-        "per method; higher is better. Right of the orange line prompts are longer than the native window. Hover for "
-        "the interval.</p>"
-        f'<div class="scroll"><table class="strip">{"".join(lines)}</table></div>'
-    )
-
-
-def _strip(found: Retrieval, length: int, beyond: bool) -> str:
-    share, low, high = found.accuracy(length)
-    mark = " class=beyond" * beyond
-    if math.isnan(share):
-        return f"<td{mark}>-</td>"
-    light = 97 - 52 * share
-    style = f"background:hsl(203 80% {light:.0f}%);color:{'#fff' if light < 60 else '#1a1a1a'}"
-    title = f"{share:.0%} (95% interval {low:.0%} to {high:.0%})"
-    return f'<td{mark} style="{style}" title="{title}">{share:.0%}</td>'
-
-
-def _cost(comparison: Comparison, tuned: TunedRow | None) -> str:
+def _cost(comparison: Comparison, finished: Finished | None) -> str:
     measured = sum(row.seconds for result in comparison.texts.values() for row in result.rows)
-    learned = f"Learned from {tuned.tokens:,} tokens in {tuned.seconds:,.0f} seconds. " if tuned else ""
-    return f"<h2>Cost</h2><p>{learned}Measured the NLL of all rows in {measured:,.0f} seconds.</p>"
+    rows = {"measuring the NLL of all rows": f"{measured:,.0f} seconds"}
+    if finished is not None:
+        tuned, on = finished.tuned, f", {finished.trained_on}" if finished.trained_on else ""
+        rows = {
+            "numbers learned": f"{finished.numbers:,}",
+            "tokens read in training": f"{tuned.tokens:,}",
+            "training": f"{tuned.seconds:,.0f} seconds{on}",
+        } | rows
+    lines = "".join(_cells(pair, "td") for pair in rows.items())
+    return f"<h2>Cost</h2><table>{lines}</table>"
 
 
 def _picture(caption: str, path: Path) -> str:

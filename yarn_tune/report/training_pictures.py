@@ -1,55 +1,78 @@
 """Pictures of a run's training: learned factors, gains and phases, loss, and trained distances."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from ..data import Coverage
-from ..rope import ntk_inv_freq
 from ..tunable import Learned, Start
-from .pictures import COLOURS
+from .pictures import COLOURS, DIM
 
 
-def plot_factors(learned: Learned, start: Start, path: Path) -> None:
-    """Write a PNG of how far each rotary pair is stretched: learned, YaRN, NTK-aware and position interpolation."""
+def plot_learned(learned: Learned, start: Start, path: Path) -> None:
+    """Write a PNG of what was learned, by rotary pair: stretch, and query gains and phases by layer, if there are any.
+
+    Gains and phases are those of a layer as a whole: the geometric mean of its heads' gains, and the root mean square
+    of their phases.
+    """
+    gains = learned.gains
+    panels = 1 + (0 if gains is None else 1 + gains.is_complex())
+    height = 0.0 if gains is None else 1.1 + 0.16 * max(4, len(gains))
+    sizes = [2.6, *[height] * (panels - 1)]
+    figure = Figure(figsize=(8, sum(sizes) + 0.3 * panels), layout="constrained")
+    axes = figure.subplots(panels, 1, squeeze=False, height_ratios=sizes)[:, 0]
+    _plot_stretch(axes[0], learned, start)
+    if gains is not None:
+        mean = gains.abs().log().mean(1).exp()
+        _plot_layers(axes[1], mean, "Query gain by layer, mean of the heads (1: as in the base)", middle=1.0)
+    if gains is not None and gains.is_complex():
+        spread = gains.angle().square().mean(1).sqrt().rad2deg()
+        _plot_layers(axes[2], spread, "Query phase by layer, RMS of the heads (degrees; 0: as in the base)")
+    figure.savefig(path, dpi=120)
+
+
+def _plot_stretch(axes: Axes, learned: Learned, start: Start) -> None:
+    """How far each rotary pair is stretched: learned and YaRN, with the wavelengths in tokens."""
     base = start.facts.table(start.window)[0]
-    pairs = range(len(base))
-    ntk = start.over_base(ntk_inv_freq(start.facts.theta, start.facts.dim, start.stretch))
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.axhline(start.stretch, label="linear (position interpolation)", color=COLOURS["linear"], linestyle="--")
-    axes.plot(pairs, (base / ntk).tolist(), label="NTK-aware", color=COLOURS["ntk"], linestyle="-.")
-    axes.plot(pairs, (base / start.inv_freq()).tolist(), label="search-free YaRN (the start)", color=COLOURS["yarn"])
-    factors = (base / learned.inv_freq()).tolist()
-    axes.plot(pairs, factors, label="learned", color=COLOURS["tuned"], marker="o", markersize=3)
-    axes.set_title("How far each rotary pair is stretched", fontsize=10, loc="left")
-    axes.set_xlabel("rotary pair (0 has the highest frequency)")
-    axes.set_ylabel("factor (frequency of the base / new)")
-    axes.legend(frameon=False)
+    pairs = len(base)
+    for name, inv_freq, key, width in (
+        ("YaRN (start)", start.inv_freq(), "yarn", 1.4),
+        ("learned", learned.inv_freq(), "tuned", 2.4),
+    ):
+        stretch = (base / inv_freq).tolist()
+        axes.plot(range(pairs), stretch, color=COLOURS[key], linewidth=width, label=name)
+    axes.legend(frameon=False, loc="upper left")
+    axes.axhline(1.0, color=DIM, linestyle=":", linewidth=1)
+    axes.set_title("Stretch of each rotary pair (1: as in the base)", fontsize=10, loc="left")
+    shown = range(0, pairs, max(1, pairs // 6))
+    lengths = [2 * math.pi / float(base[pair]) for pair in shown]
+    axes.set_xticks(list(shown), [f"{pair}\n{_tokens(n)}" for pair, n in zip(shown, lengths, strict=True)])
+    axes.set_xlabel("rotary pair, and tokens per turn in the base")
+    axes.set_ylabel("times slower")
+    axes.set_xlim(-0.5, pairs - 0.5)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
 
 
-def plot_gains(learned: Learned, path: Path) -> None:
-    """Write a PNG of the query gains, and of the phases if there are any, by layer, head and rotary pair."""
-    assert learned.gains is not None
-    layers, groups, pairs = learned.gains.shape
-    values = [("query gain (1 is the base)", learned.gains.abs(), 1.0)]
-    values += [("query phase in radians (0 is the base)", learned.gains.angle(), 0.0)] * learned.gains.is_complex()
-    height = 1.2 + 0.12 * max(6, layers * groups)
-    figure = Figure(figsize=(8, height * len(values)), layout="constrained")
-    panels = figure.subplots(len(values), 1, squeeze=False)
-    for axes, (label, value, middle) in zip(panels[:, 0], values, strict=True):
-        reach = max(1e-3, (value - middle).abs().max().item())
-        grid = value.reshape(layers * groups, pairs).tolist()
-        image = axes.imshow(grid, aspect="auto", cmap="PuOr", vmin=middle - reach, vmax=middle + reach)
-        figure.colorbar(image, ax=axes)
-        axes.set_title(label, fontsize=10, loc="left")
-        axes.set_yticks([layer * groups - 0.5 for layer in range(layers)], [str(layer) for layer in range(layers)])
-        axes.set_ylabel(f"layer ({groups} heads each)" if groups > 1 else "layer")
-        axes.set_xlabel("rotary pair (0 has the highest frequency)")
-    figure.savefig(path, dpi=120)
+def _tokens(length: float) -> str:
+    return f"{length:.0f}" if length < 10_000 else f"{length / 1000:,.0f}K"
+
+
+def _plot_layers(axes: Axes, values: Tensor, title: str, middle: float | None = None) -> None:
+    """A heat map of values `[layers, pairs]`; colours are centred on `middle` if it is given, else begin at 0."""
+    high = values.max().item()
+    reach = 1e-3 if middle is None else max(1e-3, (values - middle).abs().max().item())
+    limits = (0.0, max(high, 1e-3)) if middle is None else (middle - reach, middle + reach)
+    colours = "Purples" if middle is None else "PuOr"
+    image = axes.imshow(values.tolist(), aspect="auto", cmap=colours, vmin=limits[0], vmax=limits[1])
+    assert axes.figure is not None
+    axes.figure.colorbar(image, ax=axes)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_ylabel("layer")
+    axes.set_xlabel("rotary pair" if values.shape[1] > 1 else "all rotary pairs alike")
 
 
 def plot_steps(lines: list[dict[str, Any]], path: Path) -> None:
