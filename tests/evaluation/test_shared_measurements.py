@@ -9,6 +9,7 @@ from yarn_tune.evaluation import compare
 from yarn_tune.evaluation import perplexity as of_perplexity
 from yarn_tune.evaluation import retrieval as of_retrieval
 from yarn_tune.evaluation.results import Comparison
+from yarn_tune.planning import Shape, estimate_results
 from yarn_tune.runs import tuned_row
 
 DOCUMENTS, WINDOWS = 2, 1 + (256 - 64) // 16
@@ -38,9 +39,11 @@ def world(tmp_path, monkeypatch):
     def measure(name: str, *settings: str, **offsets: float) -> tuple[Comparison, int, int]:
         run = finished_run(tmp_path / name, base=base, settings=(*SETTINGS, *settings), **offsets)
         write_metrics(run.folder, 4)
+        measure.runs[name] = run
         passes.update(nll=0, prompts=0)
         return compare(run, {"tuned": tuned_row(run)}), passes["nll"], passes["prompts"]
 
+    measure.runs = {}
     return measure
 
 
@@ -54,6 +57,8 @@ def test_a_second_run_measures_its_own_rows_only(world):
     # none, linear, ntk, yarn in one pass; dynamic in one for each of 64, 128 and 256 tokens; the slid native window
     assert passes == DOCUMENTS * (4 + 3 + WINDOWS) + OWN
     assert prompts == 3 * 3
+    planned = estimate_results(world.runs["one"].recipe, Shape.of(world.runs["one"].base.text_config))
+    assert (planned.passes, 3 * planned.prompts) == (passes, prompts)
     other, passes, prompts = world("other", log_temperature=0.3)
     assert passes == OWN
     assert prompts == 3

@@ -95,7 +95,11 @@ def _add_start(add: Add) -> None:
 
 def _add_run(add: Add) -> None:
     for name, function, text in (
-        ("plan", run_commands.plan_command, "print what a run will read, cover and cost, without training"),
+        (
+            "plan",
+            run_commands.plan_command,
+            "print what a run, its comparison and its export will read and cost, without training",
+        ),
         ("train", run_commands.train_command, "train; an interrupted run continues from its last checkpoint"),
         ("export", run_commands.export_command, "write the checkpoint to serve, reload it and compare its logits"),
         ("report", run_commands.report_command, "write report.html and report.md of a finished comparison anew"),

@@ -44,6 +44,8 @@ def plan_command(options: argparse.Namespace) -> CommandResult:
         "recipe": tuning.run.recipe.to_dict(),
         "learned_numbers": made.learned_numbers,
         "cost": asdict(made.cost) if made.cost else None,
+        "gpu_hours": made.gpu_hours,
+        "results": asdict(made.results) if made.results else None,
         "rows": len(made.rows.rows) if made.rows else None,
         "coverage": asdict(made.coverage) | {"untrained": made.coverage.untrained},
         "notes": made.notes,

@@ -24,7 +24,7 @@ from .checkpoint_files import (
 )
 from .loading import config_json, is_local, load_config, load_model, load_tokenizer, prefix_of
 from .query_layout import QuerySite, query_site
-from .rope_config import Layout, RopeFacts, layout_of, rope_facts
+from .rope_config import Layout, RopeFacts, config_object, layout_of, rope_facts
 
 MOST_TOKENS = 10**9
 """Largest accepted window; a larger one is taken for a mistake."""
@@ -36,6 +36,13 @@ class BaseModel:
 
     source: Base
     """The recipe's `base` section."""
+
+    @classmethod
+    def of_config(cls, source: Base, written: dict[str, Any]) -> "BaseModel":
+        """A base of which only this config.json is known: it has neither weights nor a tokenizer."""
+        made = cls(source)
+        vars(made).update(written=written, config=config_object(written))
+        return made
 
     @cached_property
     def is_local(self) -> bool:

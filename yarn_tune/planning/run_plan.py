@@ -7,7 +7,7 @@ import numpy as np
 from ..data import Account, RowSet, check_heldout, pack_long, place_contiguous
 from ..errors import UserError
 from ..models import GIB, BaseModel, without_network
-from ..recipe import HUB, YARN, Recipe, missing_files
+from ..recipe import HUB, YARN, Recipe, missing_files, published_sizes
 from ..runs import previous_run
 from ..serving import Target, check_mergeable, config_errors, make_representable
 from ..training import split_rows
@@ -15,6 +15,7 @@ from ..tunable import TunableRotary, at_start, lora_size
 from .cost import estimate_cost
 from .memory import largest_rows
 from .plan_text import Plan
+from .results_cost import estimate_results
 from .shape import Shape
 
 
@@ -39,12 +40,19 @@ def _plan(recipe: Recipe, base: BaseModel, has_checkpoint: bool) -> Plan:
     present = _is_present(recipe, base, notes)
     if present:
         notes += [f"WARNING: the base's config.json: {text}" for text in config_errors(base.written)]
-    begin = at_start(base, recipe.rope) if present else None
+    published = None if present else published_sizes(recipe.base.model)
+    if published is not None:
+        base = BaseModel.of_config(recipe.base, published.config)
+        notes.append(
+            f"the base is not on this machine: numbers, cost and memory are counted from its sizes as published in "
+            f"{published.source}; a scaling of RoPE in its config, and what serves it, were not read"
+        )
+    begin = at_start(base, recipe.rope) if present or published else None
     notes += base.notes() if present else []
     if recipe.rope.init != YARN:
         notes.append(_init_text(recipe, has_checkpoint, present))
     rows, documents = None, dict[str, Account]()
-    if begin is not None:
+    if begin is not None and present:
         documents = _check_heldout(recipe, base, begin.start.native, notes)
         rows = _rows(recipe, base, notes)
         documents = ({"data.train": rows.account} if rows else {}) | documents
@@ -56,13 +64,25 @@ def _plan(recipe: Recipe, base: BaseModel, has_checkpoint: bool) -> Plan:
         notes.append(_untrained_text(recipe, covered.untrained))
     if begin is None:
         return Plan(recipe, None, None, None, rows, covered, notes)
-    target = _target(recipe, base, begin, notes)
+    target = _target(recipe, base, begin, notes) if present else None
     shape = Shape.of(base.text_config, lora_size(base.text_config, recipe.lora), base.facts.native)
     numbers = begin.count()
     cost = estimate_cost(recipe, shape, sum(numbers.values()))
     largest = largest_rows(recipe, shape, cost.weights_gib * GIB)
     numbers |= {"lora": shape.lora.numbers} if recipe.lora else {}
-    return Plan(recipe, begin.start, numbers, cost, rows, covered, notes, target, largest, documents)
+    return Plan(
+        recipe=recipe,
+        start=begin.start if present else None,
+        learned_numbers=numbers,
+        cost=cost,
+        rows=rows,
+        coverage=covered,
+        notes=notes,
+        target=target,
+        largest_rows=largest,
+        documents=documents,
+        results=estimate_results(recipe, shape),
+    )
 
 
 def _one_row(recipe: Recipe, notes: list[str]) -> RowSet:
@@ -116,7 +136,7 @@ def _is_present(recipe: Recipe, base: BaseModel, notes: list[str]) -> bool:
         notes.append(f"the base does not exist yet: run `{recipe.base.prepare}`")
         return False
     if not present:
-        notes.append(f"{recipe.base.model} is not in the local hub cache, so cost and documents were not read")
+        notes.append(f"{recipe.base.model} is not in the local hub cache, so documents were not read")
     return present
 
 

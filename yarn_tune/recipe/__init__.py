@@ -1,6 +1,6 @@
 """Recipes: every section with its defaults, the YAML parser, validation, loading, and the bundled recipes."""
 
-from .bundled import copy_recipe, shipped_recipes
+from .bundled import copy_recipe, published_sizes, shipped_recipes
 from .keys import Key, recipe_keys
 from .loading import checksum_line, load_recipe, open_recipe, parse_recipe, parse_rope, parse_sections
 from .named_files import COMPRESSED, HUB, KINDS, is_hub_id, kind_of, matching_files, missing_files, what_is
@@ -38,6 +38,7 @@ __all__ = [
     "parse_recipe",
     "parse_rope",
     "parse_sections",
+    "published_sizes",
     "read_yaml",
     "recipe_keys",
     "shipped_recipes",

@@ -4,9 +4,12 @@ In a checkout these files are beside the package, in a wheel inside it. Recipes 
 folder, so `copy_recipe` copies them there.
 """
 
+import json
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from .loading import load_recipe
@@ -22,6 +25,21 @@ def shipped_recipes() -> dict[str, str]:
     """Name -> first line of every bundled recipe."""
     found = sorted((home() / "recipes").glob("*.yaml"))
     return {path.stem: path.read_text(encoding="utf-8").split("\n")[0].lstrip("# ") for path in found}
+
+
+@dataclass(frozen=True)
+class PublishedSizes:
+    """The keys of a base's config.json from which sizes are counted, as published on the hub."""
+
+    source: str
+    """Address of the config.json."""
+    config: dict[str, Any]
+
+
+def published_sizes(model: str) -> PublishedSizes | None:
+    """The sizes of a base that a bundled recipe names; None for other models."""
+    found = json.loads((home() / "recipes" / "bases.json").read_text(encoding="utf-8")).get(model)
+    return None if found is None else PublishedSizes(found["source"], found["config"])
 
 
 def copy_recipe(name: str, target: Path) -> list[Path]:
