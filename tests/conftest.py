@@ -9,7 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it when it is import
 import pytest
 import transformers
 from yarn_tune.models.families import FAMILIES
-from yarn_tune.models.rope_config import RELEASE
+from yarn_tune.models.wrappers import RELEASE
 
 if find_spec("deepspeed"):
     import deepspeed  # noqa: F401  (it logs to the stdout there is when it is imported, which must not be a test's)

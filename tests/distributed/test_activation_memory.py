@@ -7,8 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from yarn_tune.distributed import activation_memory as longrows
 from yarn_tune.distributed.activation_memory import checkpoint_layers, offload_inputs, tile_mlps
 from yarn_tune.errors import UserError
-from yarn_tune.models.loading import switch_off_dropout
 from yarn_tune.models.rope_config import rope_facts
+from yarn_tune.models.wrappers import switch_off_dropout
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.training.objective import Objective, ObjectiveConfig
 from yarn_tune.tunable.attachment import attach

@@ -17,8 +17,8 @@ from yarn_tune.evaluation.methods import search_free_methods
 from yarn_tune.evaluation.nll_cache import NllCache
 from yarn_tune.export.checkpoint import export
 from yarn_tune.models.base import BaseModel
-from yarn_tune.models.loading import rotary_site
 from yarn_tune.models.rope_config import rope_facts
+from yarn_tune.models.wrappers import rotary_site
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.rope import YarnRamp, default_inv_freq, yarn_inv_freq

@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from yarn_tune.api import Tuning
 from yarn_tune.errors import UserError
 from yarn_tune.models.families import FAMILIES, Q_PROJ, Family, family_of
-from yarn_tune.models.rope_config import logit_transform, rope_facts
+from yarn_tune.models.rope_config import rope_facts
+from yarn_tune.models.token_loss import logit_transform
 
 
 class PangolinConfig(LlamaConfig):

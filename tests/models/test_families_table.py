@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 from tiny import FAMILY_SIZES, NATIVE, recipe_tree, save_tiny
+from wrapped import SIZES, save_wrapped
 from yarn_tune.errors import UserError
 from yarn_tune.export.gguf import ARCHITECTURES, BY_FLAGS
 from yarn_tune.models.base import BaseModel
 from yarn_tune.models.families import FAMILIES, supported
 from yarn_tune.models.loading import config_json
 from yarn_tune.models.query_layout import query_site
+from yarn_tune.models.rope_config import layout_of
 from yarn_tune.models.written_config import language_model
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.serving.selection import Target, make_representable
@@ -33,16 +35,29 @@ reload each family, and `tests/engines/test_vllm.py` runs vLLM on those marked.
 | family | rope.frequencies | rope.query_gains | folded into | served by default on | vLLM run | llama.cpp | note |
 |---|---|---|---|---|---|---|---|
 """
+WRAPPED = """
+## Multimodal models
+
+Trained on text, in the language model alone; the export is the whole model with every other tensor as in the base
+([how](multimodal.md)). `rope.frequencies` lists what all the stacks named serve, images included.
+
+| model type | rope.frequencies | rope.query_gains | folded into | served by default on | vLLM run | llama.cpp | note |
+|---|---|---|---|---|---|---|---|
+"""
+WHOLE = [name for name in SIZES if ":" not in name]
 REFUSED = """
 ## Refused
 
 `train`, `plan` and `init` refuse these model types with the reason given here; `verify` reads the configs of those that
-have RoPE. Multimodal models are refused as a whole: take the language model out of the checkpoint.
+have RoPE. Other multimodal models than those above are refused as a whole: take the language model out of the
+checkpoint.
 
 | model types | reason |
 |---|---|"""
 VLLM = (Path(__file__).parents[1] / "engines" / "test_vllm.py").read_text()
-RUN = sorted(set(re.findall(r'"(\w+)"', re.search(r"^FAMILIES = .*?^RUNGS", VLLM, re.S | re.M)[0])) & {*FAMILY_SIZES})
+RUN = sorted(
+    set(re.findall(r'"(\w+)"', re.search(r"^FAMILIES = .*?^RUNGS", VLLM, re.S | re.M)[0])) & {*FAMILY_SIZES, *SIZES}
+)
 """Served by the real vLLM in its tests, which are named there."""
 
 
@@ -54,9 +69,10 @@ def allowed(call) -> bool:
     return True
 
 
-def row(family: str, folder: Path) -> str:
-    base = save_tiny(folder / family, family)
+def row(kind: str, base: Path, folder: Path) -> str:
+    """A row of the table, of a model type alone or of a wrapper."""
     config = config_json(str(base))
+    family = layout_of(config).model_type
 
     def settles(frequencies: str):
         recipe = parse_recipe(recipe_tree(base, folder), [f"rope.frequencies={frequencies}"])
@@ -73,9 +89,9 @@ def row(family: str, folder: Path) -> str:
         place = "norm of the queries" if query_site(config).normed else "query rows and bias"
     target = Target.of(config)
     served = "all" if target.stacks == default_stacks() else ", ".join(target.stacks)
-    gguf = "GGUF" if family in ARCHITECTURES else "flags (scale)" if family in BY_FLAGS else "no"
-    cells = [family, ", ".join(parameterisations), ", ".join(rungs), place, served, "yes" if family in RUN else "no",
-             gguf, FAMILIES[family].note]  # fmt: skip
+    gguf = "GGUF" if kind in ARCHITECTURES else "flags (scale)" if kind in BY_FLAGS else "no"
+    cells = [kind, ", ".join(parameterisations), ", ".join(rungs), place, served, "yes" if kind in RUN else "no",
+             gguf, FAMILIES[family].note if kind == family else f"language model {family}"]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 
 
@@ -91,7 +107,8 @@ def refused_rows() -> str:
 
 def test_the_page_is_up_to_date(tmp_path):
     (tmp_path / "d").mkdir()
-    text = HEAD + "\n".join(row(family, tmp_path) for family in supported()) + "\n"
+    text = HEAD + "\n".join(row(each, save_tiny(tmp_path / each, each), tmp_path) for each in supported()) + "\n"
+    text += WRAPPED + "\n".join(row(each, save_wrapped(tmp_path / each, each), tmp_path) for each in WHOLE) + "\n"
     text += f"\nThe default stacks: {', '.join(default_stacks())}.\n" + refused_rows()
     biased = [family for family in supported() if FAMILIES[family].biased or FAMILIES[family].bias_key]
     text += f"\nBiases of queries and keys (`rope.qk_bias`) can be learned for: {', '.join(biased)}.\n"

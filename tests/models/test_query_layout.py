@@ -11,7 +11,8 @@ from tiny import FAMILY_SIZES, LATENT, VOCABULARY, YARN_ALONE, finished_run, sav
 from yarn_tune.export.checkpoint import export
 from yarn_tune.models.families import FAMILIES
 from yarn_tune.models.query_layout import query_site
-from yarn_tune.models.rope_config import logit_transform, rope_facts
+from yarn_tune.models.rope_config import rope_facts
+from yarn_tune.models.token_loss import logit_transform
 from yarn_tune.tunable.attachment import attach_fixed, detach
 from yarn_tune.tunable.query_gains import GainFold
 

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from yarn_tune.data.packing import Row
 from yarn_tune.data.positions import place_contiguous
 from yarn_tune.models import token_loss as objectives
-from yarn_tune.models.rope_config import logit_transform, rope_facts
-from yarn_tune.models.token_loss import IGNORED, NextToken, exact_nll, fused_nll
+from yarn_tune.models.rope_config import rope_facts
+from yarn_tune.models.token_loss import IGNORED, NextToken, exact_nll, fused_nll, logit_transform
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.training.batches import collate
 from yarn_tune.tunable.attachment import attach

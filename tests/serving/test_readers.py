@@ -24,8 +24,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from yarn_tune.engines.vllm_runner import QUIET
-from yarn_tune.models.loading import rotary_site
-from yarn_tune.models.rope_config import ROPE_KEYS
+from yarn_tune.models.wrappers import ROPE_KEYS, rotary_site
 from yarn_tune.rope import YarnRamp, default_inv_freq, llama3_inv_freq, yarn_inv_freq
 from yarn_tune.serving.readers import EffectiveRope
 from yarn_tune.serving.stacks import reading

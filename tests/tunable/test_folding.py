@@ -140,7 +140,10 @@ def test_a_full_disk_is_told(tmp_path):
     model.save_pretrained(tmp_path)
     before, hard = (tmp_path / "model.safetensors").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     factors = {"model.layers.0.self_attn.q_proj.weight": (torch.ones(64, 1), torch.ones(1, 64))}
-    ways = (lambda: fold_checkpoint(tmp_path, model.config.to_dict(), 1.1), lambda: merge_checkpoint(tmp_path, factors))
+    ways = (
+        lambda: fold_checkpoint(tmp_path, model.config.to_dict(), 1.1),
+        lambda: merge_checkpoint(tmp_path, model.config.to_dict(), factors),
+    )
     for way in ways:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
         try:

@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM
 from yarn_tune.distributed.activation_memory import checkpoint_layers
 from yarn_tune.errors import UserError
 from yarn_tune.models.families import supported
-from yarn_tune.models.loading import GIB, rotary_site, switch_off_dropout, to_device
+from yarn_tune.models.loading import GIB, to_device
 from yarn_tune.models.rope_config import rope_facts
 from yarn_tune.models.token_loss import NextToken
+from yarn_tune.models.wrappers import rotary_site, switch_off_dropout
 from yarn_tune.recipe.schema import Rope
 from yarn_tune.rope import yarn_attention_factor
 from yarn_tune.tunable.attachment import attach, attach_fixed, detach

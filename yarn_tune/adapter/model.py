@@ -134,16 +134,17 @@ def _commit(model: str, revision: str) -> str:
 @torch.no_grad()
 def make_served(model: Any, learned: Learned, served: RopeEncoding) -> None:
     """Change a stock model to what its export would load as: the written config and the folded weights."""
-    base = model.config.to_dict()
+    base, text = model.config.to_dict(), model.config.get_text_config()
     if served.folds(learned):
         set_parameters(model, fold_parameters(model, base, served.fold, learned.folds))
-    config = type(model.config).from_dict(served.config(base | config_changes(learned.folds)))
-    for key, value in config.to_dict().items():
-        if base.get(key) != value:
-            setattr(model.config, key, value)
+    changed = type(model.config).from_dict(served.config(base | config_changes(learned.folds)))
+    before = text.to_dict()
+    for key, value in changed.get_text_config().to_dict().items():
+        if before.get(key) != value:
+            setattr(text, key, value)
     parent, name = rotary_site(model)
     stock = getattr(parent, name)
-    setattr(parent, name, type(stock)(model.config).to(next(stock.buffers()).device))
+    setattr(parent, name, type(stock)(text).to(next(stock.buffers()).device))
 
 
 register_peft_method(name="yarn_tune", config_cls=YarnTuneConfig, model_cls=YarnTuneModel, prefix="yarn_tune_")

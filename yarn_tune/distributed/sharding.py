@@ -164,8 +164,8 @@ def _rows_split(model: PreTrainedModel, micro_batch_size: int, world: World) -> 
     _with_deepspeed(world)
     from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 
-    attention = model.config._attn_implementation
-    if has_sliding_layers(model.config):
+    attention = model.config.get_text_config()._attn_implementation
+    if has_sliding_layers(model.config.get_text_config()):
         raise UserError(
             f"runtime.sequence: some layers of {model.config.model_type} have sliding-window attention, which "
             "attention over split rows would ignore; set it to 1"

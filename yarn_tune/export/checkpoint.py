@@ -46,6 +46,9 @@ COPIED = (
     "*.tiktoken",
     "generation_config.json",
     "chat_template*",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
     "LICENSE*",
     "NOTICE*",
     "USE_POLICY*",
@@ -153,7 +156,7 @@ def write_checkpoint(
     write_json(folder / "config.json", _without_limits(written, served.max_position_embeddings))
     folds = served.folds(learned)
     if learned.lora is not None:
-        merge_checkpoint(folder, learned.lora)
+        merge_checkpoint(folder, target.base, learned.lora)
     elif not folds:
         write_json(folder / "overrides.json", served.overrides(target.base))
     settings = folder / "tokenizer_config.json"

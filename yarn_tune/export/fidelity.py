@@ -195,7 +195,7 @@ class Comparison:
             dtype: dtype of both models; float64 models stay on the CPU, which has enough memory.
             folded: whether the model in memory has folded weights instead of gains on its queries.
         """
-        prompts = _prompts(self.base.config.vocab_size, lengths)
+        prompts = _prompts(self.base.text_config.vocab_size, lengths)
         expected, changed, device = self._in_memory(prompts, dtype, folded)
         stock = self._reloaded(dtype).to(device)  # type: ignore[arg-type]
         differences = _differences(stock, prompts, expected)

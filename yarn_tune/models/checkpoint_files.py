@@ -142,19 +142,19 @@ def check_plain(tensors: dict[str, Tensor]) -> None:
 UNQUANTISED = "tune the unquantised base, then quantise the export"
 
 
-def check_complete(model: str, info: dict[str, Any], wrapped: bool) -> None:
+def check_complete(model: str, info: dict[str, Any], partial: bool) -> None:
     """Check that a checkpoint has exactly the weights of its model class.
 
     Args:
         model: folder or hub id, for the message.
         info: loading info of `from_pretrained`.
-        wrapped: whether the checkpoint holds more than the language model (a vision tower, for example).
+        partial: whether the class is that of a part of the checkpoint (a language model without its vision tower).
 
     Raises:
         UserError: naming weights that are missing, have another shape, or are not known to the class.
     """
     mismatched = [name if isinstance(name, str) else name[0] for name in info.get("mismatched_keys") or ()]
-    unknown = [] if wrapped else [name for name in info.get("unexpected_keys") or () if not KNOWN_EXTRA.search(name)]
+    unknown = [] if partial else [name for name in info.get("unexpected_keys") or () if not KNOWN_EXTRA.search(name)]
     kinds = {
         "are missing, and would be random": info.get("missing_keys") or (),
         "do not have the shape that config.json gives": mismatched,

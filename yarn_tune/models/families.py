@@ -45,6 +45,8 @@ class Family:
     """Note in the table of docs/families.md."""
     refused: str = ""
     """The reason why models of this type cannot be tuned; empty where they can."""
+    alone: bool = True
+    """Whether transformers has a causal class for it; else it is tuned only inside the wrappers of `wrappers.py`."""
     since: tuple[int, int] = (5, 0)
     """First release of transformers that reads the rope sections of its exports correctly in tests."""
 
@@ -219,6 +221,10 @@ _WORKING = {
         Family(model_type="qwen2", biased=True,
                note="sliding layers, if there are any, share the table", queries=Q_PROJ,
                gguf_flags=True),
+        Family(model_type="qwen2_vl_text", alone=False, queries=Q_PROJ),
+        Family(model_type="qwen2_5_vl_text", alone=False, queries=Q_PROJ),
+        Family(model_type="qwen3_vl_text", alone=False, queries=Q_NORM),
+        Family(model_type="qwen3_vl_moe_text", alone=False, queries=Q_NORM),
         Family(model_type="qwen3", bias_key=BIAS, note="as qwen2", queries=Q_NORM, gguf_flags=True),
         Family(model_type="qwen3_moe", bias_key=BIAS, since=(5, 4), queries=Q_NORM),
         Family(model_type="qwen3_next", bias_key=BIAS, gated=True,
@@ -300,8 +306,8 @@ FAMILIES: dict[str, Family] = dict(sorted((_WORKING | _NOT_WORKING).items()))
 
 
 def supported() -> list[str]:
-    """Model types that can be tuned."""
-    return [each for each, row in FAMILIES.items() if not row.refused]
+    """Model types of language models that can be tuned alone."""
+    return [each for each, row in FAMILIES.items() if row.alone and not row.refused]
 
 
 def family_of(model_type: str) -> Family:

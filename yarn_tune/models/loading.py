@@ -21,10 +21,9 @@ from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -36,7 +35,7 @@ from ..errors import UserError
 from ..files import readable_by_all
 from ..recipe import Base, is_hub_id
 from .checkpoint_files import READ, SECOND_COPY, check_complete, check_files, checkpoint_folder
-from .families import FULL
+from .wrappers import auto_class, wrapper_of
 from .written_config import check_rope_types, check_types
 
 EXTRA_KEYS = {"attn_factor", "short_mscale", "long_mscale"}
@@ -119,9 +118,10 @@ def without_network() -> Iterator[None]:
 def load_model(
     model: str, revision: str | None = None, dtype: str = "bfloat16", config: PreTrainedConfig | None = None
 ) -> PreTrainedModel:
-    """Load the causal language model with stock classes, in evaluation mode, without a KV cache.
+    """Load a causal language model, or a multimodal one as a whole, in evaluation mode, without a KV cache.
 
-    Its `inv_freq` stays float32: `from_pretrained(dtype=...)` does not convert it, while a later `.to(dtype)` would.
+    Only stock classes are used. `inv_freq` stays float32: `from_pretrained(dtype=...)` does not convert it, while a
+    later `.to(dtype)` would.
 
     Args:
         model: a checkpoint folder or hub id.
@@ -134,12 +134,12 @@ def load_model(
     """
     check_files(checkpoint_folder(model, revision, READ, SECOND_COPY))
     config = deepcopy(load_config(model, revision) if config is None else config)
-    wrapped = config.get_text_config() is not config
+    partial = config.get_text_config() is not config and wrapper_of(config) is None
     for part in (config, config.get_text_config()):
         # A config may name an attention kernel to download; None is the default of transformers.
         part._attn_implementation = None
     loaded, info = _from_hub(
-        AutoModelForCausalLM.from_pretrained,
+        auto_class(config).from_pretrained,
         model,
         revision=revision,
         dtype=getattr(torch, dtype),
@@ -147,7 +147,7 @@ def load_model(
         config=config,
         output_loading_info=True,
     )
-    check_complete(model, info, wrapped)
+    check_complete(model, info, partial)
     loaded.config.use_cache = False
     return loaded.eval()  # type: ignore[no-any-return]
 
@@ -297,34 +297,3 @@ def _is_news(record: logging.LogRecord) -> bool:
     text = record.getMessage()
     named = set(re.findall(r"'(\w+)'", text.rpartition(": ")[2]))
     return not ("nrecognized keys" in text and named and named <= EXTRA_KEYS)
-
-
-def rotary_site(model: PreTrainedModel) -> tuple[nn.Module, str]:
-    """The parent module and the attribute name of the one rotary module below the base model."""
-    sites = [
-        (parent, name)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if type(child).__name__.endswith("RotaryEmbedding")
-        and (hasattr(child, "inv_freq") or hasattr(child, f"{FULL}_inv_freq"))
-    ]
-    if len(sites) != 1:
-        raise UserError(f"base.model: expected one shared rotary module in the model, found {len(sites)}")
-    return sites[0]
-
-
-def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The model's decoder layers, found by the class names in `_no_split_modules`."""
-    return [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
-
-
-def switch_off_dropout(model: PreTrainedModel) -> None:
-    """Set dropout to 0: frozen weights need none, and training mode (which checkpointing needs) would enable it."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    # Some families pass a probability of the module, or the config's, to a function.
-    for owner in (model.config, *model.modules()):
-        for name, value in vars(owner).items():
-            if "drop" in name and isinstance(value, float):
-                setattr(owner, name, 0.0)

@@ -21,7 +21,8 @@ from transformers import PreTrainedConfig
 
 from ..errors import UserError
 from .families import FULL, Rows, family_of
-from .rope_config import Layout, config_object, head_dim_of, layout_of, text_section
+from .rope_config import Layout, head_dim_of, layout_of
+from .wrappers import WRAPPERS, config_object, text_section
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,9 @@ def query_site(config: dict[str, Any]) -> QuerySite:
     dim = _rotary_dim(bare, layout)
     half = torch.arange(dim // 2)
     pairs = half.repeat_interleave(2) if layout.interleaved else torch.cat([half, half])
-    return QuerySite(
-        re.compile(place.pattern), ROWS[place.rows](bare, dim), pairs, tuned_layers(bare), family.norm_shift
-    )
+    row = WRAPPERS.get(config.get("model_type", ""))
+    pattern = row.anchored(place.pattern) if row else place.pattern
+    return QuerySite(re.compile(pattern), ROWS[place.rows](bare, dim), pairs, tuned_layers(bare), family.norm_shift)
 
 
 def _rotary_dim(bare: PreTrainedConfig, layout: Layout) -> int:

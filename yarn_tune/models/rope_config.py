@@ -1,26 +1,106 @@
 """Rotary embeddings in a config: the layout of a config.json, and the facts that training needs."""
 
-import copy
-from collections.abc import Callable
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ..errors import UserError
-from ..rope import default_inv_freq, yarn_gain
-from .base_scaling import Ramp, Scaling, scaling_of
-from .families import FAMILIES, FULL, Family, family_of
+from ..rope import BETA_FAST, BETA_SLOW, default_inv_freq, yarn_gain
+from .families import FULL, Family, family_of
+from .wrappers import bare_config, refusal, text_section
 
-RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-"""Major and minor version of the installed transformers."""
+CONTINUED = ("llama3", "yarn", "longrope", "linear")
+"""Types of scaling in a base's config that training continues from; its table is that of transformers' functions."""
 
-ROPE_KEYS = {"rope_scaling", "rope_parameters", "rope_theta", "rope_local_base_freq", "partial_rotary_factor",
-             "rotary_pct", "rotary_emb_base"}  # fmt: skip
-"""Config keys about RoPE, as written by any release; families add their own."""
+
+@dataclass(frozen=True, kw_only=True)
+class Ramp:
+    """Parameters of the YaRN in a base's config; a longer window changes only the factor."""
+
+    factor: float
+    original: int
+    """Window in tokens within which the betas count rotations."""
+    beta_fast: float
+    beta_slow: float
+    truncate: bool
+
+    @property
+    def reach(self) -> int:
+        """The window that this YaRN extends to."""
+        return round(self.factor * self.original)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """The table and multiplier in a base's config."""
+
+    rope_type: str
+    inv_freq: tuple[float, ...]
+    """Inverse frequencies for prompts of more than `above` tokens."""
+    attention_factor: float
+    short_inv_freq: tuple[float, ...] | None = None
+    """Inverse frequencies for shorter prompts, where they differ (longrope)."""
+    above: int = 0
+    ramp: Ramp | None = None
+
+    def table(self, length: int) -> tuple[Tensor, float]:
+        """Inverse frequencies and multiplier of the base for a prompt of `length` tokens."""
+        short = self.short_inv_freq is not None and length <= self.above
+        return torch.tensor(self.short_inv_freq if short else self.inv_freq), self.attention_factor
+
+    def digest(self) -> str:
+        """A short identifier of the table; numbers learned with one table do not fit another."""
+        content = repr((self.inv_freq, self.short_inv_freq, self.attention_factor)).encode()
+        return f"{self.rope_type} {hashlib.sha256(content).hexdigest()[:12]}"
+
+
+def scaling_of(config: PreTrainedConfig, section: dict[str, Any], layer_kind: str) -> Scaling | None:
+    """The scaling in a base's rope section; None where it is plain RoPE.
+
+    Raises:
+        UserError: if it cannot be continued, with the reason.
+    """
+    kind = section["rope_type"]
+    if kind == "default":
+        return None
+    if kind not in CONTINUED:
+        reason = "depends on the prompt length" if kind == "dynamic" else "is not supported"
+        raise UserError(
+            f"base.model: its config has rope_type {kind!r}, which {reason}; supported types: {', '.join(CONTINUED)}. "
+            "Remove the scaling from a copy of its config.json to start from plain RoPE"
+        )
+    compute = ROPE_INIT_FUNCTIONS[kind]
+    above = int(section.get("original_max_position_embeddings") or config.max_position_embeddings)
+    options = {"layer_type": layer_kind} if layer_kind else {}
+    long, attention_factor = compute(config, torch.device("cpu"), seq_len=above + 1, **options)
+    short = None
+    if kind == "longrope":
+        table, _ = compute(config, torch.device("cpu"), seq_len=above, **options)
+        short = None if table.equal(long) else tuple(table.tolist())
+    return Scaling(
+        rope_type=kind,
+        inv_freq=tuple(long.tolist()),
+        attention_factor=float(attention_factor),
+        short_inv_freq=short,
+        above=above if short else 0,
+        ramp=_ramp(section, above, config.max_position_embeddings) if kind == "yarn" else None,
+    )
+
+
+def _ramp(section: dict[str, Any], original: int, longest: int) -> Ramp:
+    factor = section.get("factor")
+    return Ramp(
+        factor=float(longest / original if factor is None else factor),
+        original=original,
+        beta_fast=float(section.get("beta_fast") or BETA_FAST),
+        beta_slow=float(section.get("beta_slow") or BETA_SLOW),
+        truncate=bool(section.get("truncate", True)),
+    )
 
 
 def head_dim_of(config: PreTrainedConfig) -> int:
@@ -74,48 +154,6 @@ class Layout:
         return self.head_dim if self.rotated_apart else int(self.head_dim * share)
 
 
-def text_section(config: dict[str, Any]) -> dict[str, Any]:
-    """The keys of the language model in a config.json: its nested text config where it wraps one, else all of it.
-
-    Old checkpoints of some wrapped families have these keys at the top level; then those are returned, under the model
-    type of the text model.
-    """
-    kind = config.get("model_type")
-    if kind not in CONFIG_MAPPING:
-        nested = config.get("text_config")
-        return nested if isinstance(nested, dict) else config
-    whole = _bare(config)
-    text = whole.get_text_config(decoder=True)
-    if text is whole or whole.is_encoder_decoder:
-        return config
-    found = next((v for k, v in config.items() if isinstance(v, dict) and getattr(whole, k, None) is text), None)
-    if found is None:
-        found = {key: value for key, value in config.items() if key not in whole.sub_configs}
-    return found | {"model_type": text.model_type}
-
-
-def _bare(config: dict[str, Any]) -> PreTrainedConfig:
-    """The config object without any rope key, at the top and in nested configs."""
-    row = family_of(config.get("model_type", ""))
-    # Without the window too, or a family whose default is YaRN warns that the two do not fit.
-    left_out = {*ROPE_KEYS, row.theta_key, row.share_key, row.local_theta_key, "max_position_embeddings"}
-
-    def stripped(part: dict[str, Any]) -> dict[str, Any]:
-        kept = {key: value for key, value in part.items() if key not in left_out}
-        return {key: stripped(value) if isinstance(value, dict) else value for key, value in kept.items()}
-
-    return config_object(stripped(config))
-
-
-def config_object(config: dict[str, Any]) -> PreTrainedConfig:
-    """The config object of a config.json, or of the result of `to_dict`, which some classes do not accept unchanged."""
-    kind = CONFIG_MAPPING[config["model_type"]]
-    kept = {key: value for key, value in config.items() if not isinstance(getattr(kind, key, None), property)}
-    # Infinities (Mamba's time steps) are objects in a file; transformers decodes them when it reads one.
-    decode = getattr(kind, "_decode_special_floats", dict)
-    return kind.from_dict(decode(copy.deepcopy(kept)))  # config classes write into the rope section they are given
-
-
 def layout_of(config: dict[str, Any]) -> Layout:
     """The layout of a config.json, from the family's own config class; of the text model in a wrapped config.
 
@@ -126,7 +164,7 @@ def layout_of(config: dict[str, Any]) -> Layout:
     kind = text.get("model_type", "")
     if kind not in CONFIG_MAPPING:
         raise UserError(f"config.json: model_type {kind!r} is not supported by the installed transformers")
-    bare, family = _bare(text), family_of(kind)
+    bare, family = bare_config(text), family_of(kind)
     sections = getattr(bare, "rope_parameters", None)
     if not sections:
         raise UserError(f"config.json: {kind} has no rotary position embeddings (RoPE)")
@@ -146,6 +184,10 @@ def layout_of(config: dict[str, Any]) -> Layout:
 
 def _interleaved(family: Family, config: PreTrainedConfig) -> bool:
     return family.interleaved and bool(getattr(config, family.interleaved_key or "model_type", True))
+
+
+KEPT = ("mrope_section", "mrope_interleaved")
+"""Keys of a rope section beside those of the table: which axis of an image rotates which pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +213,9 @@ class RopeFacts:
     sliding_window: int | None = None
     """Number of tokens that the layer with the longest sliding window attends to; None for all tokens."""
 
+    kept: tuple[tuple[str, Any], ...] = ()
+    """Keys of its rope section, and their values, that an export must keep (`KEPT`)."""
+
     @property
     def ramp(self) -> Ramp | None:
         """The YaRN in its config; None if it has another scaling or none."""
@@ -184,14 +229,15 @@ class RopeFacts:
 
 
 def rope_facts(config: PreTrainedConfig) -> RopeFacts:
-    """Read the rotary layout of a base model.
+    """Read the rotary layout of a base model, in a wrapper that of its language model.
 
     Raises:
         UserError: if this model cannot be tuned, with the reason.
     """
-    kind, family = config.model_type, family_of(config.model_type)
     if (reason := refusal(config)) is not None:
-        raise UserError(f"base.model: {kind} cannot be tuned: {reason}")
+        raise UserError(f"base.model: {config.model_type} cannot be tuned: {reason}")
+    config = config.get_text_config()
+    kind, family = config.model_type, family_of(config.model_type)
     rope = config.rope_parameters
     layer_kind = "" if "rope_theta" in rope else FULL
     if layer_kind:
@@ -229,6 +275,7 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
         softmax_gain=softmax_gain(kind, dict(rope)),
         query_growth=_query_growth(family, dict(rope)),
         sliding_window=sliding_window,
+        kept=tuple((key, rope[key]) for key in KEPT if key in rope),
     )
 
 
@@ -252,29 +299,6 @@ def _stated_window(config: PreTrainedConfig) -> int:
     return int(own or config.max_position_embeddings)
 
 
-def refusal(config: PreTrainedConfig) -> str | None:
-    """The reason why no model with this config can be tuned; None if no reason is known."""
-    family = family_of(config.model_type)
-    if config.model_type in FAMILIES and family.refused:
-        return family.refused
-    if config.get_text_config() is not config:
-        inner = config.get_text_config().model_type
-        return f"it is multimodal; extract its language model (model type {inner}) from the checkpoint"
-    if getattr(config, "alibi", False):
-        return "its positions are ALiBi, not RoPE"
-    if not family.refused and not getattr(config, "rope_parameters", None):
-        return "its config has no rotary position embeddings (RoPE)"
-    if family.refused:
-        return family.refused
-    if family.since > RELEASE:
-        since = ".".join(map(str, family.since))
-        return (
-            f"it needs transformers {since} or newer, since older releases read its exports incorrectly; found "
-            f"{transformers.__version__}"
-        )
-    return None
-
-
 def softmax_gain(kind: str, section: dict[str, Any]) -> float:
     """The factor of latent attention on its logits, over all dimensions of a head, for a rope section."""
     factor, weight = section.get("factor"), section.get("mscale_all_dim")
@@ -293,14 +317,3 @@ def _sliding_window(config: PreTrainedConfig) -> int | None:
     kinds = getattr(config, "layer_types", None)
     used = getattr(config, "use_sliding_window", True) if kinds is None else FULL not in kinds
     return (getattr(config, "sliding_window", None) or None) if used else None
-
-
-def logit_transform(config: PreTrainedConfig) -> Callable[[Tensor], Tensor] | None:
-    """The family's transform of the product of hidden states and vocabulary matrix; None if it has none."""
-    family = family_of(config.model_type)
-    if family.logit_scale_key:
-        return lambda logits: logits * getattr(config, family.logit_scale_key)
-    if family.logit_divisor_key:
-        return lambda logits: logits / getattr(config, family.logit_divisor_key)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return None if cap is None else lambda logits: torch.tanh(logits / cap) * cap

@@ -10,14 +10,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
-from .rope_config import logit_transform
+from .families import family_of
+from .wrappers import wrapper_of
 
 CHUNK = 512
 """Tokens per chunk; only the logits of one chunk exist at a time."""
 
 Transform = Callable[[Tensor], Tensor] | None
+
+
+def logit_transform(config: PreTrainedConfig) -> Callable[[Tensor], Tensor] | None:
+    """The family's transform of the product of hidden states and vocabulary matrix; None if it has none."""
+    config = config.get_text_config()
+    family = family_of(config.model_type)
+    if family.logit_scale_key:
+        return lambda logits: logits * getattr(config, family.logit_scale_key)
+    if family.logit_divisor_key:
+        return lambda logits: logits / getattr(config, family.logit_divisor_key)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return None if cap is None else lambda logits: torch.tanh(logits / cap) * cap
 
 
 def exact_nll(hidden: Tensor, labels: Tensor, head: nn.Module, transform: Transform) -> Tensor:
@@ -66,11 +79,16 @@ def hidden_states(
     position_ids: Tensor | None = None,
     cache: Cache | None = None,
 ) -> Tensor:
-    """Last hidden states `[b, n, h]`. With `cache`, the tokens follow those in the cache and are appended to it.
+    """Last hidden states `[b, n, h]` of the language model.
 
-    transformers detects document borders from `position_ids` only without a cache.
+    With `cache`, the tokens follow those in the cache and are appended to it. transformers detects document borders
+    from `position_ids` only without a cache.
     """
-    body = model.base_model(
+    row = wrapper_of(model.config)
+    tower = model.get_submodule(row.module) if row else model.base_model
+    if row and row.axes and position_ids is not None:
+        position_ids = position_ids.expand(row.axes, *position_ids.shape)
+    body = tower(
         input_ids=input_ids,
         position_ids=position_ids,
         past_key_values=cache,

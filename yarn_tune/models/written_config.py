@@ -11,7 +11,8 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from ..errors import UserError
-from .rope_config import ROPE_KEYS, Layout, layout_of, text_section
+from .rope_config import Layout, layout_of
+from .wrappers import ROPE_KEYS, text_section
 
 ALIASES = {"kimi_k2": "deepseek_v3"}
 """Model types that transformers does not have, and the type whose keys and computation they share."""

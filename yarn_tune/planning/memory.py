@@ -39,7 +39,7 @@ def weight_memory(recipe: Recipe, shape: Shape, numbers: int = 1) -> float:
     if recipe.sharded() and shards > 1:
         # A process holds its shard, and in full the current layer, the layer that is being fetched, and the
         # vocabulary matrix. DeepSpeed keeps gathered weights until there are `LIVE` of them.
-        layer = (shape.parameters - 2 * shape.embedding) * e / shape.layers
+        layer = (shape.parameters - 2 * shape.embedding - shape.unread) * e / shape.layers
         live = max(2 * layer, LIVE * e) if recipe.runtime.zero == 3 else 2 * layer
         own = 0.0 if recipe.runtime.offload == "cpu" else whole / shards
         whole = min(whole, own + live + shape.vocabulary * shape.hidden * e)

@@ -32,7 +32,7 @@ class Forward:
     def of(cls, shape: Shape) -> "Forward":
         """The operations for a model of this shape."""
         return cls(
-            dense=2.0 * (shape.parameters - shape.embedding),
+            dense=2.0 * (shape.parameters - shape.embedding - shape.unread),
             attention=4.0 * shape.layers * shape.queries,
             mlp=6.0 * shape.layers * shape.hidden * shape.inner,
         )

@@ -65,7 +65,7 @@ def _plan(recipe: Recipe, base: BaseModel, has_checkpoint: bool) -> Plan:
     if begin is None:
         return Plan(recipe, None, None, None, rows, covered, notes)
     target = _target(recipe, base, begin, notes) if present else None
-    shape = Shape.of(base.text_config, lora_size(base.text_config, recipe.lora), base.facts.native)
+    shape = Shape.of(base.config, lora_size(base.config, recipe.lora), base.facts.native)
     numbers = begin.count()
     cost = estimate_cost(recipe, shape, sum(numbers.values()))
     largest = largest_rows(recipe, shape, cost.weights_gib * GIB)

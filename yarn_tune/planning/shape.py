@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from torch import nn
+from transformers import PreTrainedConfig
 
-from ..models import has_sliding_layers, head_dim_of, rope_facts
+from ..models import empty_model, has_sliding_layers, head_dim_of, language_tower, rope_facts
 from ..tunable import NO_LORA, LoraSize
 
 
@@ -20,6 +20,8 @@ class Shape:
     native: int
     """Native window by the config; `rope.native` of a recipe takes precedence."""
     parameters: int
+    unread: int = 0
+    """Parameters of a multimodal model outside its language model, which text does not pass through."""
     embedding: int
     """Parameters of the input embedding that are not the output's too."""
     layers: int
@@ -42,17 +44,23 @@ class Shape:
         """The sizes of a model by its config; no weights are created.
 
         Args:
-            config: config of the language model.
+            config: config of the model.
             lora: size of the adapters that are trained.
             native: the native window, if it is known already.
         """
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+        model = empty_model(config)
+        head: nn.Module = model.get_output_embeddings()
+        embedding: nn.Module = model.get_input_embeddings()
+        read = {*language_tower(model).parameters(), *head.parameters()}
+        parameters = model.num_parameters()
+        native = native or rope_facts(config).native
+        tied, config = config.tie_word_embeddings, config.get_text_config()
         heads, width, head_dim = config.num_attention_heads, config.hidden_size, head_dim_of(config)
         return cls(
-            native=native or rope_facts(config).native,
-            parameters=model.num_parameters(),
-            embedding=0 if config.tie_word_embeddings else model.get_input_embeddings().weight.numel(),
+            native=native,
+            parameters=parameters,
+            unread=parameters - sum(parameter.numel() for parameter in read),
+            embedding=0 if tied else sum(parameter.numel() for parameter in embedding.parameters()),
             layers=config.num_hidden_layers,
             hidden=width,
             queries=heads * head_dim,

@@ -128,7 +128,7 @@ Changes = dict[str, dict[str, Any]]
 def _fitted(base: BaseModel, tree: dict[str, Any], hardware: Hardware) -> tuple[Recipe, Cost]:
     """The first way to read rows that fits: weights whole on each device, else sharded over all of them."""
     window, gpus = tree["rope"]["window"], hardware.gpus
-    shape = Shape.of(base.text_config, native=base.facts.native)
+    shape = Shape.of(base.config, native=base.facts.native)
     spread: list[Changes] = [{}]
     if gpus > 1:
         rows = {"batch_size": gpus * math.ceil(tree["train"]["batch_size"] / gpus)}

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..files import CARD, CHECKSUM, CHECKSUMS, file_digest, read_checked, read_json
-from ..models import FULL, language_model, layout_of
+from ..models import FULL, language_model, layout_of, text_section
 from ..rope import default_inv_freq
 from ..tunable import Learned
-from .encodings import default_section
 from .readers import EffectiveRope
+from .rules import default_section
 from .tables import Table
 
 FREQUENCY_TOLERANCE, MULTIPLIER_TOLERANCE = 1e-5, 1e-6
@@ -93,7 +93,7 @@ def frequency_error(found: Tensor, wanted: Tensor) -> float:
 
 def expected_rope(learned: Learned, base: dict[str, Any], fold: float = 1.0) -> ExpectedRope:
     """What every stack must compute for these numbers."""
-    layout = layout_of(base)
+    layout, base = layout_of(base), text_section(base)
     tuned = (learned.inv_freq(), learned.attention_factor)
     biased = any(each.kind == "bias" for each in learned.folds)
     if not layout.nested:

@@ -43,7 +43,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UserError
-from ..models import FULL, family_of, layout_of
+from ..models import FULL, WRAPPERS, family_of, layout_of, text_section, with_text_section
 from ..rope import (
     YarnRamp,
     correction_range,
@@ -54,7 +54,7 @@ from ..rope import (
     yarn_inv_freq,
 )
 from ..tunable import Learned
-from .rules import VLLM_KEYS
+from .rules import VLLM_KEYS, default_section
 
 SETTLED_A = 1e-5
 """Relative amount by which the attention factor may be moved to what the formula of longrope gives."""
@@ -80,7 +80,11 @@ class RopeEncoding:
         return self.fold != 1.0 or bool(learned.folds)
 
     def config(self, base: dict[str, Any]) -> dict[str, Any]:
-        """The base's config.json with these numbers, each under the keys of all readers (see the module docstring)."""
+        """The base's config.json with these numbers under the keys of all readers; in a wrapper, of its text config."""
+        return with_text_section(base, self._text_config(text_section(base)))
+
+    def _text_config(self, base: dict[str, Any]) -> dict[str, Any]:
+        """`config` for the keys of the language model."""
         layout, section = layout_of(base), self.rope_parameters
         config = {k: v for k, v in base.items() if k not in ("rope_scaling", "rope_parameters")}
         if config.get("head_dim", 0) is None:
@@ -115,10 +119,12 @@ class RopeEncoding:
         if self.fold != 1.0:
             raise UserError("export.fold: part of the temperature is folded into the weights, so overrides of the "
                             "base's config cannot carry it; use --fold never, or export a checkpoint")  # fmt: skip
-        config = self.config(base)
-        keys = ["max_position_embeddings", "rope_parameters", *_other_window_keys(base)]
+        text = text_section(base)
+        config = self._text_config(text)
+        keys = ["max_position_embeddings", "rope_parameters", *_other_window_keys(text)]
         keys += ["original_max_position_embeddings", "llama_4_scaling"]
-        return {k: config[k] for k in keys if k in config}
+        changes = {k: config[k] for k in keys if k in config}
+        return changes if text is base else {WRAPPERS[base["model_type"]].key: changes}
 
     def inv_freq(self, dim: int) -> Tensor:
         """The inverse frequencies that these keys define, float32 `[dim / 2]`."""
@@ -133,14 +139,6 @@ class RopeEncoding:
 def _other_window_keys(base: dict[str, Any]) -> list[str]:
     """Keys of the base from which servers take a window of their own, shorter than the new one."""
     return [key for key in VLLM_KEYS if key != "max_position_embeddings" and base.get(key) is not None]
-
-
-def default_section(base: dict[str, Any], theta: float, kind: str) -> dict[str, Any]:
-    """The section of layers that are not tuned, as the base has it."""
-    written = (base.get("rope_parameters") or {}).get(kind)
-    everywhere = family_of(base["model_type"]).theta_everywhere
-    local = base.get("rope_local_base_freq") or (base.get("rope_theta") if everywhere else None)
-    return dict(written or {"rope_type": "default", "rope_theta": local or theta})
 
 
 def forms(learned: Learned) -> Iterator[Learned]:
@@ -281,11 +279,12 @@ def longrope_encodings(numbers: Learned, folded: bool) -> Iterator[RopeEncoding]
         yield RopeEncoding("longrope, formula", section(original, length, a), length)
 
 
-def _from_base(numbers: Learned) -> dict[str, float]:
-    """Keys of the section that are the base's: the rotated share, and beta where queries grow with the position."""
+def _from_base(numbers: Learned) -> dict[str, Any]:
+    """Keys of the section that are the base's: the rotated share, `RopeFacts.kept`, and beta where queries grow."""
     facts = numbers.facts
     share = {} if facts.partial_rotary_factor == 1.0 else {"partial_rotary_factor": facts.partial_rotary_factor}
-    return share | ({} if facts.query_growth is None else {"llama_4_scaling_beta": facts.query_growth[0]})
+    growth = {} if facts.query_growth is None else {"llama_4_scaling_beta": facts.query_growth[0]}
+    return share | growth | dict(facts.kept)
 
 
 @lru_cache

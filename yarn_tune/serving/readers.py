@@ -107,6 +107,8 @@ class Stack:
     interleaved_longrope: bool = True
     mrope: bool = False
     """Whether it runs models with a position per axis of an image; on text they rotate as others do."""
+    mrope_types: frozenset[str] = frozenset({"default", "yarn"})
+    """Rope types under which it reads mrope_section, by which images are rotated."""
     query_growth: Literal["section", "top level", ""] = ""
     """Where it reads the factor by which queries grow with the position; empty if this was not established."""
     biases: frozenset[str] | None = frozenset()
@@ -217,6 +219,8 @@ def _tables(stack: Stack, view: View, window: int) -> tuple[Table, ...]:
         if not stack.mrope:
             raise NotEstablished("whether it runs models with a position per axis of an image was not established")
         kind = "default" if kind == "mrope" else kind
+        if kind not in stack.mrope_types:
+            raise Refused(f"under rope_type {kind} it ignores mrope_section, and rotates images wrongly")
     own = stack.hardwired.get(model_type)
     if own is not None and own.betas == "named" and kind != "yarn":
         raise Refused(f"it builds the rope of {model_type} itself, and supports only YaRN")

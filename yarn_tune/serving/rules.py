@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
-from ..models import FULL, ROPE_KEYS, Layout, condensed, language_model
+from ..models import FULL, ROPE_KEYS, Layout, condensed, family_of, language_model
 from .tables import ORIGINAL, NotEstablished, Refused, Section, View
 
 # Where the section and theta come from.
@@ -153,6 +153,14 @@ def scaling_first(config: Section, layout: Layout) -> dict[str, Section]:
     section = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
     theta = config.get("rope_theta") or section.get("rope_theta") or layout.thetas.get("", 1e4)
     return {"": section | {"rope_theta": theta}}
+
+
+def default_section(base: dict[str, Any], theta: float, kind: str) -> dict[str, Any]:
+    """The section of layers that are not tuned, as the base has it."""
+    written = (base.get("rope_parameters") or {}).get(kind)
+    everywhere = family_of(base["model_type"]).theta_everywhere
+    local = base.get("rope_local_base_freq") or (base.get("rope_theta") if everywhere else None)
+    return dict(written or {"rope_type": "default", "rope_theta": local or theta})
 
 
 # The default window.

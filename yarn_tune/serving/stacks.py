@@ -95,6 +95,8 @@ VLLM_FOREIGN = frozenset({"chatglm", "internlm2", "kimi_k2", "minicpm", "orion"}
 """Model types that vLLM runs and transformers lacks."""
 HF_TYPES = frozenset({"default", "linear", "llama3", "dynamic"})
 VLLM_TYPES = frozenset({"default", "linear", "llama3", "vllm dynamic"})
+HF_MROPE = frozenset({"default", "linear", "llama3", "dynamic", "yarn", "longrope"})
+"""Rope types under which transformers' modules read mrope_section: all."""
 HF_LONG = Longrope("attention_factor", ratio="key")
 
 HF_SERVE = "python -c \"from transformers import pipeline; pipeline('text-generation', 'EXPORT')\""
@@ -116,7 +118,8 @@ STACKS: dict[str, Stack] = {
             "transformers", ">= 5.0", f"{HF}/v5.23.0/src/transformers/modeling_rope_utils.py#L346", "run: 5.23",
             v5_sections, Yarn(hf_multiplier, null_factor=True, nested_truncate=False), HF_LONG,
             nested=True, latent=HF_LATENT,
-            others_plain=True, types=HF_TYPES | {"proportional"}, mrope=True, query_growth="section",
+            others_plain=True, types=HF_TYPES | {"proportional"}, mrope=True, mrope_types=HF_MROPE,
+            query_growth="section",
             biases=None,
             current_config=True, serve=HF_SERVE, default=True,
         ),
@@ -124,7 +127,8 @@ STACKS: dict[str, Stack] = {
             "transformers-4.57", "4.56 to 4.57", f"{HF}/v4.57.6/src/transformers/modeling_rope_utils.py#L268",
             "run: 4.57.6", v4_sections, Yarn(hf_multiplier),
             Longrope("attention_factor", original="top", ratio="key without top"), top_partial=True, nested=True,
-            latent=frozenset({"deepseek_v3", "longcat_flash"}), types=HF_TYPES, mrope=True, lacks=AFTER_4_57,
+            latent=frozenset({"deepseek_v3", "longcat_flash"}), types=HF_TYPES, mrope=True,
+            mrope_types=HF_MROPE, lacks=AFTER_4_57,
             ignores_mscale=frozenset({"deepseek_v2"}),
             biases=None,
             foreign=frozenset({"*"}), serve=HF_SERVE, default=True,

@@ -6,10 +6,11 @@ weight W becomes W + B A, and other values are folded into that sum.
 Shapes: A is `[rank, in]`, B is `[out, rank]`; a change is `[out, in]`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -17,10 +18,10 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError
-from ..models import check_plain, save_weights
+from ..models import WRAPPERS, check_plain, empty_model, language_tower, save_weights
 from ..recipe import Lora
 
 Factors = dict[str, tuple[Tensor, Tensor]]
@@ -75,21 +76,26 @@ class LoraSize:
 NO_LORA = LoraSize(0, 0, 0)
 
 
-def lora_config(lora: Lora) -> LoraConfig:
-    """The section as a PEFT config."""
+def lora_config(lora: Lora, targets: Iterable[str] = ()) -> LoraConfig:
+    """The section as a PEFT config; `targets` are names of modules, in place of the section's."""
     # With alpha = rank the change is B A, and only the learning rate sets how fast it grows.
-    return LoraConfig(r=lora.rank, lora_alpha=lora.rank, target_modules=lora.targets, lora_dropout=0.0)
+    modules = list(targets) or lora.targets
+    return LoraConfig(r=lora.rank, lora_alpha=lora.rank, target_modules=modules, lora_dropout=0.0)
 
 
 def target_modules(model: PreTrainedModel, lora: Lora) -> dict[str, nn.Linear]:
     """The modules to add adapters to, by name; as in PEFT, a target is a module's name or the last parts of it.
 
+    In a wrapper only modules of the language model are found: those of a vision tower may have the same last names.
+
     Raises:
         UserError: if a target is in no layer of the model, or is not a linear module.
     """
     output, found, missing = model.get_output_embeddings(), dict[str, nn.Linear](), []
+    inside = set(language_tower(model).modules())
+    modules = {n: m for n, m in model.named_modules() if m in inside}
     for target in lora.targets:
-        named = {n: m for n, m in model.named_modules() if n == target or n.endswith(f".{target}")}
+        named = {n: m for n, m in modules.items() if n == target or n.endswith(f".{target}")}
         if not named:
             missing.append(target)
         for name, module in named.items():
@@ -97,7 +103,7 @@ def target_modules(model: PreTrainedModel, lora: Lora) -> dict[str, nn.Linear]:
                 raise UserError(f"lora.targets: {name} is not a linear module inside the layers; leave it out")
             found[name] = module
     if missing:
-        linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not output]
+        linear = [n for n, m in modules.items() if isinstance(m, nn.Linear) and m is not output]
         kinds = sorted({name.rsplit(".", 1)[-1] for name in linear})
         raise UserError(f"lora.targets: this model has no {', '.join(missing)}; it has {', '.join(kinds)}")
     return found
@@ -107,9 +113,7 @@ def lora_size(config: PreTrainedConfig, lora: Lora | None) -> LoraSize:
     """Size of a section's adapters in the model that a config describes; raises as `target_modules` does."""
     if lora is None:
         return NO_LORA
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    modules = target_modules(model, lora)
+    modules = target_modules(empty_model(config), lora)
     read = [m.in_features for m in modules.values()]
     # One tensor per parent and width: queries, keys and values have the same input, and the input of the output
     # projection is kept by attention anyway.
@@ -124,8 +128,7 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> LoraFactors:
     Raises:
         UserError: as `target_modules` does.
     """
-    target_modules(model, lora)
-    inject_adapter_in_model(lora_config(lora), model)
+    inject_adapter_in_model(lora_config(lora, target_modules(model, lora)), model)
     found: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         for factor in ("A", "B"):
@@ -172,17 +175,27 @@ def with_lora(model: PreTrainedModel, factors: Factors | None) -> Iterator[None]
                 parameters[name].copy_(weight)
 
 
-def merge_checkpoint(folder: Path, factors: Factors) -> None:
+def merge_checkpoint(folder: Path, config: dict[str, Any], factors: Factors) -> None:
     """Merge the factors into the checkpoint's weight files, in place.
 
+    Args:
+        folder: the folder of the checkpoint.
+        config: its config.json.
+        factors: factors by the names of weights in memory.
+
     Raises:
-        UserError: if a file cannot be written.
+        UserError: if the checkpoint lacks one of the weights, or a file cannot be written.
     """
+    row, missing = WRAPPERS.get(config["model_type"]), set(factors)
+    saved_as = {saved: name for name in factors for saved in (row.saved_names(name) if row else (name,))}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            names, metadata = set(file.keys()) & set(factors), file.metadata()
+            names, metadata = set(file.keys()) & set(saved_as), file.metadata()
         if names:
             weights = load_file(path)
             check_plain({name: weights[name] for name in names})
-            weights |= {name: merged(weights[name], factors[name]) for name in names}
+            weights |= {name: merged(weights[name], factors[saved_as[name]]) for name in names}
             save_weights(weights, path, metadata)
+        missing -= {saved_as[name] for name in names}
+    if missing:
+        raise UserError(f"lora: {folder} has no weights {', '.join(sorted(missing)[:3])}, which were trained")
