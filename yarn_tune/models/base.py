@@ -24,7 +24,8 @@ from .checkpoint_files import (
 )
 from .loading import config_json, is_local, load_config, load_model, load_tokenizer, prefix_of
 from .query_layout import QuerySite, query_site
-from .rope_config import Layout, RopeFacts, config_object, layout_of, rope_facts
+from .rope_config import Layout, RopeFacts, layout_of, rope_facts
+from .wrappers import config_object
 
 MOST_TOKENS = 10**9
 """Largest accepted window; a larger one is taken for a mistake."""
