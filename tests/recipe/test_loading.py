@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from yarn_tune.cli.arguments import check_model
 from yarn_tune.recipe.loading import RecipeError, load_recipe, parse_recipe
 from yarn_tune.recipe.named_files import matching_files
 from yarn_tune.recipe.schema import Rates
@@ -151,3 +152,16 @@ def test_a_folder_with_links_to_itself_is_read_once(tmp_path):
         (tmp_path / "docs" / name).symlink_to(tmp_path / "docs")
     found = matching_files(str(tmp_path / "docs"))
     assert found == [str(tmp_path / "docs" / name) for name in ("a.txt", "inner/b.txt")]
+
+
+def test_the_home_folder_in_a_name_of_a_base(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = parse_recipe(GOOD | {"base": {"model": "~/models/base"}}, [])
+    assert recipe.base.model == str(tmp_path / "models" / "base")
+    assert parse_recipe(GOOD, ["base.model=~/other"]).base.model == str(tmp_path / "other")
+    assert parse_recipe(GOOD, ["base.model=org/na~me"]).base.model == "org/na~me"
+    with pytest.raises(RecipeError, match="base.model: must be text"):
+        parse_recipe(GOOD, ["base.model=3"])
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    (tmp_path / "models" / "base" / "config.json").write_text("{}")
+    check_model("CHECKPOINT", "~/models/base")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -193,4 +194,29 @@ def test_validation_documents_that_cannot_be(make_run, tmp_path):
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes((tmp_path / "many.jsonl").read_bytes())
     with pytest.raises(UserError, match="data.validation: .* is among the files of data.train too"):
+        train(make_run("run", f"data.validation=[{copy}]"))
+
+
+def test_validation_documents_among_the_training_ones_are_found_by_their_content(make_run, tmp_path):
+    """Some lines of the training file, between others; a short text that repeats is no reason."""
+    make_run("plain")  # writes the training documents
+    lines = (tmp_path / "many.jsonl").read_text().splitlines()
+    own = write_documents(tmp_path / "own.jsonl", [300, 20], seed=900).read_text().splitlines()
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("\n".join([own[0], lines[3], lines[7]]) + "\n")
+    with pytest.raises(UserError, match="data.validation: 2 of 3 documents are documents of data.train too"):
+        train(make_run("run", f"data.validation=[{mixed}]"))
+    mixed.write_text("\n".join(own) + "\n")
+    run = make_run("run", f"data.validation=[{mixed}]")
+    with (tmp_path / "many.jsonl").open("a") as file:
+        file.write(own[1] + "\n")
+    assert build_rows_apart(run.recipe.data, run.base, RowRequest(256, 60, 0), 16)[1].packed.documents == 2
+
+
+def test_validation_and_heldout_files_are_compared_by_content(make_run, tmp_path):
+    run = make_run("run")
+    held = Path(run.recipe.data.heldout[0])
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(held.read_bytes())
+    with pytest.raises(UserError, match=rf"data.validation: {copy} is among the files of data.heldout too, as {held}"):
         train(make_run("run", f"data.validation=[{copy}]"))

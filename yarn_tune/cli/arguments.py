@@ -54,6 +54,7 @@ def check_model(place: str, model: str, prepare: str | None = None) -> None:
     Raises:
         UserError: otherwise, with what it is instead.
     """
+    model = os.path.expanduser(model)
     if is_hub_id(model) or (Path(model) / "config.json").is_file():
         return
     remedy = f"run `{prepare}` first" if prepare and not Path(model).exists() else what_is(Path(model))

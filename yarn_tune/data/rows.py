@@ -76,14 +76,17 @@ def build_rows_apart(data: Data, base: BaseModel, request: RowRequest, count: in
     by the seed among the longest ones, are held back.
 
     Raises:
-        UserError: as `build_rows`; or if there is too little text for one validation row, or only one document.
+        UserError: as `build_rows`; or if there is too little text for one validation row, only one document, or a
+            document of `data.validation` among those that are trained on.
     """
     _check_apart(data)
     own = replace(request, rows=count)
     if data.validation is not None:
         documents = _read(data, "data.validation", data.validation, base, own)
         kept = _rows(list(documents), documents.account, data, base, own, "data.validation")
-        return build_rows(data, base, request), kept
+        trained = _read(data, "data.train", data.train, base, request)
+        _check_documents_apart(trained, documents)
+        return _rows(list(trained), trained.account, data, base, request), kept
     documents = _read(data, "data.train", data.train, base, replace(request, rows=request.rows + count))
     train, held_back = _hold_back(list(documents), own)
     try:
@@ -161,20 +164,45 @@ def has_several(names: list[str]) -> bool:
 
 
 def _check_apart(data: Data) -> None:
-    """Refuse held-out and validation files that are among the training files too, also under another name."""
-    train = _real_paths(data.train)
-    for key, names in (data.heldout_files() | {"data.validation": data.validation or []}).items():
-        heldout = _real_paths(names)
-        sizes = {os.path.getsize(path) for path in heldout} - {0}
-        digests = {file_digest(Path(path)): path for path in sorted(train) if os.path.getsize(path) in sizes}
-        for path in sorted(heldout):
-            same = digests.get(file_digest(Path(path))) if digests else None
-            if same is not None:
-                name = "" if same == path else f", as {same}"
-                raise UserError(
-                    f"{key}: {path} is among the files of data.train too{name}; measurements on training documents "
-                    "are not valid; name other documents"
-                )
+    """Refuse files that are under two keys, also under another name: trained on, and held out or for validation.
+
+    `data.validation` chooses what is kept, so held-out files must not be among its files either.
+    """
+    train, held = {"data.train": data.train}, data.heldout_files()
+    own = {"data.validation": data.validation or []}
+    for keys, others in ((held | own, train), (own, held)):
+        for key, names in keys.items():
+            for other, found in others.items():
+                _check_files_apart(key, _real_paths(names), other, _real_paths(found))
+
+
+def _check_files_apart(key: str, paths: set[str], other: str, others: set[str]) -> None:
+    """Refuse files of one key whose content is that of a file of another key."""
+    sizes = {os.path.getsize(path) for path in paths} - {0}
+    digests = {file_digest(Path(path)): path for path in sorted(others) if os.path.getsize(path) in sizes}
+    for path in sorted(paths):
+        same = digests.get(file_digest(Path(path))) if digests else None
+        if same is not None:
+            name = "" if same == path else f", as {same}"
+            raise UserError(
+                f"{key}: {path} is among the files of {other} too{name}; measurements on documents that were trained "
+                "on, or that chose what is kept, are not valid; name other documents"
+            )
+
+
+COUNTED = 64
+"""Fewest tokens of a document that must not be in training and validation; shorter texts repeat by chance."""
+
+
+def _check_documents_apart(train: Documents, own: Documents) -> None:
+    """Refuse validation documents that are trained on, also where the files differ."""
+    known = {document.tobytes() for document in train if len(document) >= COUNTED}
+    both = sum(document.tobytes() in known for document in own)
+    if both:
+        raise UserError(
+            f"data.validation: {both} of {own.account.documents} documents are documents of data.train too; "
+            "train.decide cannot measure on documents that were trained on; name others"
+        )
 
 
 def _real_paths(names: list[str]) -> set[str]:

@@ -7,6 +7,7 @@ number by about 1% per step). Ranges are annotations, explained in `ranges.py`.
 """
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -19,13 +20,17 @@ class Base:
     """The model to extend."""
 
     model: str
-    """A local checkpoint folder, or a hub id (`org/name`)."""
+    """A local checkpoint folder (`~` is the home folder), or a hub id (`org/name`)."""
     revision: str | None = None
     """Hub revision; pin a commit for repeatable results."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Dtype of the frozen weights and the activations. Learned numbers are always float32."""
     prepare: str | None = None
     """The command that creates a local `model` folder, shown when the folder does not exist."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, str):  # other values are refused after this
+            object.__setattr__(self, "model", os.path.expanduser(self.model))
 
 
 YARN = "yarn"
