@@ -19,6 +19,16 @@ OLMO = {
     "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
     "vocab_size": 100352, "tie_word_embeddings": False,
 }  # fmt: skip
+QWEN_3_5 = {
+    "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 32, "num_attention_heads": 16,
+    "num_key_value_heads": 4, "head_dim": 256, "linear_num_value_heads": 32, "linear_num_key_heads": 16,
+    "linear_key_head_dim": 128, "linear_value_head_dim": 128, "vocab_size": 248320, "max_position_embeddings": 262144,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+QWEN_3_5_27B = {
+    **QWEN_3_5, "hidden_size": 5120, "intermediate_size": 17408, "num_hidden_layers": 64, "num_attention_heads": 24,
+    "linear_num_value_heads": 48,
+}  # fmt: skip
 PUBLISHED: dict[str, tuple[str, dict[str, object]]] = {
     "llama-2-7b-32k": ("llama", LLAMA_7B),
     "llama-2-7b-128k": ("llama", LLAMA_7B),
@@ -91,6 +101,35 @@ PUBLISHED: dict[str, tuple[str, dict[str, object]]] = {
          "num_experts_per_tok": 6, "q_lora_rank": None, "kv_lora_rank": 512, "qk_nope_head_dim": 128,
          "qk_rope_head_dim": 64, "v_head_dim": 128, "first_k_dense_replace": 1, "vocab_size": 102400,
          "n_group": 1, "topk_group": 1, "max_position_embeddings": 163840},
+    ),
+    "glm-4.5-air-256k": (
+        "glm4_moe",
+        {"hidden_size": 4096, "intermediate_size": 10944, "moe_intermediate_size": 1408, "num_hidden_layers": 46,
+         "num_attention_heads": 96, "num_key_value_heads": 8, "head_dim": 128, "n_routed_experts": 128,
+         "n_shared_experts": 1, "num_experts_per_tok": 8, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+         "vocab_size": 151552, "attention_bias": True, "use_qk_norm": False, "max_position_embeddings": 131072},
+    ),
+    "minimax-m2-384k": (
+        "minimax_m2",
+        {"hidden_size": 3072, "intermediate_size": 1536, "num_hidden_layers": 62, "num_attention_heads": 48,
+         "num_key_value_heads": 8, "head_dim": 128, "num_local_experts": 256, "num_experts_per_tok": 8,
+         "vocab_size": 200064, "rotary_dim": 64, "max_position_embeddings": 196608},
+    ),
+    "kimi-k2-256k": (
+        "deepseek_v3",
+        {"hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048, "num_hidden_layers": 61,
+         "num_attention_heads": 64, "num_key_value_heads": 64, "n_routed_experts": 384, "n_shared_experts": 1,
+         "num_experts_per_tok": 8, "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128,
+         "qk_rope_head_dim": 64, "v_head_dim": 128, "first_k_dense_replace": 1, "vocab_size": 163840,
+         "n_group": 1, "topk_group": 1, "max_position_embeddings": 131072},
+    ),
+    "qwen3.5-9b-512k": ("qwen3_5_text", QWEN_3_5),
+    "qwen3.5-27b-512k": ("qwen3_5_text", QWEN_3_5_27B),
+    "qwen3.5-27b-1m": ("qwen3_5_text", QWEN_3_5_27B),
+    "ministral-3-8b-512k": (
+        "ministral3",
+        {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 34, "num_attention_heads": 32,
+         "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 131072, "max_position_embeddings": 262144},
     ),
 }  # fmt: skip
 

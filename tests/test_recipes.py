@@ -20,7 +20,8 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 FAMILY = {
     "tiny": "llama", "smollm2": "llama", "llama": "llama", "mistral": "mistral", "qwen2.5": "qwen2", "qwen3": "qwen3",
     "gpt": "gpt_neox", "pythia": "gpt_neox", "phi": "phi3", "gemma": "gemma3_text", "command": "cohere",
-    "smollm3": "smollm3", "deepseek": "deepseek_v2",
+    "smollm3": "smollm3", "deepseek": "deepseek_v2", "qwen3.5": "qwen3_5_text", "glm": "glm4_moe",
+    "minimax": "minimax_m2", "kimi": "deepseek_v3", "ministral": "ministral3",
 }  # fmt: skip
 OLD = NATIVE // 8
 """Window before the base's own extension."""
@@ -29,6 +30,7 @@ SHIPPED: dict[str, dict[str, object]] = {
     "llama-3.1-8b-256k": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
     "phi-4-mini-256k": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": RISING},
     "olmo-3-7b-128k": {"rope_type": "yarn", "factor": 8.0, "attention_factor": 1.2079441541679836},
+    "kimi-k2-256k": {"rope_type": "yarn", "factor": 8.0, "mscale": 1.0, "mscale_all_dim": 1.0},
     "deepseek-v2-lite-160k": {"rope_type": "yarn", "factor": 40.0, "mscale": 0.707, "mscale_all_dim": 0.707},
 }
 """What the real base's config does to RoPE already, over a shrunken window."""
@@ -38,6 +40,8 @@ def shrunken(stem: str, folder: Path) -> Path:
     """A small random model like the recipe's base."""
     family = FAMILY.get(stem.split("-")[0]) or stem.replace("-", "")[:5]
     extra: dict[str, object] = {}
+    if family == "glm4_moe":
+        extra["use_qk_norm"] = False  # GLM-4.5 has it, Air has not
     if stem in SHIPPED:
         section = {"rope_theta": 1e4, "original_max_position_embeddings": OLD, **SHIPPED[stem]}
         nested = {"full_attention": section, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
@@ -50,7 +54,7 @@ def shrunken(stem: str, folder: Path) -> Path:
 
 
 def test_all_recipes_are_found_and_listed():
-    assert len(RECIPES) == 21
+    assert len(RECIPES) == 28
     listed = (ROOT / "recipes" / "README.md").read_text()
     for path in RECIPES:
         assert f"`{path.name}`" in listed

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from published import published
-from tiny import tiny_model
+from tiny import tiny_config, tiny_model
 from transformers import LlamaConfig
 from yarn_tune.models.loading import GIB
 from yarn_tune.planning.cost import estimate_cost
@@ -83,6 +83,27 @@ def test_documents_that_share_a_row_need_a_mask():
     own, n = recipe("base.dtype=float32", "data.packing=concat"), 131072
     one, two, three = (step_memory(own, SEVEN_B, tokens) for tokens in (n, 2 * n, 3 * n))
     assert three - 2 * two + one == 2 * n**2 * 5
+
+
+def test_of_experts_only_those_that_a_token_is_sent_to_are_computed():
+    """Against the matrices that one token is multiplied with, counted by name."""
+    eight = {"num_experts": 8, "num_local_experts": 8, "num_experts_per_tok": 2}
+    config, model = tiny_config("mixtral", **eight), tiny_model("mixtral", **eight)
+    expert = 3 * 64 * 96  # gate, up and down of one expert
+    outside = sum(p.numel() for name, p in model.named_parameters() if ".experts." not in name)
+    assert Shape.of(config).active == outside + 3 * 2 * expert
+    assert Shape.of(config).parameters == outside + 3 * 8 * expert
+    assert Shape.of(tiny_config("llama")).active == Shape.of(tiny_config("llama")).parameters
+
+
+def test_layers_of_a_hybrid_without_softmax_attention_attend_to_no_pairs():
+    assert Shape.of(tiny_config("qwen3_5_text")).attending == 2
+    assert Shape.of(tiny_config("lfm2")).attending == 2
+    assert Shape.of(tiny_config("gemma2")).attending == Shape.of(tiny_config("gemma2")).layers == 3
+
+
+def test_heads_of_latent_attention_count_with_both_parts():
+    assert Shape.of(tiny_config("deepseek_v3")).queries == 4 * (16 + 16)
 
 
 def test_operations_of_a_step():

@@ -5,12 +5,15 @@ reports; what vLLM 0.32's own code computes from each config is in `vllm_0.32_re
 """
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from tiny import write_documents
 from yarn_tune.cli.main import main
 from yarn_tune.errors import UserError
+from yarn_tune.models.loading import load_config
+from yarn_tune.models.rope_config import rope_facts
 from yarn_tune.models.written_config import check_types
 from yarn_tune.serving.verification import reading_of, verify
 
@@ -354,3 +357,17 @@ def test_init_takes_a_shorter_native_window_than_the_config_states(tmp_path, cap
     assert "native window must not exceed" in capsys.readouterr().err
     assert main([*order, "--gpu-memory", "100000", "--native", "131072"]) == 0
     assert "native: 131072" in Path("made.yaml").read_text()
+
+
+def test_kimi_k2_is_told_to_be_renamed_and_then_works(tmp_path, capsys):
+    """transformers has no kimi_k2; the same config as deepseek_v3 is planned, with its YaRN continued."""
+    base = checkpoint(tmp_path / "base", config_of("12b-kimi-k2"))
+    files = [str(write_documents(tmp_path / name, [50], seed=i)) for i, name in enumerate(["a.jsonl", "b.jsonl"])]
+    order = ["init", base, "--window", "524288", "--train", files[0], "--heldout", files[1], "--gpu-memory", "100000"]
+    assert main([*order, "--out", str(tmp_path / "made.yaml")]) == 2
+    assert "no model type 'kimi_k2', which is a deepseek_v3 under another name" in capsys.readouterr().err
+    renamed = config_of("12b-kimi-k2") | {"model_type": "deepseek_v3"}
+    del renamed["auto_map"]
+    facts = rope_facts(load_config(checkpoint(tmp_path / "renamed", renamed)))
+    assert (facts.native, facts.ramp.factor, facts.ramp.original) == (262144, 64.0, 4096)
+    assert facts.softmax_gain == pytest.approx((0.1 * math.log(64) + 1) ** 2)

@@ -36,7 +36,7 @@ from ..files import readable_by_all
 from ..recipe import Base, is_hub_id
 from .checkpoint_files import READ, SECOND_COPY, check_complete, check_files, checkpoint_folder
 from .wrappers import auto_class, wrapper_of
-from .written_config import check_rope_types, check_types
+from .written_config import check_loadable, check_rope_types
 
 EXTRA_KEYS = {"attn_factor", "short_mscale", "long_mscale"}
 """Keys of a rope section that an export writes for other serving stacks; transformers warns about them."""
@@ -60,7 +60,7 @@ def load_config(model: str, revision: str | None = None, local_only: bool = Fals
         config = _from_hub(AutoConfig.from_pretrained, model, revision=revision, local_files_only=local_only)
     except UserError:
         # Config classes report only the first value of a wrong type, and seldom a remedy.
-        check_types(config_json(model, revision))
+        check_loadable(config_json(model, revision))
         raise
     check_rope_types(config.get_text_config())
     for key, most in SIZES.items():

@@ -124,6 +124,17 @@ def check_types(config: dict[str, Any]) -> None:
         raise UserError("config.json: " + "; ".join(faults))
 
 
+def check_loadable(config: dict[str, Any]) -> None:
+    """Raise `UserError` with the remedy if a config that transformers does not load is of a known kind."""
+    kind = config.get("model_type", "")
+    if kind in ALIASES and kind not in CONFIG_MAPPING:
+        raise UserError(
+            f"base.model: transformers has no model type {kind!r}, which is a {ALIASES[kind]} under another name: in a "
+            f'copy of its config.json write "model_type": "{ALIASES[kind]}", and remove auto_map'
+        )
+    check_types(config)
+
+
 def check_rope_types(config: PreTrainedConfig) -> None:
     """`check_types` for a loaded config: config classes accept strings for most numbers, and fail later."""
     written = config.to_dict()

@@ -1,10 +1,10 @@
 """The floating-point operations of a step.
 
-A forward pass takes 2 x parameters x tokens operations in matrices, and 4 x layers x width x tokens^2 / 2 in causal
-attention. With frozen weights, a backward pass computes gradients of activations only: as many operations again in
-matrices, and 2.5 times as many in attention, whose kernel computes five products in place of two. Checkpointing adds
-one forward pass, without attention if `train.keep_attention` is true; tiled MLPs are computed once more. The base needs
-one forward pass per window.
+A forward pass takes 2 x parameters x tokens operations in matrices, without the experts that a token is not sent to,
+and 4 x layers x width x tokens^2 / 2 in causal attention. With frozen weights, a backward pass computes gradients of
+activations only: as many operations again in matrices, and 2.5 times as many in attention, whose kernel computes five
+products in place of two. Checkpointing adds one forward pass, without attention if `train.keep_attention` is true;
+tiled MLPs are computed once more. The base needs one forward pass per window.
 """
 
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ class Forward:
     def of(cls, shape: Shape) -> "Forward":
         """The operations for a model of this shape."""
         return cls(
-            dense=2.0 * (shape.parameters - shape.embedding - shape.unread),
-            attention=4.0 * shape.layers * shape.queries,
+            dense=2.0 * (shape.active - shape.embedding),
+            attention=4.0 * shape.attending * shape.queries,
             mlp=6.0 * shape.layers * shape.hidden * shape.inner,
         )
 

@@ -13,18 +13,22 @@ from ..tunable import NO_LORA, LoraSize
 class Shape:
     """The sizes of one model; widths are numbers per token.
 
-    Every layer is counted as a pre-norm decoder layer with a gated MLP. Other layouts (experts, parallel attention) are
-    counted as if they were this one.
+    Every layer is counted as a pre-norm decoder layer with a gated MLP. Other layouts (parallel attention, linear
+    attention) are counted as if they were this one, except that of experts only those that a token is sent to are
+    computed, and that layers of a hybrid without softmax attention attend to no pairs of tokens.
     """
 
     native: int
     """Native window by the config; `rope.native` of a recipe takes precedence."""
     parameters: int
-    unread: int = 0
-    """Parameters of a multimodal model outside its language model, which text does not pass through."""
+    active: int
+    """Parameters that a token of text is multiplied with: without the experts that it is not sent to, and without what
+    a multimodal model has outside its language model."""
     embedding: int
     """Parameters of the input embedding that are not the output's too."""
     layers: int
+    attending: int
+    """Layers that attend to the tokens before: of a hybrid, those with softmax attention."""
     hidden: int
     queries: int
     """Width of the queries, over all heads."""
@@ -55,19 +59,41 @@ class Shape:
         parameters = model.num_parameters()
         native = native or rope_facts(config).native
         tied, config = config.tie_word_embeddings, config.get_text_config()
-        heads, width, head_dim = config.num_attention_heads, config.hidden_size, head_dim_of(config)
+        heads, width, rotary = config.num_attention_heads, config.hidden_size, head_dim_of(config)
+        head_dim = rotary + (getattr(config, "qk_nope_head_dim", None) or 0)  # of latent attention, with both parts
         return cls(
             native=native,
             parameters=parameters,
-            unread=parameters - sum(parameter.numel() for parameter in read),
+            active=sum(parameter.numel() for parameter in read) - _idle(model, config),
             embedding=0 if tied else sum(parameter.numel() for parameter in embedding.parameters()),
             layers=config.num_hidden_layers,
+            attending=_attending(config),
             hidden=width,
             queries=heads * head_dim,
             keys=(getattr(config, "num_key_value_heads", None) or heads) * head_dim,
             inner=getattr(config, "intermediate_size", None) or 4 * width,
-            rotary=head_dim,
+            rotary=rotary,
             vocabulary=config.vocab_size,
             sliding=has_sliding_layers(config),
             lora=lora,
         )
+
+
+CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k")
+"""Config keys of the number of experts that a token is sent to."""
+LINEAR = frozenset({"linear_attention", "conv", "mamba", "recurrent"})
+"""Kinds of layers whose cost does not grow with the square of the row."""
+
+
+def _idle(model: nn.Module, config: PreTrainedConfig) -> int:
+    """Parameters of the experts that a token is not sent to; experts are stacked in the first dimension."""
+    chosen = next((getattr(config, key) for key in CHOSEN if getattr(config, key, None)), None)
+    if chosen is None:
+        return 0
+    stacked = [p for name, p in model.named_parameters() if ".experts." in name and p.ndim == 3]
+    return sum(p.numel() // len(p) * max(0, len(p) - chosen) for p in stacked)
+
+
+def _attending(config: PreTrainedConfig) -> int:
+    kinds = getattr(config, "layer_types", None) or [""] * config.num_hidden_layers
+    return sum(kind not in LINEAR for kind in kinds)
