@@ -37,6 +37,10 @@ SIZE = {
     "max_position_embeddings": NATIVE,
 }
 SLIDING = {"head_dim": 64, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 32, "mamba_n_groups": 1, "mamba_d_state": 16}
+LATENT = {
+    "num_key_value_heads": 2, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128,
+}  # fmt: skip
 EXTRA = {
     "gpt_neox": {"rotary_pct": 0.25},
     "qwen3": {"head_dim": 64},
@@ -51,12 +55,15 @@ EXTRA = {
             "truncate": False, "original_max_position_embeddings": NATIVE // 2,
         },
     },
+    **dict.fromkeys(("glm4_moe", "helium", "ministral3"), {"head_dim": 64}),
+    "cwm": SLIDING,
+    "vaultgemma": SLIDING | {"query_pre_attn_scalar": 64},
+    "granitemoehybrid": {**MAMBA, "layer_types": ["mamba", "attention"]},
+    "falcon_h1": {**MAMBA, "head_dim": 64, "mamba_d_ssm": 256},
     "exaone4": {"layer_types": ["full_attention"] * 2},
     "falcon": {"num_kv_heads": 2},
-    "deepseek_v2": {
-        "num_key_value_heads": 2, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128,
-        "v_head_dim": 128, "head_dim": 64,
-    },
+    "deepseek_v2": LATENT | {"head_dim": 64},
+    "glm4_moe_lite": LATENT,
 }  # fmt: skip
 LEARNED = {
     "scale-below": ("scale", {"offsets.log_scale": -0.07}),
@@ -70,10 +77,12 @@ ONCE = {
     **dict.fromkeys(
         ("arcee", "exaone4", "falcon", "gemma", "gemma2", "granite", "granitemoe", "ministral", "mistral", "mixtral",
          "nemotron", "olmo", "olmo2", "olmo3", "persimmon", "phi", "qwen2", "qwen2_moe", "qwen3_moe", "seed_oss",
-         "smollm3", "stablelm", "starcoder2"),
+         "smollm3", "stablelm", "starcoder2", "cwm", "doge", "dots1", "falcon_h1", "glm4_moe", "granitemoehybrid",
+         "granitemoeshared", "hyperclovax", "jais2", "ministral3", "olmoe", "vaultgemma"),
         "per_pair",
     ),
-    **dict.fromkeys(("deepseek_v2", "ernie4_5", "glm", "glm4", "gpt_oss"), "scale-above"),
+    **dict.fromkeys(("deepseek_v2", "ernie4_5", "ernie4_5_moe", "glm", "glm4", "glm4_moe_lite", "gpt_oss", "helium"),
+                    "scale-above"),
 }  # fmt: skip
 """With one: lists of factors where vLLM takes them."""
 RUNGS = [
@@ -91,7 +100,7 @@ RUNGS = [
 """Temperatures by layer, head and pair, in the weights."""
 BIASES = [(family, "qk_bias") for family in ("llama", "qwen2", "granite", "glm4", "stablelm", "starcoder2", "gpt_neox")]
 """Learned biases of queries and keys, as biases of the projections."""
-CASES = [*RUNGS, *BIASES, *ONCE.items()] + [
+CASES = [*RUNGS, *BIASES, *ONCE.items(), ("ministral3", "scale-above")] + [
     (family, learned)
     for family in FAMILIES
     for learned in LEARNED

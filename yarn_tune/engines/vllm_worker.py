@@ -32,9 +32,10 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     )
 
     options = {"dtype": "float32", "enforce_eager": True, "enable_prefix_caching": False, **job.get("options", {})}
-    # No tokenizer is loaded: prompts are token ids, and a tiny test model may have no tokenizer.
-    llm = LLM(job["checkpoint"], skip_tokenizer_init=True, max_num_batched_tokens=4096, **options)
+    llm = None
     try:
+        # No tokenizer is loaded: prompts are token ids, and a tiny test model may have no tokenizer.
+        llm = LLM(job["checkpoint"], skip_tokenizer_init=True, max_num_batched_tokens=4096, **options)
         prompts = [TokensPrompt(prompt_token_ids=ids) for ids in job["prompts"]]
         sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         answers = llm.generate(prompts, sampling)
@@ -44,7 +45,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         ]
         return {"max_model_len": llm.llm_engine.model_config.max_model_len, "logprobs": logprobs}
     finally:
-        llm.llm_engine.engine_core.shutdown()
+        # Also after an error: what a model has set up for the process must not reach the next one.
+        if llm is not None:
+            llm.llm_engine.engine_core.shutdown()
         del llm
         cleanup_dist_env_and_memory()
         gc.collect()
