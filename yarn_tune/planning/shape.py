@@ -22,8 +22,9 @@ class Shape:
     """Native window by the config; `rope.native` of a recipe takes precedence."""
     parameters: int
     active: int
-    """Parameters that a token of text is multiplied with: without the experts that it is not sent to, and without what
-    a multimodal model has outside its language model."""
+    """Parameters that a token of text is multiplied with: without `unread`, and without experts it is not sent to."""
+    unread: int
+    """Parameters of a multimodal model outside its language model, which text does not pass through."""
     embedding: int
     """Parameters of the input embedding that are not the output's too."""
     layers: int
@@ -56,7 +57,7 @@ class Shape:
         head: nn.Module = model.get_output_embeddings()
         embedding: nn.Module = model.get_input_embeddings()
         read = {*language_tower(model).parameters(), *head.parameters()}
-        parameters = model.num_parameters()
+        parameters, inside = model.num_parameters(), sum(parameter.numel() for parameter in read)
         native = native or rope_facts(config).native
         tied, config = config.tie_word_embeddings, config.get_text_config()
         heads, width, rotary = config.num_attention_heads, config.hidden_size, head_dim_of(config)
@@ -64,7 +65,8 @@ class Shape:
         return cls(
             native=native,
             parameters=parameters,
-            active=sum(parameter.numel() for parameter in read) - _idle(model, config),
+            active=inside - _idle(model, config),
+            unread=parameters - inside,
             embedding=0 if tied else sum(parameter.numel() for parameter in embedding.parameters()),
             layers=config.num_hidden_layers,
             attending=_attending(config),
