@@ -62,10 +62,15 @@ RUN = sorted(
 
 NOT_RUN = {
     "its CPU kernels for linear attention compute in bfloat16 alone": (
-        "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"),
+        "qwen3_5_moe_text",
+        "qwen3_5_text",
+        "qwen3_next",
+    ),
     "its linear or Mamba layers do not run on a CPU": ("bamba", "minimax", "olmo_hybrid"),
     "it has no code of its own for this type, and the one that it shares with transformers has no such attention": (
-        "aria_text", "diffllama"),
+        "aria_text",
+        "diffllama",
+    ),
     "it has no such model": ("gpt_neox_japanese",),
     "the transformers that it runs on has no such type": ("internlm3", "iquestcoder"),
     "its sparse attention (indexer) needs a GPU": ("axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4"),
