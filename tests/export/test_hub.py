@@ -261,7 +261,7 @@ def test_an_edited_card_is_uploaded_as_it_is(hub, copied, capsys):
     card = copied / "README.md"
     card.write_text(card.read_text() + "\nTested by us.\n")
     assert main(["verify", str(copied)]) == 0
-    assert "- README.md: changed since it was exported" in " ".join(capsys.readouterr().out.split())
+    assert "note: README.md: changed since it was exported\n" in capsys.readouterr().out
     said = push(hub, str(copied), "lab/long", "--base", "org/base", "--upload")
     assert said.returncode == 0, said.stderr
     assert f"{card} was edited since the export; it is uploaded as it is now." in said.stdout
