@@ -205,7 +205,7 @@ def test_validation_documents_among_the_training_ones_are_found_by_their_content
     mixed = tmp_path / "mixed.jsonl"
     mixed.write_text("\n".join([own[0], lines[3], lines[7]]) + "\n")
     with pytest.raises(UserError, match="data.validation: 2 of 3 documents are documents of data.train too"):
-        train(make_run("run", f"data.validation=[{mixed}]"))
+        train(make_run("run", f"data.validation=[{mixed}]", "data.rows=200"))  # all documents are read
     mixed.write_text("\n".join(own) + "\n")
     run = make_run("run", f"data.validation=[{mixed}]")
     with (tmp_path / "many.jsonl").open("a") as file:
