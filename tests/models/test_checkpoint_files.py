@@ -104,18 +104,22 @@ def test_a_damaged_index(base, content):
         load_model(str(base))
 
 
-def test_a_link_out_of_the_folder_is_neither_read_nor_exported(tmp_path):
+def test_a_link_out_of_the_folder_is_neither_read_nor_exported(tmp_path, capsys):
     run = finished_run(tmp_path, "scale")
     base = tmp_path / "base"
     secret = tmp_path / "secret"
     secret.write_text("not for the hub")
     (base / "LICENSE").symlink_to(secret)
-    with pytest.raises(UserError, match=r"LICENSE is a link to .*secret, outside of the checkpoint's folder"):
-        export(run)
-    assert not (run.folder / "export").exists()
+    made = export(run)
+    assert f"LICENSE is left out of the export: it is a link to {secret}" in capsys.readouterr().err
+    assert not (made / "LICENSE").exists()
     (base / "LICENSE").unlink()
     (base / "LICENSE").symlink_to("config.json")
     assert (export(run) / "LICENSE").read_text() == (base / "config.json").read_text()
+    (base / "model.safetensors").rename(tmp_path / "weights")
+    (base / "model.safetensors").symlink_to(tmp_path / "weights")
+    with pytest.raises(UserError, match=r"model.safetensors is a link to .*, outside of the checkpoint's folder"):
+        export(run)
 
 
 def test_links_of_the_hubs_cache_are_followed(tmp_path):

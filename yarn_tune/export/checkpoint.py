@@ -8,6 +8,7 @@ a comparison fails, nothing is left, and an earlier export stays.
 
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,41 +22,21 @@ from ..files import (
     partial_of,
     put_in_place,
     read_json,
+    unreadable,
     unwritable,
     write_atomically,
     write_checked,
     write_json,
 )
-from ..models import SECOND_COPY, BaseModel
+from ..models import BaseModel
 from ..runs import AdapterRun, Run, check_worth_serving, learned_of
 from ..serving import RopeEncoding, Target, choose_encoding
 from ..tunable import KINDS, Folded, Learned, config_changes, fold_checkpoint, merge_checkpoint
+from .base_files import copy_base
 from .fidelity import FIDELITY, compare_with_memory
 from .model_card import model_card
 from .serving_page import serving_page
 
-COPIED = (
-    "*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "generation_config.json",
-    "chat_template*",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)
-"""Names of the base's files that belong to an export."""
-FOLDERS = ("additional_chat_templates", "LICENSES")
-"""Names of the base's folders that belong to an export."""
 FOREIGN = ("auto_map", "attn_implementation", "_attn_implementation")
 """Keys of a config that name the base's own code, which is not copied, or kernels to download."""
 OVERRIDABLE = ("vllm", "vllm-0.29")
@@ -144,12 +125,7 @@ def write_checkpoint(
 
     Returns what was folded into the weights; None if nothing was.
     """
-    for source in base.files(COPIED, but=SECOND_COPY):
-        shutil.copyfile(source, folder / source.name)
-    for name in FOLDERS:
-        for source in base.files_in(name):
-            (folder / name).mkdir(exist_ok=True)
-            shutil.copyfile(source, folder / name / source.name)
+    copy_base(base, folder)
     _lift_generation_limits(folder / "generation_config.json", served.max_position_embeddings)
     config = served.config(target.base | config_changes(learned.folds))
     written = {key: value for key, value in config.items() if key not in FOREIGN}
@@ -161,7 +137,10 @@ def write_checkpoint(
         write_json(folder / "overrides.json", served.overrides(target.base))
     settings = folder / "tokenizer_config.json"
     if settings.is_file():
-        tokenizer = read_json(settings, "it is the base's; repair it")
+        remedy = "it is the base's: repair it there, and run the same command again"
+        tokenizer = read_json(settings, remedy)
+        if not isinstance(tokenizer, dict):
+            raise unreadable(settings, TypeError("it is not an object"), remedy)
         write_json(settings, tokenizer | {"model_max_length": served.max_position_embeddings})
     return fold_checkpoint(folder, target.base, served.fold, learned.folds) if folds else None
 
@@ -171,8 +150,17 @@ def _lift_generation_limits(path: Path, window: int) -> None:
 
     A `max_length` of the base's own window would make `generate` refuse any longer prompt.
     """
-    if path.is_file():
-        write_json(path, _without_limits(read_json(path, "it is the base's; repair it"), window))
+    if not path.is_file():
+        return
+    try:
+        settings = read_json(path, "it is left out of the export")
+        if not isinstance(settings, dict):
+            raise unreadable(path, TypeError("it is not an object"), "it is left out of the export")
+    except UserError as error:
+        print(f"yarn-tune: {error}", file=sys.stderr)
+        path.unlink()
+        return
+    write_json(path, _without_limits(settings, window))
 
 
 def _without_limits(settings: dict[str, Any], window: int) -> dict[str, Any]:

@@ -150,12 +150,6 @@ class BaseModel:
         """
         return own_files(self.folder(patterns, but), patterns, but)
 
-    def files_in(self, name: str) -> list[Path]:
-        """The files in one of the checkpoint's folders; none if there is no such folder. Raises as `files` does."""
-        root = self.folder((f"{name}/*",))
-        inside = root / name
-        return own_files(inside, ("*",), root=root) if inside.is_dir() and not inside.is_symlink() else []
-
     def folder(self, patterns: Sequence[str] = ("README.md", "LICENSE*"), but: str | None = None) -> Path:
         """A folder with the checkpoint's files that match the patterns; they are downloaded from the hub."""
         return checkpoint_folder(self.source.model, self.source.revision, patterns, but)

@@ -57,8 +57,8 @@ def checkpoint_folder(model: str, revision: str | None, patterns: Sequence[str],
     return Path(found)
 
 
-def own_files(folder: Path, patterns: Sequence[str], but: str | None = None, root: Path | None = None) -> list[Path]:
-    """The files in a checkpoint folder (or in a subfolder of it, `root`) that match the patterns, sorted by name.
+def own_files(folder: Path, patterns: Sequence[str], but: str | None = None) -> list[Path]:
+    """The files in a checkpoint folder that match the patterns, sorted by name.
 
     Raises:
         UserError: if one of them is a link to a file outside the folder.
@@ -66,7 +66,7 @@ def own_files(folder: Path, patterns: Sequence[str], but: str | None = None, roo
     found = sorted(path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in patterns))
     kept = [path for path in found if path.is_file() and not (but and fnmatch(path.name, but))]
     for path in kept:
-        if leaves_folder(path, root or folder):
+        if leaves_folder(path, folder):
             raise UserError(
                 f"base.model: {path} is a link to {os.path.realpath(path)}, outside of the checkpoint's folder; put "
                 "the file itself there"
