@@ -229,6 +229,13 @@ def test_a_config_with_the_text_keys_at_the_top_level_keeps_them_there(tmp_path)
     for inputs in ({"input_ids": IDS}, image_inputs("qwen2_5_vl")):
         assert torch.equal(whole(stock, inputs), whole(tuned, inputs))
     assert {line.status for line in verify(str(target), ["transformers", "vllm"]).lines} == {"ok"}
+    # Overrides of the base name the nested config, which config objects have in any case.
+    overrides = json.loads((target / "overrides.json").read_text())
+    assert set(overrides) == {"text_config"}
+    found = verify(str(base), ["vllm"], overrides=overrides)
+    assert [(line.status, line.window) for line in found.lines] == [
+        ("ok", overrides["text_config"]["max_position_embeddings"])
+    ]
 
 
 def test_commands_take_a_multimodal_base(tmp_path, capsys):

@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftConfig, TaskType
 
 from ..errors import UserError
 from ..files import Tensors, read_json, read_tensors, save_tensors, unreadable, write_atomically, write_json
-from ..models import WRAPPERS
+from ..models import inside_wrapper
 from ..recipe import Base, Export, Lora, Recipe, Rope, parse_sections
 from ..tunable import PREFIX, TunableRotary, lora_config
 from .config import YARN_TUNE, YarnTuneConfig, layout_keys
@@ -74,10 +74,9 @@ def write_adapter(folder: Path, sections: AdapterSections | Recipe, rotary: Tuna
     _write(folder, config, numbers)
     if sections.lora is not None:
         factors = {name.removeprefix(PREFIX): tensor for name, tensor in whole.items() if name.startswith(PREFIX)}
-        wrapped = any(place.startswith(f"{row.module}.") for row in WRAPPERS.values())
         # In a wrapper the last part of a name may be that of a module of the vision tower too.
         modules = sorted({name.removesuffix(".weight.A") for name in factors if name.endswith(".A")})
-        beside = lora_config(sections.lora, modules if wrapped else ())
+        beside = lora_config(sections.lora, modules if inside_wrapper(place) else ())
         beside.base_model_name_or_path, beside.revision = base.model, base.revision
         beside.task_type, beside.inference_mode = TaskType.CAUSAL_LM, True
         _write(folder / BESIDE, beside, {_as_peft(name): tensor for name, tensor in factors.items()})

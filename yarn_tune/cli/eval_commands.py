@@ -149,9 +149,9 @@ def lm_eval_command(options: argparse.Namespace) -> CommandResult:
     """Print the commands that run lm-evaluation-harness."""
     check_model("CHECKPOINT", options.checkpoint)
 
-    from ..models import config_json
+    from ..models import config_json, text_section
 
-    window = config_json(options.checkpoint).get("max_position_embeddings")
+    window = text_section(config_json(options.checkpoint)).get("max_position_embeddings")
     if window is None:
         raise UserError(f"{options.checkpoint}: its config has no max_position_embeddings, so its window is unknown")
     metadata = json.dumps({"max_seq_lengths": [window]})

@@ -12,12 +12,25 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckFailed
-from ..models import config_json, exact_nll, hidden_states, load_model, logit_transform, to_device
+from ..models import (
+    WRAPPERS,
+    config_json,
+    exact_nll,
+    hidden_states,
+    language_model,
+    load_model,
+    logit_transform,
+    to_device,
+)
 from .vllm_runner import Job, vllm_logprobs
 
 TOLERANCE = 1e-3
 """Largest difference of a float32 log-probability between two engines that compute the same model. On random tokens
 the rounding of float32 causes up to 1e-4, and a wrong RoPE 0.1 or more."""
+
+
+TEXT_ONLY = {"language_model_only": True}
+"""Option of vLLM to run a multimodal model without its vision tower, and so without a processor."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +60,17 @@ def transformers_logprobs(checkpoint: str, prompts: list[list[int]]) -> list[Ten
     return answers
 
 
-def random_prompts(vocabulary: int, native: int, window: int) -> list[list[int]]:
-    """Random token ids with lengths below, around and far above `native`, up to the last position of `window`."""
+def random_prompts(
+    vocabulary: int, native: int, window: int, left_out: frozenset[int] = frozenset()
+) -> list[list[int]]:
+    """Random token ids with lengths below, around and far above `native`, up to the last position of `window`.
+
+    Token 1 replaces those of `left_out`: tokens that stand for images in a multimodal model.
+    """
     generator = torch.Generator().manual_seed(5)
     lengths = sorted({n for n in (native // 2, native, native + 7, 2 * native, window - 1) if 2 <= n < window})
-    return [torch.randint(1, vocabulary, (n,), generator=generator).tolist() for n in lengths]
+    drawn = [torch.randint(1, vocabulary, (n,), generator=generator).tolist() for n in lengths]
+    return [[1 if token in left_out else token for token in prompt] for prompt in drawn]
 
 
 def agreement(job: Job, reported: dict[str, Any]) -> Agreement:
@@ -75,12 +94,16 @@ def compare_with_transformers(checkpoint: str, python: str | None = None) -> Agr
         UserError: if the interpreter has no vLLM.
         CheckFailed: if vLLM does not load the checkpoint.
     """
-    config = config_json(checkpoint)
+    whole = config_json(checkpoint)
+    config, _ = language_model(whole)
     window = config["max_position_embeddings"]
     fidelity = Path(checkpoint) / "fidelity.json"
     section = config.get("rope_scaling") or config.get("rope_parameters") or {}
     native = section.get("original_max_position_embeddings") or window
     if fidelity.is_file():
         native = json.loads(fidelity.read_text(encoding="utf-8"))["learned"]["native"]
-    job = Job(checkpoint, random_prompts(config["vocab_size"], native, window), {})
+    wrapped = whole.get("model_type") in WRAPPERS
+    images = {value for key, value in whole.items() if key.endswith(("token_id", "token_index"))} if wrapped else ()
+    prompts = random_prompts(config["vocab_size"], native, window, frozenset(images))
+    job = Job(checkpoint, prompts, TEXT_ONLY if wrapped else {})
     return agreement(job, vllm_logprobs([job], python or os.environ.get("YARN_TUNE_VLLM_PYTHON", sys.executable))[0])

@@ -19,7 +19,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 from ..adapter import BESIDE, CONFIG, WEIGHTS, YarnTuneConfig, is_adapter, read_config
 from ..errors import CheckFailed, UserError
 from ..files import CARD, CHECKSUMS, file_digest, read_checked, with_checksum
-from ..models import leaves_folder
+from ..models import inside_wrapper, leaves_folder
 from ..recipe import is_hub_id
 from ..serving import verify
 from .fidelity import FIDELITY
@@ -169,13 +169,15 @@ def _adapter_card(config: YarnTuneConfig, named: str, revision: str | None) -> s
         "tags": ["yarn_tune"],
     }
     pinned = f', revision="{revision}"' if revision else ""
+    wrapped = any(map(inside_wrapper, config.target_modules or ()))
+    auto = "AutoModelForImageTextToText" if wrapped else "AutoModelForCausalLM"
     return (
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n# RoPE adapter of {named}\n\n"
         f"A window of {config.window} tokens for {named}{at_revision(revision)}, whose weights stay as they are. "
         "Learned with yarn_tune, which has to be installed to load it:\n\n"
         "    import yarn_tune.adapter\n    from peft import PeftModel\n"
-        "    from transformers import AutoModelForCausalLM\n"
-        f'    base = AutoModelForCausalLM.from_pretrained("{named}"{pinned})\n'
+        f"    from transformers import {auto}\n"
+        f'    base = {auto}.from_pretrained("{named}"{pinned})\n'
         '    model = PeftModel.from_pretrained(base, "ORG/THIS-REPOSITORY")\n\n'
         "To serve it, merge it into an ordinary checkpoint: `yarn-tune export THIS-FOLDER`.\n"
     )

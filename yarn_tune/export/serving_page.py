@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-from ..models import FULL, layout_of
+from ..models import FULL, WRAPPERS, layout_of
 from ..serving import STACKS, RopeEncoding, Target, unserved
 from ..tunable import KINDS, Folded, Learned
 from .fidelity import Fidelity, difference_text
@@ -21,7 +21,8 @@ def serving_page(base: str, learned: Learned, served: RopeEncoding, target: Targ
     """
     window = learned.window
     lost = unserved(served, learned, replace(target, stacks=tuple(STACKS)))
-    requested = [f"| {n} ({STACKS[n].versions}) | {_command(n, window)} |" for n in target.stacks]
+    whole = target.base.get("model_type") in WRAPPERS
+    requested = [f"| {n} ({STACKS[n].versions}) | {_command(n, window, whole)} |" for n in target.stacks]
     others = [
         f"| {n} ({STACKS[n].versions}) | {'; '.join(lost.get(n, ['the same']))} |"
         for n in STACKS
@@ -60,9 +61,11 @@ def serving_page(base: str, learned: Learned, served: RopeEncoding, target: Targ
     )
 
 
-def _command(stack: str, window: int) -> str:
+def _command(stack: str, window: int, multimodal: bool) -> str:
     """The command that serves the checkpoint on a stack, as a table cell."""
     command = STACKS[stack].command(window)
+    if multimodal:
+        command = command.replace("text-generation", "image-text-to-text")
     return f"`{command}`" if command else "no command is known"
 
 

@@ -85,6 +85,11 @@ def wrapper_of(config: PreTrainedConfig) -> Wrapper | None:
     return WRAPPERS.get(config.model_type)
 
 
+def inside_wrapper(module: str) -> bool:
+    """Whether a module, by its dotted name, is part of the language model in a wrapper."""
+    return any(module.startswith(f"{row.module}.") for row in WRAPPERS.values())
+
+
 # Whether a model can be tuned.
 
 
@@ -149,6 +154,18 @@ def with_text_section(config: dict[str, Any], text: dict[str, Any]) -> dict[str,
         return config | {key: written}
     kept = {k: v for k, v in config.items() if k in (*whole.sub_configs, "model_type")}
     return text | kept
+
+
+def with_nested_text(config: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of a wrapper with the keys of its language model under its `key`, as config objects have them.
+
+    Old checkpoints have them at the top level; other configs are returned unchanged.
+    """
+    row = WRAPPERS.get(config.get("model_type", ""))
+    if row is None or isinstance(config.get(row.key), dict):
+        return config
+    kept = {k: v for k, v in config.items() if k in (*bare_config(config).sub_configs, "model_type")}
+    return kept | {row.key: text_section(config)}
 
 
 def _key_of_text(config: dict[str, Any], whole: PreTrainedConfig, text: PreTrainedConfig) -> str | None:

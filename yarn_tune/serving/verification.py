@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..models import FULL, check_types, config_json, is_foreign, language_model
+from ..models import FULL, check_types, config_json, is_foreign, language_model, with_nested_text
 from .advice import explain
 from .conformance import (
     ExpectedRope,
@@ -202,6 +202,7 @@ def _verify_overridden(
     checkpoint: str, config: dict[str, Any], overrides: dict[str, Any], stacks: Sequence[str] | None
 ) -> Verification:
     """The vLLM rows, compared with the config that has the overrides written into it."""
+    config = with_nested_text(config)
     every = list(stacks or ["all"]) == ["all"]
     names = tuple([name for name, stack in STACKS.items() if stack.overrides] if every else stacks or [])
     wrong = [name for name in names if name in STACKS and not STACKS[name].overrides]
