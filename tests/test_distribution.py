@@ -1,6 +1,7 @@
 """What other people install or cite: the wheel, CITATION.cff, and the versions of Python."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -103,3 +104,20 @@ def test_the_citation_is_complete_and_of_this_version():
     assert cited["license"] == PROJECT["project"]["license"]
     assert cited["version"] in (ROOT / "yarn_tune" / "version.py").read_text()
     assert f"## {cited['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_image_is_made_of_what_is_here():
+    """Docker is not run: the Dockerfile names files and extras that exist, and no unknown instruction."""
+    text = (ROOT / "Dockerfile").read_text()
+    lines = [line for line in re.sub(r"\\\n", " ", text).splitlines() if line and not line.startswith("#")]
+    known = {"ARG", "FROM", "RUN", "ENV", "COPY", "WORKDIR", "ENTRYPOINT", "CMD"}
+    assert {line.split()[0] for line in lines} <= known
+    assert lines[0].startswith("ARG BASE=")
+    assert "FROM ${BASE}" in lines
+    for name in re.findall(r"/opt/yarn_tune/([\w./]+)", text):
+        assert (ROOT / name).is_file(), name
+    extra = re.search(r"/opt/yarn_tune\[(\w+)\]", text)[1]
+    assert extra in PROJECT["project"]["optional-dependencies"]
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert {".git", ".venv*", ".engines", "runs"} <= set(ignored)
+    assert not {"recipes", "data", "yarn_tune", "constraints.txt", "pyproject.toml", "README.md"} & set(ignored)

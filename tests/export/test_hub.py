@@ -158,6 +158,8 @@ def test_an_export_arrives_as_it_is(hub, run):
     card = found["README.md"].decode()
     assert yaml.safe_load(card.split("---")[1])["base_model"] == "org/base"
     assert yaml.safe_load(card.split("---")[1])["license"] == "llama2"
+    assert "vllm serve lab/long --max-model-len" in card
+    assert 'from_pretrained("lab/long"' in card
     assert not [name for name, content in found.items() if str(run.folder.parent).encode() in content]
 
 

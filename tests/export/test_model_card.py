@@ -1,5 +1,6 @@
 """The model card: what a visitor of the hub reads, with the base's licence."""
 
+import re
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ from yarn_tune.export.checkpoint import export
 from yarn_tune.export.model_card import licence_from
 from yarn_tune.files import read_tensors, save_tensors
 from yarn_tune.runs.folder import Run
+from yarn_tune.version import __version__
 
 
 def header(text: str) -> dict:
@@ -50,9 +52,26 @@ def test_the_card_has_the_base_the_table_the_command_and_the_limits(tmp_path):
     assert "--max-model-len 256" in text
     assert "byte for byte" in text
     assert "## Limits" in text
+    assert f"version = {{{__version__}}}" in text
+    assert header(text)["library_name"] == "transformers"
+    assert "(summary.png)" in text
+    assert (target / "summary.png").stat().st_size > 5000
     folded = finished_run(tmp_path / "folded", "scale", base=tmp_path / "base", settings=("export.fold=always",),
                           log_temperature=-0.3)  # fmt: skip
     assert "but for the temperature, folded into the queries" in (export(folded) / "README.md").read_text()
+
+
+def test_the_code_of_the_card_runs(tmp_path, monkeypatch, capsys):
+    """The Python as it is, in a folder with a long text; the vLLM command serves the same folder."""
+    run = finished_run(tmp_path, "scale", log_temperature=0.1)
+    target = export(run)
+    text = (target / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "long.txt").write_text("w1 w2 w3 " * 40)
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    exec(compile(code.replace("THIS-FOLDER", str(target)), "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.split()) == 100
+    assert "vllm serve THIS-FOLDER --max-model-len 256" in text
 
 
 def test_the_card_is_about_its_own_run(tmp_path):
@@ -70,3 +89,4 @@ def test_the_card_is_about_its_own_run(tmp_path):
     card = (export(run) / "README.md").read_text()
     assert "**Prediction**: tuned-run, 256 tokens" in card
     assert "**Prediction**: tuned-better" not in card
+    assert "summary.png" not in card

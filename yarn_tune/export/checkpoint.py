@@ -15,7 +15,6 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import (
-    CARD,
     CHECKSUMS,
     file_digest,
     locked,
@@ -34,7 +33,7 @@ from ..serving import RopeEncoding, Target, choose_encoding
 from ..tunable import KINDS, Folded, Learned, config_changes, fold_checkpoint, merge_checkpoint
 from .base_files import copy_base
 from .fidelity import FIDELITY, compare_with_memory
-from .model_card import model_card
+from .model_card import write_card
 from .serving_page import serving_page
 
 FOREIGN = ("auto_map", "attn_implementation", "_attn_implementation")
@@ -71,7 +70,7 @@ def export(run: Run | AdapterRun, anyway: bool = False, out: Path | None = None)
             write_checked(partial / FIDELITY, fidelity.as_json())
             page = serving_page(run.sections.base.model, learned, served, target, fidelity)
             write_atomically(partial / "SERVING.md", page.encode())
-            write_atomically(partial / CARD, model_card(run, learned, fidelity, run.base.folder()).encode())
+            write_card(run, learned, fidelity, run.base.folder(), partial)
             files = sorted(path for path in partial.rglob("*") if path.is_file())
             digests = {path.relative_to(partial).as_posix(): file_digest(path) for path in files}
             write_checked(partial / CHECKSUMS, {"files": digests, "base": run.sections.base.model})

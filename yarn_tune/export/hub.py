@@ -23,7 +23,7 @@ from ..models import inside_wrapper, leaves_folder
 from ..recipe import is_hub_id
 from ..serving import verify
 from .fidelity import FIDELITY
-from .model_card import at_revision, card_header, licence_from, revision_key
+from .model_card import HERE, at_revision, card_header, licence_from, revision_key
 
 TEXTS = (".md", ".json", ".yaml")
 
@@ -103,6 +103,10 @@ def _checkpoint(folder: Path, repo: str, base: str | None) -> Upload:
     written = str(listed.get("base", named))
     base = base or (named if named != written and is_hub_id(named) else None)
     files = _renamed(folder, written, base)
+    content = files[CARD]
+    text = content if isinstance(content, bytes) else content.read_bytes()
+    if HERE.encode() in text:
+        files[CARD] = text.replace(HERE.encode(), repo.encode())
     if not listed:
         return Upload(repo, "checkpoint", files)
     edited = file_digest(card) != listed["files"].get(CARD)

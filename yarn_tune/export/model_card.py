@@ -1,49 +1,106 @@
-"""The export's README.md: a Hugging Face model card with the base, the licence, the table, the command, the limits."""
+"""The export's README.md: a Hugging Face model card with base, licence, code, verdict, picture, limits, citation."""
 
 from pathlib import Path
 
 import yaml
 
-from ..evaluation import COMPARED, Comparison, tables
-from ..files import CARD
+from ..evaluation import COMPARED, Comparison, load_records, tables
+from ..files import CARD, write_atomically
 from ..recipe import read_yaml
+from ..report import plot_summary
 from ..runs import AdapterRun, Run, training_costs
 from ..tunable import KINDS, Learned, WeightFold
+from ..version import __version__
 from .fidelity import Fidelity
 
+HERE = "THIS-FOLDER"
+"""Stands for the folder or the hub's name of the export in its card."""
 
-def model_card(run: Run | AdapterRun, learned: Learned, fidelity: Fidelity, base: Path) -> str:
-    """The card of an export, in Markdown, with the comparison if the run has one.
+
+PICTURE = "summary.png"
+"""Name of the picture in the card."""
+
+
+def write_card(run: Run | AdapterRun, learned: Learned, fidelity: Fidelity, base: Path, folder: Path) -> None:
+    """Write the card of an export, in Markdown, with the comparison and its picture if the run has one.
 
     Args:
         run: the run or adapter that is exported.
         learned: its learned parameters.
         fidelity: the comparison of the export with the model in memory.
         base: folder with the base's licence.
+        folder: the export.
     """
-    name = run.sections.base.model
+    name, revision = run.sections.base.model, run.sections.base.revision
     header = {
         "base_model": name,
-        **revision_key(run.sections.base.revision),
+        **revision_key(revision),
         **licence_from(base),
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
         "tags": ["long-context", "rope", "yarn_tune"],
     }
     numbers = f"RoPE scale {learned.scale:.6g}" if learned.factors is None else "one factor per rotary pair"
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {run.sections.name}",
-        f"{name}{at_revision(run.sections.base.revision)}, extended from {learned.native} to {learned.window} tokens "
+        f"{name}{at_revision(revision)}, extended from {learned.native} to {learned.window} tokens "
         f"by yarn_tune. The weights are the base's{_changed(learned, fidelity)}. "
         f"Learned: {numbers}, the attention temperature {learned.temperature:.6g}"
         f"{_folds_text(learned)}{training_costs(run)}.",
-        f"    vllm serve THIS-FOLDER --max-model-len {learned.window}",
-        "SERVING.md has the command for each stack that was checked, and what the others would compute.",
-        *_measured(run, learned.native),
+        *_use(run, learned.window),
+        *_measured(run, learned.native, folder),
         "## Limits",
         "A longer window does not teach the model to use it; knowledge, languages and biases are the base's. "
         f"Beyond {learned.window} tokens nothing was trained or measured. Check your own task before relying on it.",
+        *_citation(name),
     ]
-    return "\n\n".join(parts) + "\n"
+    write_atomically(folder / CARD, ("\n\n".join(parts) + "\n").encode())
+
+
+def _use(run: Run | AdapterRun, window: int) -> list[str]:
+    """Code for transformers and vLLM; `push` writes the name of the repository in the place of THIS-FOLDER."""
+    whole = run.base.text_config is run.base.config
+    architectures = run.base.written.get("architectures") or ["AutoModelForCausalLM"]
+    loader = "AutoModelForCausalLM" if whole else architectures[0]
+    return [
+        "## Use",
+        "An ordinary checkpoint: no custom code, and yarn_tune is not needed.",
+        f"""```python
+from transformers import AutoTokenizer, {loader}
+
+tokenizer = AutoTokenizer.from_pretrained("{HERE}")
+model = {loader}.from_pretrained("{HERE}", dtype="auto", device_map="auto")
+text = open("long.txt").read()  # up to {window} tokens
+inputs = tokenizer(text, return_tensors="pt").to(model.device)
+output = model.generate(**inputs, max_new_tokens=100)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))
+```""",
+        f"""```bash
+vllm serve {HERE} --max-model-len {window}
+```""",
+        "SERVING.md has the command for each stack that was checked, and what the others would compute.",
+    ]
+
+
+def _citation(name: str) -> list[str]:
+    return [
+        "## Citation",
+        f"Cite {name} as its authors ask, and for the extension:",
+        f"""```bibtex
+@software{{yarn_tune,
+  title = {{yarn\\_tune: longer context windows from a few learned numbers of RoPE}},
+  author = {{{{The yarn\\_tune authors}}}},
+  version = {{{__version__}}}
+}}
+@article{{peng2023yarn,
+  title = {{YaRN: Efficient Context Window Extension of Large Language Models}},
+  author = {{Peng, Bowen and Quesnelle, Jeffrey and Fan, Honglu and Shippole, Enrico}},
+  journal = {{arXiv:2309.00071}},
+  year = {{2023}}
+}}
+```""",
+    ]
 
 
 def _changed(learned: Learned, fidelity: Fidelity) -> str:
@@ -104,7 +161,8 @@ def card_header(text: str) -> dict[str, object]:
     return header if isinstance(header, dict) else {}
 
 
-def _measured(run: Run | AdapterRun, native: int) -> list[str]:
+def _measured(run: Run | AdapterRun, native: int, folder: Path) -> list[str]:
+    """The verdict, the picture and the table; nothing where this run was not compared."""
     path = run.folder / COMPARED
     if not path.is_file():
         return []
@@ -113,8 +171,16 @@ def _measured(run: Run | AdapterRun, native: int) -> list[str]:
     own = [row.method for row in comparison.like.find("tuned", f"tuned-{run.folder.name}")]
     if not own:
         return []
+    picture = []
+    if own == ["tuned"]:
+        records = load_records(run.folder / "retrieval.json")
+        measured = [row.method for row in comparison.rows if row.retrieved is not None]
+        needles = {name: record.retrieval for name, record in records.items() if name in measured}
+        plot_summary(comparison, needles, folder / PICTURE)
+        picture.append(f"![needles found by base, YaRN and this model, and NLL by position]({PICTURE})")
     return [
         "## Measured",
+        *picture,
         "\n".join(f"- **{title}**: {line}" for title, line in comparison.verdict(own[0]).lines().items()),
         f"NLL in nats per token by position (PPL in the mean) on {len(comparison.like.excerpts)} held-out excerpts; "
         f"`native-window` is the base evaluated with a sliding window of its native {native} tokens:",
