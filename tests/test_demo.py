@@ -91,7 +91,7 @@ def test_the_export_is_a_stock_checkpoint(launched):
 
 
 def test_the_demo_model_uses_its_window():
-    """Its loss falls with context, and it retrieves numbers: extension has something to extend."""
+    """The loss of the demo base falls with context, and it finds numbers inside its window."""
     measured = json.loads((ROOT / "data/tiny-base/measured.json").read_text())
     positions = list(measured["nll_by_position"].values())
     assert positions[-1] < positions[0] - 0.4

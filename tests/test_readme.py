@@ -1,4 +1,4 @@
-"""The README promises only what is there: files, commands, families, numbers."""
+"""The files, commands, families and numbers that the pages name exist and are right."""
 
 import json
 import re

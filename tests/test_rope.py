@@ -50,7 +50,7 @@ def test_yarn_equals_transformers_to_the_last_bit(truncate, beta_fast, beta_slow
 
 
 def test_abf_moves_the_pair_of_one_turn_to_the_new_window():
-    """And it is transformers' unscaled table at that theta."""
+    """The table is the unscaled one of transformers at that theta."""
     for theta, head, partial, native, factor in GRID:
         raised = rope.abf_theta(theta, native, factor)
         # The (fractional) pair that makes one turn within the native window makes one within the new window.

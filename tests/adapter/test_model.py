@@ -348,7 +348,7 @@ def test_weights_of_another_adapter_are_named_by_peft(tmp_path):
 
 
 def test_transformers_loads_no_nan_either(tmp_path):
-    """Its loader asks no module; so the numbers are looked at when they are first used."""
+    """PEFT's loader calls no method of a module, so the numbers are checked at their first use."""
     folder = adapter_of(finished_run(tmp_path))
     spoil(folder, lambda n: only(n, "log_factor", lambda t: t * float("nan")))
     model = load(tmp_path / "base")

@@ -42,7 +42,7 @@ QUICK = Settings(generations=6, seed=3)
 
 
 class Bowl:
-    """Distance to WANTED; remembers what it was asked."""
+    """The distance to WANTED; keeps its arguments."""
 
     def __init__(self) -> None:
         self.asked: list[list[float]] = []

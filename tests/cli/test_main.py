@@ -152,7 +152,7 @@ def test_eval_protocols(recipe, capsys):
 
 
 def test_eval_reads_the_beginning_of_each_document(recipe, capsys):
-    """As docs/measuring.md says: a long document does not count several times, whatever --count is."""
+    """A long document counts once for every --count, as docs/measuring.md describes."""
     base = str(recipe.parent / "base")
     documents = write_documents(recipe.parent / "more.jsonl", [450, 230, 100], seed=70)
     for protocol in ("truncate", "sliding"):

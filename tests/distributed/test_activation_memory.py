@@ -106,7 +106,7 @@ def test_experts_are_refused(family):
 
 
 def test_only_the_inputs_of_layers_wait(monkeypatch):
-    """Not the frozen matrices, which are on the device anyway, and nothing that a layer computes again."""
+    """Frozen matrices, which are on the device anyway, and values computed again are not offloaded."""
     sizes = []
 
     class Counting(longrows.save_on_cpu):
@@ -124,7 +124,7 @@ def test_only_the_inputs_of_layers_wait(monkeypatch):
 
 @pytest.mark.parametrize(("device", "pinned"), [(None, False), ("cpu", False), ("cuda", True)])
 def test_inputs_are_pinned_for_the_device_the_model_will_be_on(monkeypatch, device, pinned):
-    """Not for the one it is on: FSDP moves it later."""
+    """The device that the model will be on decides, not the one that it is on: FSDP moves it later."""
     options = {}
 
     class Seen(longrows.save_on_cpu):

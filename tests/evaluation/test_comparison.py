@@ -1,4 +1,4 @@
-"""The comparison: same tokens for every method, each the method it says it is."""
+"""The comparison: every method is measured on the same tokens, under its own table."""
 
 import math
 import shutil
@@ -123,7 +123,7 @@ NEVER_TURNS = 1e12
 @pytest.mark.rope_warnings
 @pytest.mark.parametrize("method", ["abf", "llama3", "ntk-by-parts", "cope"])
 def test_more_methods_are_what_a_stock_config_computes(everything, method):
-    """So a checkpoint can be served with each of them."""
+    """A checkpoint can be served with each of these methods."""
     run, comparison = everything
     section = {
         "abf": {"rope_type": "default", "rope_theta": 10000 ** (math.log(256 / math.tau) / math.log(64 / math.tau))},
@@ -146,7 +146,7 @@ def test_more_methods_are_what_a_stock_config_computes(everything, method):
 
 
 def test_the_control_is_learned_at_the_native_window_from_the_same_tokens(everything):
-    """Its numbers extend nothing: its table is the base's own; by hand, slid over one excerpt."""
+    """The control keeps the base's table; its NLL is computed by hand with a window slid over one excerpt."""
     run, comparison = everything
     folder = run.folder / "native-adapted"
     control, row = Run(load_recipe(folder / "recipe.yaml"), folder), comparison.row("native-adapted")
@@ -416,7 +416,7 @@ def test_key_tokens_by_hand():
 
 
 def test_a_slid_row_does_not_choose_key_tokens():
-    """Its context is near, so that what it predicts well says nothing about far context."""
+    """A slid row reads near context only, so that it does not choose key tokens."""
     near, far = torch.tensor([4.0, 4.0]), torch.tensor([1.0, 4.0])
     result = result_with(native_window=[3.0], yarn=[2.0], native_adapted=[2.0])
     nll = {"native-window": [near], "yarn": [far], "native-adapted": [torch.tensor([4.0, 0.5])]}

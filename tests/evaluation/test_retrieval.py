@@ -345,7 +345,7 @@ def test_logits_exist_at_the_answer_only():
 
 
 def test_the_demo_model_retrieves_inside_its_window_only():
-    """Its README's 88% is of rows with one or two numbers; with one, in front of 6 answer tokens, it is higher."""
+    """The 88% of data/tiny-base/README.md is of rows with one or two numbers; with one number it is higher."""
     model = load_model(str(ROOT / "data/tiny-base"), dtype="float32")
     score = partial(score_transformers, model)
     grid = RetrievalGrid([250, 512], [0.0, 0.5, 1.0], 6, wording=DEMO)
@@ -356,7 +356,7 @@ def test_the_demo_model_retrieves_inside_its_window_only():
 
 
 class Server(HTTPServer):
-    """Stands in for an OpenAI-compatible server; answers `reply` and keeps what it was asked."""
+    """A test server with the API of OpenAI: returns `reply` and keeps the requests."""
 
     status, reply = 200, b""
     asked: list[tuple[str, dict[str, object]]]
@@ -463,7 +463,7 @@ def test_a_grid_asks_every_cell_and_no_cell_depends_on_another():
 
 
 def short_sighted(prompt: Prompt) -> bool:
-    """A reader who remembers 200 tokens, but no even number."""
+    """A score function that is right where the needle is in the last 200 tokens and its number is odd."""
     return len(prompt.ids) - prompt.needle_at <= 200 and int(prompt.answer) % 2 == 1
 
 

@@ -89,7 +89,7 @@ def test_weights_are_the_bases_byte_for_byte(tmp_path):
 
 @pytest.mark.rope_warnings
 def test_an_export_without_the_learned_values_is_caught(tmp_path, monkeypatch):
-    """Whatever key is lost on the way, the reload comparison fails and nothing is left behind."""
+    """If any key is lost, the comparison of the reloaded checkpoint fails and no files are left."""
     run = finished_run(tmp_path, "ramp")
     original = profiles.choose_encoding
     for key in ("attention_factor", "beta_fast", "factor"):
@@ -299,7 +299,7 @@ def test_a_wrong_fold_is_not_taken_for_noise(tmp_path, monkeypatch):
 
 
 def test_limits_of_the_bases_generation_do_not_survive(tmp_path):
-    """`generate` refuses a prompt longer than `max_length`; the base's would be its own window."""
+    """`max_length` of the base, its own window, would make `generate` reject longer prompts."""
     base = save_tiny(tmp_path / "base")
     limits = {"max_length": NATIVE, "max_new_tokens": 20, "temperature": 0.7, "do_sample": True, "eos_token_id": None}
     (base / "generation_config.json").write_text(json.dumps(limits))

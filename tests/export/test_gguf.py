@@ -364,7 +364,7 @@ def prompts() -> list[list[int]]:
 
 
 def as_llama_cpp_rounds(stock: torch.nn.Module, model: Path) -> None:
-    """Angles by repeated multiplication in float32, divided by what stands in the file."""
+    """Angles by repeated multiplication in float32, divided by the factors in the file."""
     (divisors,) = [t.data for t in gguf.GGUFReader(model).tensors if t.name == "rope_freqs.weight"]
     ratio = np.float32(THETA) ** np.float32(-2 / DIM)
 
@@ -426,7 +426,7 @@ def test_llama_cpp_computes_what_transformers_does(tmp_path, family):
 
 @pytest.mark.llama_cpp
 def test_llama_cpp_reads_the_multiplier_beside_type_none(tmp_path):
-    """The frequencies alone are not enough, and what `served_by_llama_cpp` says is what is served."""
+    """The frequencies alone are not enough; `served_by_llama_cpp` agrees with what llama.cpp computes."""
     _, script = llama_cpp()
     path = vocabulary(checkpoint(tmp_path / "export"))
     settings = {"converter": script, "inv_freq": learned_inv_freq(), "outtype": "f32"}

@@ -75,7 +75,7 @@ def test_the_code_of_the_card_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_the_card_is_about_its_own_run(tmp_path):
-    """Not about another one that is better in the same comparison, nor about YaRN where it was measured before."""
+    """The card has no verdict about another run that is better, or about YaRN measured before the training."""
     run = finished_run(tmp_path, "scale", log_temperature=-1.0)
     write_metrics(run.folder, 1)
     better = Run(run.recipe, tmp_path / "better")

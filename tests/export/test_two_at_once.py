@@ -25,7 +25,7 @@ def started(run) -> subprocess.Popen[str]:
 
 
 def test_two_exports_at_once_leave_one_whole_export(tmp_path):
-    """Each of two processes writes the export or is refused; whoever is refused says who writes."""
+    """Each of two processes writes the export or ends with a message that names the process that writes."""
     run = finished_run(tmp_path, "scale")
     export(run)
     both = [started(run), started(run)]

@@ -56,7 +56,7 @@ def free_port() -> int:
 
 
 def until(work, processes: int, log: Path, over) -> bool:
-    """Run `work` in fresh processes until it ends or `over()` says to kill them all; whether it ended."""
+    """Run `work` in new processes until it ends or `over()` is true, then kill them; returns whether it ended."""
     port = free_port()
     pids = {forked(work, rank, processes, port, log) for rank in range(processes)}
     codes = []

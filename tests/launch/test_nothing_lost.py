@@ -101,7 +101,7 @@ def test_a_process_that_hangs_is_not_waited_for(recipe):
 
 
 def test_a_full_disk(recipe):
-    """The system refuses to write more than so much into a file: as a full disk, in the middle of a checkpoint."""
+    """A limit of the file size ends a write in the middle of a checkpoint, as a full disk does."""
 
     def small() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
@@ -160,7 +160,7 @@ def test_nothing_goes_over_the_network(recipe):
 
 
 def test_two_starts_of_the_same_run(recipe):
-    """The second is told; the first goes on."""
+    """The second process ends with a message; the first continues."""
     first = started(recipe, "train.steps=500")
     steps_logged(recipe, first, 1)
     second = started(recipe, "train.steps=500")

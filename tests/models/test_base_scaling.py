@@ -133,7 +133,7 @@ def test_yarn_is_continued_as_yarn_with_a_larger_factor(name):
 
 @pytest.mark.rope_warnings
 def test_a_shipped_yarn_whose_config_names_the_old_window_reads_what_its_factor_says():
-    """As Qwen2.5's card tells its users to write it."""
+    """The section is the one that Qwen2.5's model card recommends."""
     config = tiny_config("qwen2", rope_parameters=YARN | {"rope_theta": 1e4}, max_position_embeddings=NATIVE)
     assert rope_facts(config).native == REACH
 

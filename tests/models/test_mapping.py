@@ -71,7 +71,7 @@ def test_it_works_or_is_refused_for_a_true_reason(kind):
 @pytest.mark.rope_warnings
 @pytest.mark.parametrize("kind", TYPES)
 def test_the_layout_behind_a_wrapped_config_is_found(kind):
-    """A nested text config with RoPE is read as such; no wrapper is told that it has none."""
+    """A nested text config with RoPE is read as one; no wrapper gets the message that it has no RoPE."""
     config = config_of(kind)
     try:
         text = config.get_text_config(decoder=True)

@@ -117,7 +117,7 @@ def base(whole, tmp_path, monkeypatch) -> Path:
 
 
 def tried(capsys, *settings: str) -> str:
-    """Train: it works, or a message says why not; what is said."""
+    """Train; returns the output. Training works, or ends with a message that has the reason."""
     code = main(["train", "recipe.yaml", *settings])
     said = capsys.readouterr().err
     assert code in (0, 2), said

@@ -98,7 +98,7 @@ def test_validation_rows_are_planned(tree):
 
 
 def test_lora_is_counted(tree):
-    """Its numbers, their state, and what its gradient keeps."""
+    """Memory counts the numbers of LoRA, their optimizer state, and what their gradient keeps."""
     plain, lora = planned(tree), planned(tree, "lora={rank: 2}")
     assert lora.learned_numbers == plain.learned_numbers | {"lora": 3 * 2 * (2 * (64 + 64) + 2 * (64 + 32))}
     assert f"{sum(lora.learned_numbers.values())} numbers" in lora.text()

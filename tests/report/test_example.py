@@ -26,7 +26,7 @@ def run(tmp_path_factory):
 
 @pytest.mark.parametrize("right", [0, 2, 4], ids=["no token of the draft is right", "two are", "all are"])
 def test_answers_are_those_of_transformers_generate(run, right):
-    """Whatever the right answer is, which serves as the draft."""
+    """The right answer is the draft; it has no effect on the result."""
     model = AutoModelForCausalLM.from_pretrained(run.recipe.base.model, dtype=torch.float32).eval()
     ids = torch.randint(1, 120, (1, 60), generator=torch.Generator().manual_seed(right))
     expected = model.generate(

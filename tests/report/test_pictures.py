@@ -32,7 +32,7 @@ def test_the_heat_map_shows_the_shares_and_the_native_window(tmp_path):
         assert all_right > 0.1
     vermilion = {native: share_of(picture, "#d55e00") for native, picture in pictures.items()}
     assert vermilion[None] < 1e-4 < 1e-3 < vermilion[256]
-    # The line stands where the colour changes: right of the first third.
+    # The line is where the colour changes: right of the first third.
     columns = ((pictures[256] - torch.tensor([213, 94, 0]) / 255).abs().amax(-1) < 0.02).float().mean(0)
     yellow = ((pictures[256] - torch.tensor([253, 231, 37]) / 255).abs().amax(-1) < 0.02).float().mean(0)
     purple = ((pictures[256] - torch.tensor([68, 1, 84]) / 255).abs().amax(-1) < 0.02).float().mean(0)

@@ -1,4 +1,4 @@
-"""What a run folder says is checked before it is believed: state, parameters, metrics, measurements, inputs."""
+"""Files of a run folder are checked before they are used: state, parameters, metrics, measurements, inputs."""
 
 import json
 import os
@@ -153,7 +153,7 @@ def test_a_changed_recipe_of_a_run_folder_is_refused(tmp_path):
 
 @pytest.fixture
 def measured(tmp_path):
-    """A base, and a function that measures it and says whether the model was loaded for it."""
+    """A base, and a function that measures it and returns whether the model was loaded."""
     base = save_tiny(tmp_path / "base")
     document = torch.arange(1, 101)
 

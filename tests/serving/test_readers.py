@@ -102,7 +102,7 @@ def random_config(rng: random.Random, small: bool = False, family: str = "llama"
     names = rng.choice([("rope_scaling",), ("rope_parameters",), ("rope_scaling", "rope_parameters"), ()])
     kind = [rng.choice(kinds) for _ in range(2)]
     if family in NESTED or (default == 1 and ("default" in kind or not names)):
-        beside = inside = False  # unscaled, these families rotate whole heads whatever the config says
+        beside = inside = False  # unscaled, these families rotate whole heads with every config
     share = share if beside or inside else default
     pairs = int(head_dim * share) // 2
     sections = [random_section(rng, k, pairs, native, longest) for k in kind]
@@ -140,7 +140,7 @@ def lengths_of(config: dict) -> list[int]:
 
 
 def agree(found: EffectiveRope, real: Callable[[], Real], config: dict, kind: str = "") -> bool:
-    """Assert that a reader says what the real code does; whether that is a refusal."""
+    """Assert that a reader agrees with the real code; returns whether the real code raises."""
     failure, expected = None, {}
     try:
         call = real()
@@ -208,7 +208,7 @@ def test_transformers_5_families(family):
 
 
 class Anything(Generic[TypeVar("T")]):
-    """Whatever a stub module is asked for."""
+    """The value of every attribute of a stub module."""
 
 
 def load(path: Path, name: str, **stubs: object) -> ModuleType:
@@ -286,7 +286,7 @@ RELEASES = {
 
 @pytest.mark.parametrize("stack", RELEASES)
 def test_transformers_4(stack):
-    """What a reader accepts, every release it stands for computes."""
+    """A config that a reader accepts is computed by every release of its row."""
     ropes, rng, refused = [old_rope(v) for v in RELEASES[stack]], random.Random(stack), 0
     for _ in range(300):
         config = random_config(rng)

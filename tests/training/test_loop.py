@@ -130,7 +130,7 @@ def test_nan_stops_with_the_last_good_values(make_run, monkeypatch):
     assert state.step == 3
     assert all(bool(t.isfinite().all()) for t in state.numbers.values())
     assert not run.numbers_path.exists()
-    # As the message says: another run goes on from them, under a lower rate.
+    # The remedy of the message: another run continues from the last good values, with a lower rate.
     (setting,) = re.findall(r"rope\.init=\S+", str(failure.value))
     after = make_run("after", setting, steps=2, learning_rate=1e-12)
     train(after)
@@ -244,7 +244,7 @@ def test_processes_with_other_rows_disagree(make_run):
 
 
 def test_a_run_learns_on_from_an_earlier_one(make_run):
-    """Its first loss is the other's on the same row, as from the same numbers; both are paid for."""
+    """The first loss is that of the earlier run on the same row; the costs of both runs are counted."""
     first = make_run("first", "rope.query_gains=pair_phase", steps=6, learning_rate=0.03)
     train(first)
     overrides = ["rope.query_gains=pair_phase", f"rope.init={first.folder}", "train.objective=distill"]

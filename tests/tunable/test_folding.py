@@ -135,7 +135,7 @@ def test_a_checkpoint_without_queries(tmp_path):
 
 
 def test_a_full_disk_is_told(tmp_path):
-    """As the system refuses to write more than so much into a file, folding and merging alike."""
+    """A limit of the file size is a message, in folding as in merging."""
     model = random_model(tiny_config("llama"))
     model.save_pretrained(tmp_path)
     before, hard = (tmp_path / "model.safetensors").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)[1]

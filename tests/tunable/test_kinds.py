@@ -120,7 +120,7 @@ TILT = Kind(
 
 @pytest.mark.parametrize("settings", [(), ("rope.query_gains=pair_phase", "lora.rank=2")])
 def test_a_made_up_kind_is_trained_exported_and_verified(tmp_path, monkeypatch, settings):
-    """One row, its parameters and its fold: nothing else knows of it, and it is in every result."""
+    """A new kind needs one row, its parameters and its fold; it is then in every result."""
     monkeypatch.setitem(KINDS, "tilt", TILT)
     base = save_tiny(tmp_path / "base")
     recipe = parse_recipe(recipe_tree(base, tmp_path, steps=2), list(settings))

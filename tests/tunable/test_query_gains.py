@@ -136,7 +136,7 @@ def test_a_pass_through_dimension_keeps_its_gain():
 
 
 def test_where_the_rows_are_is_found_once(monkeypatch):
-    """Not in every layer of every forward; and a gradient is possible also after a first pass that allowed none."""
+    """Gains are not computed in every layer; a gradient is possible after a first pass without gradients."""
     found, find = [], QuerySite._find
     monkeypatch.setattr(QuerySite, "_find", lambda self, *where: found.append(where) or find(self, *where))
     model, _ = tuned_model("llama", "pair_phase")
@@ -256,7 +256,7 @@ def test_gains_alone_leave_yarn_as_published(tmp_path, family):
     facts = rope_facts(tiny_config(family))
     expected = yarn_inv_freq(facts.theta, facts.dim, 4.0, YarnRamp(NATIVE))
     torch.testing.assert_close(torch.tensor(fidelity["inv_freq"]), expected, rtol=1e-6, atol=0)
-    if family != "phi3":  # its config class wants longrope
+    if family != "phi3":  # its config class accepts only longrope
         assert fidelity["rope_parameters"]["rope_type"] == "yarn"
         assert fidelity["rope_parameters"]["factor"] == 4.0
 

@@ -39,7 +39,7 @@ def test_training_mode_computes_what_evaluation_does(family):
     """Wherever a family keeps its dropout: in modules, in attributes, or in the config."""
     config = tiny_config(family)
     probabilities = [name for name, value in vars(config).items() if "drop" in name and isinstance(value, float)]
-    if family == "diffllama":  # its config class refuses any
+    if family == "diffllama":  # its config class accepts no scaling
         probabilities = []
     model = tiny_model(family, **dict.fromkeys(probabilities, 0.5))
     with torch.no_grad():
@@ -70,7 +70,7 @@ def stock_yarn(facts):
 
 
 @pytest.mark.parametrize("frequencies", LEARN)
-@pytest.mark.parametrize("family", [family for family in supported() if family != "phi3"])  # its config refuses yarn
+@pytest.mark.parametrize("family", [family for family in supported() if family != "phi3"])  # its config accepts no YaRN
 def test_the_start_is_stock_yarn(family, frequencies):
     """Untrained, the tuned model computes what the stock model does under a plain YaRN config, to the bit."""
     model = tiny_model(family)
@@ -276,7 +276,7 @@ def test_a_window_below_the_native_one_is_refused():
 
 @pytest.mark.parametrize(("kind", "free", "stays"), [("cuda", 1.5, False), ("cuda", 1.0, True), ("xpu", 0.0, False)])
 def test_a_model_that_its_device_has_no_room_for_stays_on_the_cpu(monkeypatch, capsys, kind, free, stays):
-    """Measured after what was cached is given back; where nobody knows what is free, the device is asked."""
+    """Free memory is measured after the cache is emptied; on a device that does not report it, the model is moved."""
     model, moves, given_back = tiny_model(), [], []
     monkeypatch.setattr(model, "to", lambda device: moves.append(device))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)

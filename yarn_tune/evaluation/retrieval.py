@@ -86,7 +86,7 @@ def score_server(client_url: str, model_name: str, prompt: Prompt, timeout: floa
 
 
 def wilson(right: int, asked: int) -> tuple[float, float, float]:
-    """The share of right answers and its Wilson 95% interval `(share, low, high)`; `(nan, 0, 1)` if none was asked."""
+    """The share of right answers and its Wilson 95% interval `(share, low, high)`; `(nan, 0, 1)` without prompts."""
     if not asked:
         return float("nan"), 0.0, 1.0
     share, spread = right / asked, 1.959964**2 / asked
@@ -132,7 +132,7 @@ class Retrieval:
         return sum(cell.asked for cell in self.cells if cell.length > beyond)
 
     def shares(self) -> tuple[list[int], list[float], list[list[float]]]:
-        """Lengths, depths, and the share right of each depth (row) and length (column), NaN where none was asked."""
+        """Lengths, depths, and the share right of each depth (row) and length (column), NaN without prompts."""
         lengths, depths = sorted({c.length for c in self.cells}), sorted({c.depth for c in self.cells})
         counts = {(length, depth): (0, 0) for length in lengths for depth in depths}
         for c in self.cells:

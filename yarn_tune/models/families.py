@@ -98,7 +98,7 @@ class Family:
     logit_divisor_key: str = ""
     """Config key that divides the product of hidden states and vocabulary matrix."""
     gguf: str = ""
-    """Its architecture name in GGUF, where factors per pair can be stored there."""
+    """Architecture name of the family in GGUF, where factors per pair can be stored there."""
     gguf_flags: bool = False
     """Whether llama.cpp serves a learned scale with command line flags only."""
 
