@@ -6,7 +6,9 @@ The right ids come from the tokenizer on the text that was written, or from a ta
 import gzip
 import json
 import sys
+import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -726,3 +728,41 @@ def test_a_cache_of_another_format_or_tokenizer_is_not_used(base, tmp_path, monk
     assert kept.is_file()
     monkeypatch.setattr(documents, "CACHE_FORMAT", documents.CACHE_FORMAT + 1)
     assert documents._cache_path(tmp_path / "a.txt", Encoder(base, "text"), "all") != kept
+
+
+def test_of_several_processes_one_tokenizes_and_the_others_read(base, tmp_path, monkeypatch):
+    """Threads with locks of their own behave as processes do."""
+    path = tmp_path / "a.txt"
+    path.write_text("A text that nothing else reads, for two readers at once.")
+    inside, other, calls = threading.Event(), threading.Event(), list[str]()
+    encode, check = Encoder.encode, Encoder.check
+
+    def slow(self, found, *rest):
+        calls.append("encode")
+        inside.set()
+        if calls.count("encode") == 1:
+            other.wait(1.0)  # the second reader does not come here; without the lock it does, and sets the event
+        else:
+            other.set()
+        return encode(self, found, *rest)
+
+    def checked(self, record):
+        calls.append("check")
+        return check(self, record)
+
+    monkeypatch.setattr(Encoder, "encode", slow)
+    monkeypatch.setattr(Encoder, "check", checked)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(read, base, [path])
+        assert inside.wait(60)
+        second = pool.submit(read, base, [path])
+    assert first.result() == second.result()
+    assert (calls.count("encode"), calls.count("check")) == (1, 2)  # checked in the first pass and in the second
+
+
+def test_a_cache_in_which_nothing_can_be_written(base, tmp_path, monkeypatch, capsys):
+    (tmp_path / "in-the-way").write_text("a file")
+    monkeypatch.setenv("YARN_TUNE_CACHE", str(tmp_path / "in-the-way"))
+    (tmp_path / "a.txt").write_text("Read all the same.")
+    assert read(base, [tmp_path / "a.txt"])[0] == ended(base, "Read all the same.")
+    assert "tokens are not kept" in capsys.readouterr().err

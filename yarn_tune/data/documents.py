@@ -1,11 +1,12 @@
 """The documents that a recipe names, as token ids of 4 bytes each.
 
 Files are read twice. The first pass checks every record and notes its size; if there is more text than the rows need, a
-seeded choice of documents is made from the sizes. The second pass tokenizes the chosen documents. Both results are kept
-under `$YARN_TUNE_CACHE` (default `~/.cache/yarn_tune`), keyed by a hash of the file and the tokenizer. Datasets on the
-hub are streamed until there is enough, and not kept.
+seeded choice of documents is made from the sizes. The second pass tokenizes the chosen documents. One process of a
+machine makes both results and keeps them under `$YARN_TUNE_CACHE` (default `~/.cache/yarn_tune`), keyed by a hash of
+the file and the tokenizer; the others read them. Datasets on the hub are streamed until there is enough, and not kept.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from ..errors import UserError
@@ -159,10 +161,21 @@ def _checked(records: Iterable[Record], encoder: Encoder, skip: bool) -> Iterato
 def _survey(path: Path, place: str, encoder: Encoder, skip: bool) -> Survey:
     """The first pass over a file, cached; a cached result with bad rows is used only if bad rows are skipped."""
     cache = _cache_path(path, encoder, "survey")
+    if (known := _known_survey(cache, skip)) is not None:
+        return known
+    with _alone(cache):
+        return _known_survey(cache, skip) or _new_survey(path, place, encoder, skip, cache)
+
+
+def _known_survey(cache: Path, skip: bool) -> Survey | None:
     arrays, facts = _load(cache)
-    if facts is not None and (skip or not facts["skipped"]):
-        reasons, look_alikes = tuple(facts["reasons"]), facts["look_alikes"]
-        return Survey(arrays["characters"], arrays["given"], facts["skipped"], reasons, look_alikes)
+    if facts is None or (facts["skipped"] and not skip):
+        return None
+    reasons, look_alikes = tuple(facts["reasons"]), facts["look_alikes"]
+    return Survey(arrays["characters"], arrays["given"], facts["skipped"], reasons, look_alikes)
+
+
+def _new_survey(path: Path, place: str, encoder: Encoder, skip: bool, cache: Path) -> Survey:
     characters, given, skipped, look_alikes = array("q"), array("q"), 0, 0
     first: list[str] = []
     for found in _checked(read_records(path, place, encoder.columns), encoder, skip):
@@ -221,10 +234,13 @@ def _tokens(
     cache = _cache_path(path, encoder, chosen)
     arrays, facts = _load(cache)
     if facts is None:
-        found = (each for each in _checked(read_records(path, place, encoder.columns), encoder, skip=True))
-        documents = (each for each in found if isinstance(each, Document))
-        arrays = _joined(encoder.encode(documents if mask is None else itertools.compress(documents, mask)))
-        _keep(cache, arrays, {})
+        with _alone(cache):
+            arrays, facts = _load(cache)
+            if facts is None:
+                found = _checked(read_records(path, place, encoder.columns), encoder, skip=True)
+                documents = (each for each in found if isinstance(each, Document))
+                arrays = _joined(encoder.encode(documents if mask is None else itertools.compress(documents, mask)))
+                _keep(cache, arrays, {})
     return arrays["tokens"], arrays["ends"]
 
 
@@ -273,6 +289,19 @@ def _cache_path(path: Path, encoder: Encoder, what: str) -> Path:
 def _digest(path: Path, size: int, modified: int) -> str:
     """SHA-256 of a file's content, computed once for each state of the file, also by several commands."""
     return kept_digest(path)
+
+
+@contextlib.contextmanager
+def _alone(cache: Path) -> Iterator[None]:
+    """Hold a lock while a result is computed, so that other processes wait for it; none if no lock can be written."""
+    lock = FileLock(cache.parent / f"{cache.name[:2]}.lock")
+    with contextlib.suppress(OSError, NotImplementedError):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _load(cache: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any] | None]:
