@@ -55,6 +55,11 @@ def vllm_logprobs(jobs: list[Job], python: str, extra_path: str | None = None) -
             raise UserError(f"--engine-python: {python!r} cannot be run: {error}") from error
         if output.is_file():
             results: list[dict[str, Any]] = json.loads(output.read_text(encoding="utf-8"))
+            if any(result.get("error", "").endswith("No module named 'vllm'") for result in results):
+                raise UserError(
+                    f"--engine: {python!r} has no vLLM; run `pip install vllm` in an environment of its own, and name "
+                    "its interpreter with --engine-python or YARN_TUNE_VLLM_PYTHON"
+                )
             if len(results) == len(jobs):
                 return results
         reason = (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]

@@ -20,7 +20,7 @@ from ..adapter import BESIDE, CONFIG, WEIGHTS, YarnTuneConfig, is_adapter, read_
 from ..errors import CheckFailed, UserError
 from ..files import CARD, CHECKSUMS, file_digest, read_checked, with_checksum
 from ..models import inside_wrapper, leaves_folder
-from ..recipe import is_hub_id
+from ..recipe import is_hub_id, what_is
 from ..serving import verify
 from .fidelity import FIDELITY
 from .model_card import HERE, at_revision, card_header, licence_from, revision_key
@@ -83,7 +83,9 @@ def prepare_upload(
         return _checkpoint(source, repo, base)
     if is_adapter(source):
         return _adapter(source, repo, base, revision)
-    raise UserError(f"{source}: neither an export (with fidelity.json) nor an adapter; run `yarn-tune export` first")
+    raise UserError(
+        f"{source}: neither an export (with fidelity.json) nor an adapter; {what_is(source)}; run `yarn-tune export`"
+    )
 
 
 def _checkpoint(folder: Path, repo: str, base: str | None) -> Upload:

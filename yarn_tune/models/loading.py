@@ -271,12 +271,20 @@ def _from_hub(load: Callable[..., Any], model: str, **options: Any) -> Any:
         reason = " ".join(str(error).split())[:MESSAGE] or type(error).__name__
         if "trust_remote_code" in str(error):
             reason = "it requires custom code, which yarn-tune never runs; only classes of transformers are supported"
+        elif is_hub_id(model) and re.search("couldn't connect|offline mode", str(error)):
+            reason = (
+                "the hub is not reached, and the local cache does not hold it; where there is a network, run "
+                f"`hf download {model}`, and use the same cache (HF_HOME) or name the folder"
+            )
         raise UserError(f"base.model: {model!r} could not be loaded: {reason}") from error
 
 
 @contextmanager
 def _quiet(model: str) -> Iterator[None]:
-    """Hide the output of a normal load: the progress bar of a local one, and warnings about `EXTRA_KEYS`."""
+    """Hide the progress bar of a local load, warnings about `EXTRA_KEYS`, and the hub's notes about retries."""
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)
     bar = progress.is_progress_bar_enabled() and not is_hub_id(model)
     shown = logging.getLogger("transformers").handlers
     for handler in shown:
@@ -286,6 +294,7 @@ def _quiet(model: str) -> Iterator[None]:
     try:
         yield
     finally:
+        hub.setLevel(level)
         if bar:
             progress.enable_progress_bar()
         for handler in shown:

@@ -50,7 +50,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         tree = read_yaml(text)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         where = " ".join(str(error).split())
-        raise RecipeError(source, [f"not readable as YAML: {where[:300]}"]) from error
+        described = "" if Path(path).suffix in (".yaml", ".yml") else f"; {what_is(Path(path))}"
+        raise RecipeError(source, [f"not readable as YAML: {where[:300]}{described}"]) from error
     if not isinstance(tree, dict):
         raise RecipeError(source, [f"a recipe is a mapping of sections, found {show(tree)}"])
     tree.setdefault("name", Path(path).stem)
