@@ -92,16 +92,35 @@ COPE_PAIRS = 20
 """Number of slowest pairs that CoPE clips, for any head size (hrlics/CoPE, `modeling_cope.py`)."""
 
 
-def cope_inv_freq(inv_freq: Tensor, clipped: int = COPE_PAIRS) -> Tensor:
+LEAST_SHARE = 1e-8
+"""Share of its frequency that a clipped pair keeps where a config must hold the table, which has no frequency 0. Over a
+million tokens such a pair turns by less than 0.01 radians, whatever its frequency was."""
+
+
+def cope_inv_freq(inv_freq: Tensor, clipped: int = COPE_PAIRS, least: float = 0.0) -> Tensor:
     """CoPE's soft clipping of a table `[d/2]`: the slowest `clipped` pairs times (1 + cos(x)) / 2, x from 0 to pi.
 
-    The slowest pair gets frequency 0. Source: arXiv:2602.05258 and its code, hrlics/CoPE.
+    The slowest pair gets frequency 0, unless `least` is the least share that a pair keeps. Source: arXiv:2602.05258 and
+    its code, hrlics/CoPE.
     """
     count = min(clipped, len(inv_freq))
     taper = 0.5 * (1.0 + torch.cos(torch.linspace(0.0, torch.pi, count, dtype=torch.float32)))
     found = inv_freq.clone()
-    found[len(found) - count :] *= taper.to(found.dtype)
+    found[len(found) - count :] *= taper.clamp(min=least).to(found.dtype)
     return found
+
+
+def search_free_inv_freq(method: str, theta: float, dim: int, factor: float, native: int) -> Tensor:
+    """The table of a method that changes unscaled RoPE, float32 `[d/2]`: linear, ntk, abf or llama3."""
+    if method == "linear":
+        return linear_inv_freq(theta, dim, factor)
+    if method == "ntk":
+        return ntk_inv_freq(theta, dim, factor)
+    if method == "abf":
+        return default_inv_freq(abf_theta(theta, native, factor), dim)
+    if method == "llama3":
+        return llama3_inv_freq(theta, dim, factor, LLAMA3_LOW, LLAMA3_HIGH, native)
+    raise ValueError(f"no method {method!r}")
 
 
 def correction_dim(turns: Scalar, theta: float, dim: int, native: int) -> Tensor:
@@ -187,6 +206,10 @@ def yarn_attention_factor(factor: float, mscale: float | None = None, mscale_all
     if mscale and mscale_all_dim:
         return yarn_gain(factor, mscale) / yarn_gain(factor, mscale_all_dim)
     return yarn_gain(factor)
+
+
+LLAMA3_LOW, LLAMA3_HIGH = 1.0, 4.0
+"""Llama 3.1's frequency factors."""
 
 
 def llama3_inv_freq(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,15 @@ from safetensors.torch import load_file
 from tiny import recipe_tree, save_tiny, write_documents
 from yarn_tune.cli.main import main
 from yarn_tune.data.rows import RowRequest, build_rows_apart
-from yarn_tune.errors import UserError
+from yarn_tune.distributed import Request
+from yarn_tune.errors import Interrupted, UserError
 from yarn_tune.export.checkpoint import export
 from yarn_tune.recipe.loading import RecipeError, parse_recipe
+from yarn_tune.runs.checkpoint import checkpoints
 from yarn_tune.runs.decision import Candidate, Decision, read_decision
 from yarn_tune.runs.folder import Run
 from yarn_tune.training import decision as deciding
-from yarn_tune.training.decision import PLAN, TailAverage, scaled
+from yarn_tune.training.decision import TailAverage, plan_of, scaled
 from yarn_tune.training.loop import train
 
 
@@ -47,10 +50,10 @@ def test_the_lowest_loss_that_is_better_on_enough_rows_is_kept():
     steady, lucky = [0.1] * 16, [9.0] * 9 + [-0.1] * 7
     assert decision({1.0: steady, 0.5: [0.05] * 16}).chosen.factor == 1.0
     assert decision({1.0: lucky, 0.5: steady}).chosen.factor == 0.5  # a lower mean, on 9 of 16 rows
-    assert decision({1.0: lucky}).keeps_yarn
-    assert decision({1.0: [math.nan] * 16}).keeps_yarn
+    assert decision({1.0: lucky}).keeps_start
+    assert decision({1.0: [math.nan] * 16}).keeps_start
     # Better on all rows but one, which outweighs them.
-    assert decision({1.0: [0.1] * 15 + [-9.0]}).keeps_yarn
+    assert decision({1.0: [0.1] * 15 + [-9.0]}).keeps_start
 
 
 @pytest.mark.parametrize("rows", [1, 5, 7, 8, 12, 16, 40])
@@ -62,7 +65,7 @@ def test_enough_rows_are_those_of_a_sign_test(rows):
     assert chances[made.needed :].sum() <= 0.05 / 8 or made.needed == rows
     assert chances[made.needed - 1 :].sum() > 0.05 / 8
     assert made.chosen.factor == 1
-    assert not made.keeps_yarn
+    assert not made.keeps_start
 
 
 def test_offsets_are_scaled_and_of_lora_the_factor_that_is_zero_at_the_start():
@@ -85,12 +88,13 @@ def test_documents_of_random_tokens_lead_to_offsets_of_zero(make_run, capsys):
     train(run)
     assert all(bool((value == 0).all()) for value in load_file(run.numbers_path).values())
     made = read_decision(run)
-    assert made.keeps_yarn
-    assert (made.rows, len(made.candidates)) == (16, len(PLAN))
+    assert made.keeps_start
+    assert (made.rows, len(made.candidates)) == (16, len(plan_of([2, 4])))
     said = json.loads((run.folder / "decision.json").read_text())
-    assert [each["kept"] for each in said["candidates"]] == [False] * 8 + [True]
+    assert [each["kept"] for each in said["candidates"]] == [False] * 10 + [True]
+    assert [each["iterate"] for each in said["candidates"][8:]] == ["step 2", "step 4", "final"]
     # The candidates are other states than YaRN: their losses differ on every row.
-    assert all(own != yarn for own, yarn in zip(made.candidates[0].losses, made.yarn.losses, strict=True))
+    assert all(own != yarn for own, yarn in zip(made.candidates[0].losses, made.start.losses, strict=True))
     with pytest.raises(UserError, match="so an export would serve search-free YaRN; .* or pass --anyway"):
         export(run)
     assert not (run.folder / "export").exists()
@@ -109,7 +113,7 @@ def test_what_helps_everywhere_is_kept(make_run, base, tmp_path):
     run = make_run("run", *settings, steps=30, learning_rate=0.03)
     train(run)
     made = read_decision(run)
-    assert not made.keeps_yarn
+    assert not made.keeps_start
     assert made.chosen.loss == min(candidate.loss for candidate in made.candidates)
     assert made.better(made.chosen) >= made.needed == 14
     plain = make_run("plain", *settings, steps=30, learning_rate=0.03, decide=False)
@@ -220,3 +224,44 @@ def test_validation_and_heldout_files_are_compared_by_content(make_run, tmp_path
     copy.write_bytes(held.read_bytes())
     with pytest.raises(UserError, match=rf"data.validation: {copy} is among the files of data.heldout too, as {held}"):
         train(make_run("run", f"data.validation=[{copy}]"))
+
+
+def test_an_earlier_checkpoint_is_kept_where_it_is_the_best(make_run, monkeypatch):
+    """The loss of the validation rows is replaced by the distance of the numbers from those after step 2."""
+    seen = {}
+
+    def distance(objective, rows, world, release):
+        now = objective.rotary.numbers()["log_temperature"]
+        away = (now - seen["step 2"]).abs().item()
+        return torch.full((len(rows), 2), 1 + away) - torch.arange(len(rows))[:, None] * 1e-9
+
+    run = make_run("run", steps=6)
+    before = make_run("before", steps=6)
+    train(before)
+    seen["step 2"] = load_file(before.checkpoints / "step-000002" / "state.safetensors")["numbers.log_temperature"]
+    monkeypatch.setattr(deciding, "_row_losses", distance)
+    train(run)
+    assert read_decision(run).chosen.iterate == "step 2"
+    assert torch.equal(load_file(run.numbers_path)["log_temperature"], seen["step 2"])
+
+
+def test_a_run_that_a_signal_stopped_compares_the_same_states(make_run, monkeypatch):
+    """The checkpoint of the signal, after step 5, is no candidate, and no older one is deleted for it."""
+    settings = {"steps": 8, "checkpoint_every": 2, "keep_checkpoints": 3}
+    whole = make_run("whole", **settings)
+    train(whole)
+    agreed, calls = Request.agreed, []
+
+    def stopping(self, accelerator):
+        calls.append(1)
+        return signal.SIGTERM if len(calls) == 5 else agreed(self, accelerator)
+
+    monkeypatch.setattr(Request, "agreed", stopping)
+    stopped = make_run("stopped", **settings)
+    with pytest.raises(Interrupted):
+        train(stopped)
+    assert [path.name for path in checkpoints(stopped.checkpoints)] == ["step-000002", "step-000004", "step-000005"]
+    train(stopped)
+    assert [each.iterate for each in read_decision(stopped).candidates[8:10]] == ["step 4", "step 6"]
+    for name in ("decision.json", "learned.safetensors"):
+        assert (stopped.folder / name).read_bytes() == (whole.folder / name).read_bytes()

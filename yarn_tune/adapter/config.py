@@ -77,6 +77,8 @@ class YarnTuneConfig(PeftConfig):
     qk_bias: bool = Rope.qk_bias
     beta_fast: float = Rope.beta_fast
     beta_slow: float = Rope.beta_slow
+    init: str = Rope.init
+    """The search-free method that the numbers are offsets from."""
     stacks: list[str] | None = None
     """Serving stacks that `merge_and_unload` writes the config for."""
     fold: str = "auto"
@@ -106,7 +108,7 @@ class YarnTuneConfig(PeftConfig):
 
     def rope(self) -> Rope:
         """These values as the section of a recipe."""
-        keys = ("window", "native", "factor", "frequencies", "query_gains", "qk_bias", "beta_fast", "beta_slow")
+        keys = ("window", "native", "factor", "frequencies", "query_gains", "qk_bias", "beta_fast", "beta_slow", "init")
         return parse_rope({key: getattr(self, key) for key in keys}, "YarnTuneConfig")
 
     def start(self, facts: RopeFacts) -> Start:

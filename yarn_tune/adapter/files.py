@@ -16,7 +16,7 @@ from peft import LoraConfig, PeftConfig, TaskType
 from ..errors import UserError
 from ..files import Tensors, read_json, read_tensors, save_tensors, unreadable, write_atomically, write_json
 from ..models import inside_wrapper
-from ..recipe import Base, Export, Lora, Recipe, Rope, parse_sections
+from ..recipe import YARN, Base, Export, Lora, Recipe, Rope, parse_sections
 from ..tunable import PREFIX, TunableRotary, lora_config
 from .config import YARN_TUNE, YarnTuneConfig, layout_keys
 from .layer import NUMBERS, last_names
@@ -65,6 +65,7 @@ def write_adapter(folder: Path, sections: AdapterSections | Recipe, rotary: Tuna
         qk_bias=sections.rope.qk_bias,
         beta_fast=start.beta_fast,
         beta_slow=start.beta_slow,
+        init=start.method,
         stacks=list(export.stacks) if export.stacks else None,
         fold=export.fold,
         target_modules=[place],
@@ -98,6 +99,8 @@ BOUND = (
 def _meaning(config: dict[str, Any]) -> str:
     """The values of the `BOUND` keys as JSON, for the checksum of the numbers."""
     kept = {key: config.get(key) for key in BOUND}
+    if config.get("init", YARN) != YARN:  # absent in adapters that were written before it existed
+        kept["init"] = config["init"]
     plain = {key: sorted(value) if isinstance(value, (set, list)) else value for key, value in kept.items()}
     return json.dumps(plain, sort_keys=True, default=str)
 

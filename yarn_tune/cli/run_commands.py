@@ -224,7 +224,7 @@ def run_command(options: argparse.Namespace) -> CommandResult:
     tuned, _ = named_rows(run, [])
     comparison = compare(run, tuned)
     decision = read_decision(run)
-    if decision is not None and decision.keeps_yarn:
+    if decision is not None and decision.keeps_start:
         shown = tables(comparison) if options.all else summary(comparison)
         value = {"decision": decision.as_json(), "comparison": asdict(comparison), "passed": False}
         return CommandResult(f"{shown}\n\n{decision.text()}", value, passed=False)

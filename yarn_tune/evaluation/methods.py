@@ -8,15 +8,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..rope import (
-    abf_theta,
-    cope_inv_freq,
-    default_inv_freq,
-    dynamic_ntk_inv_freq,
-    linear_inv_freq,
-    llama3_inv_freq,
-    ntk_inv_freq,
-)
+from ..recipe import METHODS, YARN
+from ..rope import dynamic_ntk_inv_freq
 from ..tunable import Factors, Learned, Start, WeightFold, attach_fixed, detach, with_lora
 
 TableOf = Callable[[int], tuple[Tensor, float]]
@@ -72,8 +65,8 @@ def _digest(tensor: Tensor) -> str:
     return hashlib.sha256(described + stored.numpy().tobytes()).hexdigest()
 
 
-LLAMA3_LOW, LLAMA3_HIGH = 1.0, 4.0
-"""Llama 3.1's frequency factors."""
+ORDER = ("none", "linear", "ntk", "dynamic", "abf", "llama3", "cope", "ntk-by-parts", YARN)
+"""The order of the rows."""
 
 
 def search_free_methods(start: Start, names: Sequence[str]) -> dict[str, Method]:
@@ -87,24 +80,14 @@ def search_free_methods(start: Start, names: Sequence[str]) -> dict[str, Method]
         names: keys of `eval.methods`.
     """
     facts, native, factor = start.facts, start.native, start.stretch
-    theta, dim = facts.theta, facts.dim
-    own, multiplier = facts.table(start.window)
+    theta, dim, multiplier = facts.theta, facts.dim, facts.table(start.window)[1]
 
-    def over(plain: Callable[[int], Tensor]) -> Method:
-        """A method's table of unscaled RoPE, applied to the base's own table."""
-        return Method(lambda length: (start.over_base(plain(length)), multiplier))
+    def dynamic(length: int) -> tuple[Tensor, float]:
+        return start.over_base(dynamic_ntk_inv_freq(theta, dim, factor, length, native)), multiplier
 
     methods = {
         "none": Method(facts.table, by_length=facts.scaling is not None and facts.scaling.above > 0),
-        "linear": over(lambda length: linear_inv_freq(theta, dim, factor)),
-        "ntk": over(lambda length: ntk_inv_freq(theta, dim, factor)),
-        "dynamic": replace(
-            over(lambda length: dynamic_ntk_inv_freq(theta, dim, factor, length, native)), by_length=True
-        ),
-        "abf": over(lambda length: default_inv_freq(abf_theta(theta, native, factor), dim)),
-        "llama3": over(lambda length: llama3_inv_freq(theta, dim, factor, LLAMA3_LOW, LLAMA3_HIGH, native)),
-        "cope": Method.fixed(cope_inv_freq(own), multiplier),
-        "ntk-by-parts": Method.fixed(start.inv_freq(), multiplier),
-        "yarn": Method.fixed(start.inv_freq(), start.attention_factor),
+        "dynamic": Method(dynamic, by_length=True),
+        **{name: Method.fixed(*replace(start, method=name).table()) for name in METHODS if name in (*names, YARN)},
     }
-    return {name: method for name, method in methods.items() if name in ("none", "yarn", *names)}
+    return {name: methods[name] for name in ORDER if name in methods and name in ("none", YARN, *names)}

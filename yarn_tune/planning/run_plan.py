@@ -7,7 +7,7 @@ import numpy as np
 from ..data import Account, RowSet, check_heldout, pack_long, place_contiguous
 from ..errors import UserError
 from ..models import GIB, BaseModel, without_network
-from ..recipe import HUB, YARN, Recipe, missing_files, published_sizes
+from ..recipe import HUB, METHODS, Recipe, missing_files, published_sizes
 from ..runs import previous_run
 from ..serving import Target, check_mergeable, config_errors, make_representable
 from ..training import split_rows
@@ -49,7 +49,7 @@ def _plan(recipe: Recipe, base: BaseModel, has_checkpoint: bool) -> Plan:
         )
     begin = at_start(base, recipe.rope) if present or published else None
     notes += base.notes() if present else []
-    if recipe.rope.init != YARN:
+    if recipe.rope.init not in METHODS:
         notes.append(_init_text(recipe, has_checkpoint, present))
     rows, documents = None, dict[str, Account]()
     if begin is not None and present:

@@ -6,12 +6,14 @@ from .loading import checksum_line, load_recipe, open_recipe, parse_recipe, pars
 from .named_files import COMPRESSED, HUB, KINDS, is_hub_id, kind_of, matching_files, missing_files, what_is
 from .parsing import read_yaml
 from .results_schema import Eval, Export, Retrieve, StackName
-from .schema import YARN, Base, Data, Decays, Lora, Rates, Recipe, Rope, Runtime, Train
+from .schema import METHODS, RAMPED, YARN, Base, Data, Decays, Lora, Rates, Recipe, Rope, Runtime, Train
 
 __all__ = [
     "COMPRESSED",
     "HUB",
     "KINDS",
+    "METHODS",
+    "RAMPED",
     "YARN",
     "Base",
     "Data",

@@ -34,7 +34,18 @@ class Base:
 
 
 YARN = "yarn"
-"""Value of `rope.init` with which a run starts as search-free YaRN, exactly."""
+METHODS = {
+    YARN: "YaRN",
+    "ntk-by-parts": "NTK-by-parts",
+    "linear": "position interpolation",
+    "ntk": "NTK-aware scaling",
+    "llama3": "Llama 3.1's rule",
+    "abf": "ABF",
+    "cope": "CoPE",
+}
+"""Values of `rope.init` that name a search-free method to start from, and the names of these methods."""
+RAMPED = (YARN, "ntk-by-parts")
+"""The methods whose table is a YaRN ramp, which `scale` and `ramp` can start from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +69,20 @@ class Rope:
     qk_bias: bool = False
     """Learn offsets of queries and keys, exported as biases of their projections, where the family supports them."""
     init: Annotated[str, NotEmpty()] = YARN
-    """yarn: every parameterisation starts as search-free YaRN, exactly. Or the folder of a finished run, of a run's
-    checkpoint, or of an adapter, on the same base and with the same `frequencies`, `query_gains` and `lora`: learning
-    starts from its numbers. `train.weight_decay` pulls towards YaRN in both cases. Change `train.seed` too,
-    or the run reads the rows of the earlier one again."""
+    """yarn: every parameterisation starts as search-free YaRN, exactly. ntk-by-parts (YaRN without its temperature),
+    linear (position interpolation), ntk, llama3, abf, cope: it starts as that method, and `train.weight_decay` and
+    `train.decide` pull towards that method. Or the folder of a finished run, of a run's checkpoint, or of an adapter,
+    on the same base and with the same `frequencies`, `query_gains` and `lora`: learning starts from its numbers, as
+    offsets from YaRN. Change `train.seed` too, or the run reads the rows of the earlier one again."""
     beta_fast: float = 32.0
     """Rotations within the native window above which YaRN keeps a pair's frequency."""
     beta_slow: Annotated[float, Above(0)] = 1.0
     """Rotations within the native window below which YaRN divides a pair's frequency by the whole factor."""
+
+    @property
+    def method(self) -> str:
+        """The search-free method that learned numbers are offsets from, a key of `METHODS`."""
+        return self.init if self.init in METHODS else YARN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +212,8 @@ class Train:
     """Tokens per tile of the MLPs; null: whole rows. Saves memory at the cost of one more forward pass of the MLPs."""
     decide: bool = False
     """At the end, keep the state with the lowest loss on validation rows (`data.validation`): the final or the averaged
-    numbers, their offsets from search-free YaRN multiplied by 1, 0.75, 0.5, 0.25 or 0."""
+    numbers, their offsets from the start (search-free YaRN) multiplied by 1, 0.75, 0.5, 0.25 or 0, or the numbers of a
+    checkpoint before the last one."""
     checkpoint_every: Count = 10
     """Steps between saved states; an interrupted run loses at most this many."""
     keep_checkpoints: Annotated[int, AtLeast(2)] = 3

@@ -10,7 +10,7 @@ from functools import reduce
 from typing import Generic, TypeVar
 
 from .parsing import show
-from .schema import Recipe, Rope
+from .schema import RAMPED, Recipe, Rope
 
 Subject = TypeVar("Subject")
 
@@ -76,6 +76,11 @@ ROPE_RULES: list[Rule[Rope]] = [
     Rule(
         "beta_fast", ("beta_slow",), lambda r: r.beta_fast > r.beta_slow,
         "must exceed rope.beta_slow ({r.beta_slow}); are the betas swapped?",
+    ),
+    Rule(
+        "init", ("frequencies",), lambda r: r.method in RAMPED or r.frequencies in ("per_pair", "fixed"),
+        "the table of this method is no YaRN ramp, which rope.frequencies: {r.frequencies} learns; set it to per_pair "
+        "or fixed",
     ),
 ]  # fmt: skip
 

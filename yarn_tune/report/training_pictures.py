@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..data import Coverage
+from ..recipe import METHODS
 from ..tunable import Learned, Start
 from .pictures import COLOURS, DIM
 
@@ -40,7 +41,7 @@ def _plot_stretch(axes: Axes, learned: Learned, start: Start) -> None:
     base = start.facts.table(start.window)[0]
     pairs = len(base)
     for name, inv_freq, key, width in (
-        ("YaRN (start)", start.inv_freq(), "yarn", 1.4),
+        (f"{METHODS[start.method]} (start)", start.inv_freq(), "yarn", 1.4),
         ("learned", learned.inv_freq(), "tuned", 2.4),
     ):
         stretch = (base / inv_freq).tolist()

@@ -1,7 +1,16 @@
 """The run folder: recipe, checkpoints, metrics, learned parameters, and earlier runs to start from."""
 
-from .checkpoint import State, check_inputs, latest_state, load_optimizer_tensors, optimizer_tensors, save_state
-from .decision import Candidate, Decision, Iterate, check_worth_serving, read_decision, write_decision
+from .checkpoint import (
+    State,
+    check_inputs,
+    checkpoints,
+    latest_state,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    read_state,
+    save_state,
+)
+from .decision import Candidate, Decision, check_worth_serving, read_decision, write_decision
 from .folder import AdapterRun, Run, check_folder, claimed, recorded_base
 from .initial import previous_run
 from .learned import TunedRow, is_complete, learned_of, tuned_row, write_learned
@@ -12,7 +21,6 @@ __all__ = [
     "AdapterRun",
     "Candidate",
     "Decision",
-    "Iterate",
     "MetricsLog",
     "Run",
     "State",
@@ -20,6 +28,7 @@ __all__ = [
     "check_folder",
     "check_inputs",
     "check_worth_serving",
+    "checkpoints",
     "claimed",
     "end_training",
     "is_complete",
@@ -30,6 +39,7 @@ __all__ = [
     "previous_run",
     "read_decision",
     "read_metrics",
+    "read_state",
     "recorded_base",
     "save_state",
     "training_costs",

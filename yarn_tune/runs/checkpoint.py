@@ -40,8 +40,11 @@ class State:
     """Name of an input of the run (documents, weights, ...) -> digest."""
 
 
-def save_state(folder: Path, state: State, keep: int) -> None:
-    """Write `state` under `folder` and delete all but the last `keep` checkpoints; the caller holds the run's lock.
+def save_state(folder: Path, state: State, keep: int, every: int = 1) -> None:
+    """Write `state` under `folder` and delete older checkpoints; the caller holds the run's lock.
+
+    The last `keep` checkpoints after a multiple of `every` steps stay, and the newest one. One that a signal caused in
+    between does not count, so that an interrupted run has the same earlier checkpoints.
 
     Raises:
         UserError: if it cannot be written; the checkpoints before it stay.
@@ -59,8 +62,11 @@ def save_state(folder: Path, state: State, keep: int) -> None:
         put_in_place(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    found = checkpoints(folder)
+    regular = [path for path in found if int(path.name.removeprefix("step-")) % every == 0]
+    for old in found[:-1]:
+        if old not in regular[-keep:]:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import UserError
 from ..files import read_checked, write_checked
+from ..recipe import METHODS
 from .folder import Run
 
 DECISION = "decision.json"
@@ -15,17 +16,16 @@ DECISION = "decision.json"
 FEW = 8
 """With fewer rows than this, no number of better rows is significant."""
 
-Iterate = Literal["final", "average"]
-"""The numbers after the last step, or their mean over the last half of the steps."""
-
 
 @dataclass(frozen=True)
 class Candidate:
     """A state that the run could keep, and its losses on the validation rows."""
 
-    iterate: Iterate
+    iterate: str
+    """final: the numbers after the last step. average: their mean over the last half of the steps. step N: those of the
+    checkpoint after N steps."""
     factor: float
-    """Multiplier of the offsets from search-free YaRN; with 0 the candidate is search-free YaRN."""
+    """Multiplier of the offsets from the start, search-free YaRN; with 0 the candidate is the start."""
     losses: list[float]
     """The loss of the run's objective, mean over the targets of each validation row."""
     nll: float
@@ -43,20 +43,27 @@ class Decision:
     """All candidates, and which one is kept."""
 
     candidates: list[Candidate]
-    """The last one is search-free YaRN."""
+    """The last one is the start, search-free YaRN."""
     rows: int
     """Number of validation rows."""
     row_tokens: int
     """Tokens per validation row."""
+    method: str = "yarn"
+    """The search-free method that the run started from: YaRN, or the one that `rope.init` names."""
 
     @property
-    def yarn(self) -> Candidate:
-        """The candidate that is search-free YaRN."""
+    def start(self) -> Candidate:
+        """The candidate that is the start of the run, search-free."""
         return self.candidates[-1]
 
+    @property
+    def start_name(self) -> str:
+        """The name of the start in sentences."""
+        return f"search-free {METHODS[self.method]}"
+
     def better(self, candidate: Candidate) -> int:
-        """The number of rows on which a candidate has a lower loss than search-free YaRN."""
-        return sum(own < yarn for own, yarn in zip(candidate.losses, self.yarn.losses, strict=True))
+        """The number of rows on which a candidate has a lower loss than the start."""
+        return sum(own < yarn for own, yarn in zip(candidate.losses, self.start.losses, strict=True))
 
     @property
     def needed(self) -> int:
@@ -74,14 +81,14 @@ class Decision:
 
     @property
     def chosen(self) -> Candidate:
-        """The candidate with the lowest loss among those that are better than YaRN on enough rows, else YaRN."""
-        better = [each for each in self.candidates if each.loss < self.yarn.loss and self.better(each) >= self.needed]
-        return min(better, key=lambda candidate: candidate.loss, default=self.yarn)
+        """The candidate with the lowest loss of those that are better than the start on enough rows, else the start."""
+        better = [each for each in self.candidates if each.loss < self.start.loss and self.better(each) >= self.needed]
+        return min(better, key=lambda candidate: candidate.loss, default=self.start)
 
     @property
-    def keeps_yarn(self) -> bool:
+    def keeps_start(self) -> bool:
         """Whether nothing that was learned is kept."""
-        return self.chosen is self.yarn
+        return self.chosen is self.start
 
     def as_json(self) -> dict[str, Any]:
         """All candidates with their losses, and which one is kept."""
@@ -93,23 +100,24 @@ class Decision:
             "rows": self.rows,
             "row_tokens": self.row_tokens,
             "rows_needed": self.needed,
-            "keeps_yarn": self.keeps_yarn,
+            "method": self.method,
+            "keeps_start": self.keeps_start,
             "candidates": candidates,
         }
 
     def text(self) -> str:
         """The decision in words, with a table of the candidates."""
         lines = [f"decided on {self.rows} validation rows of {self.row_tokens} tokens:"]
-        lines.append(f"  {'iterate':<8} {'factor':>6} {'loss':>9} {'NLL':>9}  rows better than search-free YaRN")
+        lines.append(f"  {'iterate':<9} {'factor':>6} {'loss':>9} {'NLL':>9}  rows better than {self.start_name}")
         for each in self.candidates:
-            row = f"  {each.iterate:<8} {each.factor:>6g} {each.loss:>9.4f} {each.nll:>9.4f}"
-            rows = "  (search-free YaRN)" if each is self.yarn else f"  {self.better(each)} of {self.rows}"
+            row = f"  {each.iterate:<9} {each.factor:>6g} {each.loss:>9.4f} {each.nll:>9.4f}"
+            rows = f"  ({self.start_name})" if each is self.start else f"  {self.better(each)} of {self.rows}"
             lines.append(row + rows + (", kept" if each is self.chosen else ""))
         if self.rows < FEW:
             lines.append(f"  fewer than {FEW} rows prove little: name more validation documents (data.validation)")
-        if self.keeps_yarn:
+        if self.keeps_start:
             lines.append(
-                f"  no candidate is better than search-free YaRN on {self.needed} rows or more: the learned offsets "
+                f"  no candidate is better than {self.start_name} on {self.needed} rows or more: the learned offsets "
                 "are set to zero, and `export` needs --anyway"
             )
         return "\n".join(lines)
@@ -133,7 +141,7 @@ def read_decision(run: Run) -> Decision | None:
     candidates = [
         Candidate(each["iterate"], each["factor"], each["losses"], each["nll"]) for each in about["candidates"]
     ]
-    return Decision(candidates, about["rows"], about["row_tokens"])
+    return Decision(candidates, about["rows"], about["row_tokens"], about.get("method", "yarn"))
 
 
 def check_worth_serving(run: Run) -> None:
@@ -143,9 +151,9 @@ def check_worth_serving(run: Run) -> None:
         UserError: if the decision of the run was for search-free YaRN.
     """
     decision = read_decision(run)
-    if decision is not None and decision.keeps_yarn:
+    if decision is not None and decision.keeps_start:
         raise UserError(
-            f"{run.folder}: nothing that was learned is better than search-free YaRN on {decision.needed} of "
-            f"{decision.rows} validation rows or more ({DECISION}), so an export would serve search-free YaRN; train "
-            "on more documents or with lower rates, or pass --anyway"
+            f"{run.folder}: nothing that was learned is better than {decision.start_name} on {decision.needed} of "
+            f"{decision.rows} validation rows or more ({DECISION}), so an export would serve {decision.start_name}; "
+            "train on more documents or with lower rates, or pass --anyway"
         )

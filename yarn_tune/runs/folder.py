@@ -144,19 +144,21 @@ def changes(run: Run, sections: Sequence[str], begins: bool = True) -> list[str]
     Args:
         run: the run whose recipe is compared with the one in its folder.
         sections: names of the sections to compare.
-        begins: whether `rope.init` is compared; after the end of a run it has no effect any more.
+        begins: whether the folder in `rope.init` is compared; after the end of a run it has no effect any more. The
+            method that numbers are offsets from always is.
     """
     if not run.recipe_path.is_file():
         return []
     # Loaded as a recipe, so that settings which are newer than the run have their defaults.
     try:
-        before, now = load_recipe(run.recipe_path).to_dict(), run.recipe.to_dict()
+        earlier = load_recipe(run.recipe_path)
     except UserError as error:
         raise UserError(
             f"{run.folder} holds a run whose recipe cannot be read, perhaps one of an earlier yarn-tune; give this one "
             f"another name (name=...), or delete the folder. {error}"
         ) from error
-    if not begins:
+    before, now = earlier.to_dict(), run.recipe.to_dict()
+    if not begins and earlier.rope.method == run.recipe.rope.method:
         now["rope"]["init"] = before["rope"]["init"]
     return [text for each in sections for text in _differences(each, before[each], now[each])]
 

@@ -1,11 +1,14 @@
 """The end of a run with `train.decide`: keep the state with the lowest loss on validation rows, or search-free YaRN.
 
-Candidates are the final and the averaged numbers, each with its offsets from search-free YaRN multiplied by a few
-factors. The validation rows come from documents that the run does not train on. A decision depends only on the last
-checkpoint and on these rows, so one that is interrupted is made again by the same command.
+Candidates are the final and the averaged numbers, each with its offsets from the start (search-free YaRN) multiplied
+by a few factors, and the numbers of the earlier checkpoints. The validation rows come from documents that the run does
+not train on. A decision depends only on the checkpoints and on these rows, so one that is interrupted is made again by
+the same command.
 """
 
 import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,18 +17,19 @@ from ..data import Placed, RowSet
 from ..distributed import Release, Request, World
 from ..errors import Interrupted
 from ..files import Tensors
-from ..runs import Candidate, Decision, Iterate
+from ..runs import Candidate, Decision
 from ..tunable import is_offset
 from .batches import collate, part_of
 from .objective import Objective
 
 FACTORS = (1.0, 0.75, 0.5, 0.25)
-PLAN: list[tuple[Iterate, float]] = [
-    *(("final", factor) for factor in FACTORS),
-    *(("average", factor) for factor in FACTORS),
-    ("final", 0.0),
-]
-"""The candidates: (numbers, factor of their offsets). The last one is search-free YaRN."""
+"""Multipliers of the offsets of the final and the averaged numbers."""
+
+
+def plan_of(steps: Iterable[int]) -> list[tuple[str, float]]:
+    """The candidates, (numbers, factor of their offsets), with checkpoints after `steps`; the last one is the start."""
+    shrunk = [(iterate, factor) for iterate in ("final", "average") for factor in FACTORS]
+    return [*shrunk, *((f"step {step}", 1.0) for step in steps), ("final", 0.0)]
 
 
 class TailAverage:
@@ -49,14 +53,23 @@ class TailAverage:
         return {name: t / (done - self.first) for name, t in self.sums.items()}
 
 
+@dataclass(frozen=True)
+class States:
+    """The states of a run that are compared, besides the final one."""
+
+    average: Tensors
+    checkpoints: dict[int, Tensors]
+    """Steps done -> numbers."""
+
+
 def decide(
-    objective: Objective, average: Tensors, rows: RowSet, length: int, world: World, release: Release, request: Request
+    objective: Objective, kept: States, rows: RowSet, length: int, world: World, release: Release, request: Request
 ) -> Decision:
     """Measure all candidates, and load the chosen one into the objective's learned numbers.
 
     Args:
         objective: the objective of the run, with the numbers after the last step.
-        average: the averaged numbers.
+        kept: the averaged numbers, and those of earlier checkpoints.
         rows: the validation rows.
         length: tokens that the rows are cut to.
         world: the processes; each measures its part of the rows.
@@ -67,10 +80,11 @@ def decide(
         Interrupted: if a signal was received.
     """
     rotary = objective.rotary
-    states = {"final": rotary.numbers(), "average": average}
+    states = {"final": rotary.numbers(), "average": kept.average}
+    states |= {f"step {step}": numbers for step, numbers in kept.checkpoints.items()}
     pieces = [piece for row in rows.rows for piece in row.pieces(length, rows.prefix)]
     candidates = []
-    for iterate, factor in PLAN:
+    for iterate, factor in plan_of(kept.checkpoints):
         rotary.load_numbers(scaled(states[iterate], factor))
         losses, nll = _row_losses(objective, pieces, world, release).unbind(1)
         candidates.append(Candidate(iterate, factor, losses.tolist(), nll.mean().item()))
@@ -80,13 +94,13 @@ def decide(
                 f"stopped by {signal.Signals(stopped).name} while the learned states were compared; all steps are "
                 "saved, and the same command compares them again",
             )
-    decision = Decision(candidates, len(pieces), length)
+    decision = Decision(candidates, len(pieces), length, rotary.start.method)
     rotary.load_numbers(scaled(states[decision.chosen.iterate], decision.chosen.factor))
     return decision
 
 
 def scaled(numbers: Tensors, factor: float) -> Tensors:
-    """The numbers with all offsets from search-free YaRN multiplied by `factor`.
+    """The numbers with all offsets from the start multiplied by `factor`.
 
     Numbers that are not offsets are kept; see `is_offset`.
     """

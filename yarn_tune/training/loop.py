@@ -32,7 +32,7 @@ from ..runs import (
 from ..serving import Target, check_mergeable, make_representable
 from ..tunable import Learned, TunableRotary, at_start
 from .batches import Batch, backward, measure_scales, read_rows
-from .decision import decide
+from .decision import States, decide
 from .objective import Objective, ObjectiveConfig
 from .optimizer import make_optimizer, set_rates
 from .preparation import prepare, sharding_of
@@ -151,7 +151,8 @@ def fit(
         if validation is None:
             return None
         average, length = progress.average.mean(settings.steps), max(recipe.data.lengths or [recipe.row_tokens()])
-        return decide(objective, average, validation, length, world, release, request)
+        kept = States(average, progress.recent)
+        return decide(objective, kept, validation, length, world, release, request)
 
 
 def _not_finite_text(run: Run, step: int, loss: float, norm: float) -> str:

@@ -1,23 +1,26 @@
 """Checkpoints of a run in progress: what is saved, what is loaded, and what all processes must agree on."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from safetensors.torch import save
 
 from ..data import RowSet
 from ..distributed import World
+from ..files import Tensors
 from ..runs import (
     EARLIER,
     Run,
     State,
     check_folder,
     check_inputs,
+    checkpoints,
     latest_state,
     load_optimizer_tensors,
     optimizer_tensors,
     previous_run,
+    read_state,
     save_state,
 )
 from ..tunable import TunableRotary
@@ -35,6 +38,9 @@ class Progress:
     inputs: dict[str, str]
     """Name of an input of the run -> digest."""
     average: TailAverage
+    recent: dict[int, Tensors] = field(default_factory=dict)
+    """Steps done -> numbers of the newest regular checkpoints before the last step, candidates of `train.decide`. A
+    state that is saved because of a signal is none of them, so that an interrupted run has the same candidates."""
 
     @classmethod
     def of(
@@ -62,7 +68,17 @@ class Progress:
         self.rotary.load_numbers(state.numbers)
         load_optimizer_tensors(self.optimizer, state.optimizer)
         self.average.sums = state.average
+        for path in checkpoints(self.run.checkpoints):
+            if (before := read_state(path)) is not None and before.step <= state.step:
+                self._remember(before.step, before.numbers)
         return state.step
+
+    def _remember(self, step: int, numbers: Tensors) -> None:
+        train = self.run.recipe.train
+        if step % train.checkpoint_every == 0 and step < train.steps:
+            self.recent[step] = numbers
+        for old in list(self.recent)[: -(train.keep_checkpoints - 1)]:
+            del self.recent[old]
 
     def _begin(self) -> None:
         earlier = previous_run(self.run.recipe)
@@ -77,10 +93,12 @@ class Progress:
 
     def save(self, step: int) -> None:
         """Save the state after `step` steps."""
+        train, numbers = self.run.recipe.train, self.rotary.numbers()
+        self._remember(step, numbers)
         if self.world.main:
-            numbers, optimizer = self.rotary.numbers(), optimizer_tensors(self.optimizer)
+            optimizer = optimizer_tensors(self.optimizer)
             state = State(step, numbers, optimizer, self.average.sums, self.inputs)
-            save_state(self.run.checkpoints, state, self.run.recipe.train.keep_checkpoints)
+            save_state(self.run.checkpoints, state, train.keep_checkpoints, train.checkpoint_every)
 
 
 def inputs_of(run: Run, rows: tuple[RowSet, RowSet | None]) -> dict[str, str]:

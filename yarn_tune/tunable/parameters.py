@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..models import RopeFacts
-from ..recipe import Rope
+from ..recipe import RAMPED, YARN, Rope
 from ..rope import (
+    LEAST_SHARE,
     Scalar,
     YarnRamp,
+    cope_inv_freq,
     default_inv_freq,
     longrope_inv_freq,
+    search_free_inv_freq,
     snapped_betas,
     yarn_attention_factor,
     yarn_inv_freq,
@@ -182,7 +185,7 @@ class Learned:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """The start of learning: search-free YaRN for this base and window.
+    """The start of learning: search-free YaRN for this base and window, or another search-free method.
 
     For a base with YaRN in its config, it is the base's own YaRN with a larger factor; for a base with another scaling,
     YaRN is applied to the base's table. With window = native it is the base itself.
@@ -199,6 +202,8 @@ class Start:
     beta_fast: float
     beta_slow: float
     truncate: bool = True
+    method: str = YARN
+    """A key of `recipe.METHODS`."""
 
     @classmethod
     def of(cls, facts: RopeFacts, rope: Rope) -> "Start":
@@ -239,7 +244,13 @@ class Start:
             beta_fast=own[0],
             beta_slow=own[1],
             truncate=ramp.truncate if ramp else True,
+            method=rope.method,
         )
+
+    @property
+    def ramped(self) -> bool:
+        """Whether the table is a YaRN ramp."""
+        return self.method in RAMPED
 
     @property
     def laid_over(self) -> Tensor | None:
@@ -254,11 +265,13 @@ class Start:
 
     @property
     def attention_factor(self) -> float:
-        """Search-free YaRN's multiplier of cos and sin, including that of the base's own scaling.
+        """The method's multiplier of cos and sin, including that of the base's own scaling; only YaRN changes it.
 
         Where queries grow with their position, it is the base's: that growth takes the place of YaRN's temperature.
         """
         scaling = self.facts.scaling
+        if self.method != YARN:
+            return self.facts.table(self.window)[1]
         if self.facts.query_growth:
             return scaling.attention_factor if scaling else 1.0
         if scaling is None:
@@ -278,8 +291,23 @@ class Start:
         return yarn_inv_freq(self.facts.theta, self.facts.dim, factor, ramp, base=self.laid_over)
 
     def inv_freq(self) -> Tensor:
-        """Search-free YaRN's table, float32 `[d/2]`."""
-        return self.yarn(self.factor, self.beta_fast, self.beta_slow, self.truncate)
+        """The method's table, float32 `[d/2]`, without frequencies of 0."""
+        return self.table(LEAST_SHARE)[0]
+
+    def table(self, least: float = 0.0) -> tuple[Tensor, float]:
+        """The method's table, float32 `[d/2]`, and its multiplier of cos and sin.
+
+        Args:
+            least: the least share of its frequency that CoPE leaves to a pair.
+        """
+        if self.ramped:
+            found = self.yarn(self.factor, self.beta_fast, self.beta_slow, self.truncate)
+        elif self.method == "cope":
+            found = cope_inv_freq(self.facts.table(self.window)[0], least=least)
+        else:
+            theta, dim = self.facts.theta, self.facts.dim
+            found = self.over_base(search_free_inv_freq(self.method, theta, dim, self.stretch, self.native))
+        return found, self.attention_factor
 
     def over_base(self, plain: Tensor) -> Tensor:
         """The change that a method makes to unscaled RoPE, applied to the base's own table, `[d/2]`."""

@@ -1,7 +1,7 @@
 """The trainable rotary module: the parameters of a run, and the table of frequencies that they give.
 
-The parameters are offsets in log space from search-free YaRN, all zero at the start, so that the start is YaRN to the
-last bit and weight decay pulls towards it:
+The parameters are offsets in log space from search-free YaRN (or the method in `rope.init`), all zero at the start, so
+that the start is YaRN to the last bit and weight decay pulls towards it:
 
     rope.frequencies   offsets (one tensor each, float32)                   numbers
     fixed              none: only numbers in the weights are learned        0
@@ -81,6 +81,8 @@ class TunableRotary(RotaryReplacement):
         if "log_factor" in self.offsets:
             log_factor = self.offsets["log_factor"]
             return self._inv_freq.to(log_factor.device) * torch.exp(-log_factor), multiplier
+        if not self.start.ramped:
+            return self._inv_freq.to(self.log_temperature.device), multiplier
         # A few scalars: computed in float64 on the CPU, and moved by autograd.
         return self.start.yarn(*self._yarn_numbers()).to(self.log_temperature.device), multiplier
 
@@ -110,7 +112,7 @@ class TunableRotary(RotaryReplacement):
             "temperature": temperature,
             "folds": tuple(adjustment.exact() for adjustment in self.adjustments),
         }
-        if "log_factor" not in self.offsets:
+        if "log_factor" not in self.offsets and self.start.ramped:
             scale, beta_fast, beta_slow = (number.item() for number in self._yarn_numbers())
             common |= {"scale": scale, "original": self.start.original, "beta_fast": beta_fast, "beta_slow": beta_slow}
             if self.start.laid_over is None:
