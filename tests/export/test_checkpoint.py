@@ -19,7 +19,10 @@ from tiny import (
     tiny_tokenizer,
 )
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from yarn_tune.data.heldout import heldout_excerpts
 from yarn_tune.errors import CheckFailed, UserError
+from yarn_tune.evaluation.perplexity import full_nll
 from yarn_tune.export.checkpoint import export, export_overrides, write_checkpoint
 from yarn_tune.models.families import FAMILIES
 from yarn_tune.recipe.loading import parse_recipe
@@ -209,12 +212,44 @@ def test_a_folded_export_is_the_tuned_model(tmp_path, family):
     fidelity = json.loads((target / "fidelity.json").read_text())
     section = fidelity["rope_parameters"]
     assert "folded" in fidelity["carrier"]
+    # Phi-3's config names the original length at the top, which vLLM takes for the window, so that it is the window.
     assert section.get("attention_factor", 1.0) == 1.0
     assert fidelity["fold"]["gain"] != 1.0
     assert max(fidelity["max_abs_logit_difference"].values()) <= 1e-4
     page = (target / "SERVING.md").read_text()
     assert "folded into the queries" in page
     assert not (target / "overrides.json").exists()
+
+
+@pytest.mark.parametrize("learned", ["query_gains=pair_phase", "query_gains=layer", "qk_bias=true"])
+@pytest.mark.parametrize("frequencies", ["per_pair", "fixed", "scale"])
+def test_where_weights_change_the_config_is_plain(tmp_path, frequencies, learned):
+    """The lengths are those of the recipe, and no multiplier is written that readers would not compute themselves."""
+    sizes = {"biases.query_size": 1.0, "biases.key_size": 1.0} if "bias" in learned else {}
+    still = {"offsets.log_scale": 0.0} if frequencies != "per_pair" else {}
+    hot = {"log_temperature": 0.0 if frequencies == "fixed" else -0.3}
+    target = export(finished_run(tmp_path, frequencies, settings=(f"rope.{learned}",), **sizes, **still, **hot))
+    config = AutoConfig.from_pretrained(target)
+    section = dict(config.rope_parameters)
+    assert (section["original_max_position_embeddings"], config.max_position_embeddings) == (NATIVE, 256)
+    assert section["factor"] == 256 / NATIVE
+    if frequencies != "per_pair":
+        assert set(section) == {"rope_type", "rope_theta", "factor", "original_max_position_embeddings", "beta_fast",
+                                "beta_slow"}  # fmt: skip
+        assert (section["beta_fast"], section["beta_slow"]) == (32, 1)
+    written = ROPE_INIT_FUNCTIONS[section["rope_type"]](config, "cpu")
+    config.rope_parameters = {key: value for key, value in section.items() if key != "attention_factor"}
+    default = ROPE_INIT_FUNCTIONS[section["rope_type"]](config, "cpu")
+    assert torch.equal(written[0], default[0])
+    assert written[1] == pytest.approx(default[1], rel=1e-12)
+    fidelity = json.loads((target / "fidelity.json").read_text())
+    assert fidelity["fold"]["gain"] == pytest.approx((fidelity["attention_factor"] / default[1]) ** 2)
+    # Random biases as large as queries and keys make attention sharper, and float32 coarser.
+    assert max(fidelity["max_abs_logit_difference"].values()) <= (5e-5 if "bias" in learned else 1e-5)
+    page = (target / "SERVING.md").read_text()
+    assert "as max_position_embeddings and the tokenizer's model_max_length say" in page
+    if "bias" not in learned:  # LMDeploy is not known to read biases
+        assert verify(str(target)).passed
 
 
 def test_folding_into_bfloat16_says_what_rounding_costs(tmp_path):
@@ -229,6 +264,14 @@ def test_folding_into_bfloat16_says_what_rounding_costs(tmp_path):
     assert 1e-4 < fidelity["fold"]["rounding"] < 3e-3
     page = (target / "SERVING.md").read_text()
     assert "rounding to the checkpoint's dtype" in page
+    cost = fidelity["rounding_cost"]
+    exact = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
+    excerpts = [ids for _, ids in heldout_excerpts(run.recipe.data, run.base, 256, 2)]
+    nll = torch.cat([full_nll(exact, ids) for ids in excerpts]).mean().item()
+    assert cost["rounded"] == pytest.approx(nll, abs=1e-5)
+    assert (cost["dtype"], cost["tokens"]) == ("bfloat16", 510)
+    assert 0 < abs(cost["rounded"] - cost["exact"]) < 0.01
+    assert f"changes the NLL by {cost['rounded'] - cost['exact']:+.4f}" in page
     assert f"by at most {max(fidelity['max_abs_logit_difference'].values()):.1e} (" in page
 
 

@@ -166,7 +166,8 @@ def export_command(options: argparse.Namespace) -> CommandResult:
     path = export(run, options.anyway, out)
     fidelity = Fidelity.read(path)
     serve = serve_line(path, fidelity.window)
-    text = f"{path}: reloaded; largest logit difference {difference_text(fidelity)}\n{serve}"
+    text = f"{path}: reloaded; largest logit difference {difference_text(fidelity)}\n"
+    text += f"{fidelity.rounding_cost.text()}\n{serve}" if fidelity.rounding_cost else serve
     value = {"path": str(path), "max_abs_logit_difference": fidelity.max_abs_logit_difference}
     if options.gguf:
         written = _write_gguf(path, fidelity, options)

@@ -32,8 +32,9 @@ from ..runs import AdapterRun, Run, check_worth_serving, learned_of
 from ..serving import RopeEncoding, Target, choose_encoding
 from ..tunable import KINDS, Folded, Learned, config_changes, fold_checkpoint, merge_checkpoint
 from .base_files import copy_base
-from .fidelity import FIDELITY, compare_with_memory
+from .fidelity import FIDELITY, Comparison, compare_with_memory
 from .model_card import write_card
+from .rounding import rounding_cost
 from .serving_page import serving_page
 
 FOREIGN = ("auto_map", "attn_implementation", "_attn_implementation")
@@ -65,8 +66,10 @@ def export(run: Run | AdapterRun, anyway: bool = False, out: Path | None = None)
         try:
             partial.mkdir(parents=True)
             folded = write_checkpoint(run.base, learned, served, target, partial)
-            fidelity = compare_with_memory(run.base, learned, served, partial, run.sections.export.tolerance)
-            fidelity = replace(fidelity, fold=folded)
+            compared = Comparison(run.base, learned, served, partial, run.sections.export.tolerance)
+            fidelity = replace(compare_with_memory(compared), fold=folded)
+            if isinstance(run, Run) and served.folds(learned):
+                fidelity = replace(fidelity, rounding_cost=rounding_cost(run, compared))
             write_checked(partial / FIDELITY, fidelity.as_json())
             page = serving_page(run.sections.base.model, learned, served, target, fidelity)
             write_atomically(partial / "SERVING.md", page.encode())

@@ -29,6 +29,25 @@ ByLength = dict[int, float]
 
 
 @dataclass(frozen=True)
+class RoundingCost:
+    """Mean NLL on held-out documents with rounded and with exact folded weights, both computed in float32."""
+
+    dtype: str
+    """Dtype of the checkpoint."""
+    tokens: int
+    """Predicted tokens."""
+    exact: float
+    rounded: float
+
+    def text(self) -> str:
+        """The cost in words."""
+        return (
+            f"rounding the folded weights to {self.dtype} changes the NLL by {self.rounded - self.exact:+.4f} "
+            f"({self.exact:.4f} to {self.rounded:.4f} on {self.tokens:,} held-out tokens)"
+        )
+
+
+@dataclass(frozen=True)
 class Fidelity:
     """The content of fidelity.json: how closely an export computes what was learned, and what it must compute."""
 
@@ -53,6 +72,8 @@ class Fidelity:
     """Difference between multiplying queries and multiplying their weights; empty if it is within the tolerance."""
     max_abs_logit_difference_float64: ByLength = field(default_factory=dict)
     fold: Folded | None = None
+    rounding_cost: RoundingCost | None = None
+    """None if nothing was rounded, or no held-out documents were there."""
 
     def as_json(self) -> dict[str, Any]:
         """The object for fidelity.json, without empty values."""
@@ -70,7 +91,8 @@ class Fidelity:
                 if key.startswith(("max_abs", "float32"))
             }
             folded = Folded(**written["fold"]) if "fold" in written else None
-            return cls(**written | by_length | {"fold": folded})
+            cost = RoundingCost(**written["rounding_cost"]) if "rounding_cost" in written else None
+            return cls(**written | by_length | {"fold": folded, "rounding_cost": cost})
         except (TypeError, ValueError, AttributeError) as error:
             raise unreadable(path, error, remedy) from error
 
@@ -88,9 +110,7 @@ def difference_text(fidelity: Fidelity) -> str:
     return text
 
 
-def compare_with_memory(
-    base: BaseModel, learned: Learned, served: RopeEncoding, folder: Path, tolerance: float
-) -> Fidelity:
+def compare_with_memory(compared: "Comparison") -> Fidelity:
     """Compare the tuned model in memory with the checkpoint as stock transformers loads it, in float32.
 
     Rounding the folded weights to the dtype of the base's weights is reported but not limited; `tolerance` limits
@@ -99,16 +119,12 @@ def compare_with_memory(
     weights in memory folded too, and a short prompt in float64.
 
     Args:
-        base: the base model.
-        learned: the parameters that were learned, in natural units.
-        served: encoding of the parameters in the config and the weights.
-        folder: folder of the checkpoint.
-        tolerance: largest absolute difference of a logit.
+        compared: the two models.
 
     Raises:
         CheckFailed: on a larger difference, or if transformers warns about the rope section.
     """
-    compared = Comparison(base, learned, served, folder, tolerance)
+    learned, served, tolerance = compared.learned, compared.served, compared.tolerance
     lengths = prompt_lengths(learned.native, learned.window)
     found = _up_to_the_first_excess(compared, lengths)
     noise, double = ByLength(), ByLength()
@@ -178,13 +194,17 @@ def _check(found: Measured, double: ByLength, tolerance: float) -> None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The two models that are compared."""
+    """The tuned model in memory and the checkpoint on disk, which are compared."""
 
     base: BaseModel
     learned: Learned
+    """The parameters that were learned, in natural units."""
     served: RopeEncoding
+    """Encoding of the parameters in the config and the weights."""
     folder: Path
+    """Folder of the checkpoint."""
     tolerance: float
+    """Largest absolute difference of a logit."""
 
     @torch.no_grad()
     def measure(self, lengths: list[int], dtype: str = "float32", folded: bool = False) -> Measured:
@@ -217,7 +237,7 @@ class Comparison:
                 attach_fixed(tuned, lambda length: (learned.inv_freq(), learned.attention_factor), learned.folds)
                 expected = _hidden(tuned, prompts)
                 detach(tuned)
-            changed = self._changed_weights(tuned)
+            changed = self.changed_weights(tuned)
         if folded:
             factor = learned.attention_factor / math.sqrt(self.served.fold)
             set_parameters(tuned, changed)
@@ -225,8 +245,8 @@ class Comparison:
             expected = _hidden(tuned, prompts)
         return expected, changed, tuned.device
 
-    def _changed_weights(self, model: PreTrainedModel) -> dict[str, Tensor]:
-        """The weights of a model that merging and folding change, with their new values, without rounding."""
+    def changed_weights(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        """The weights that folding changes in a model with merged LoRA, and merged ones, exactly, in its dtype."""
         named = dict(model.named_parameters())
         changed = {name: named[name].cpu().clone() for name in self.learned.lora or {}}
         if self.served.folds(self.learned):

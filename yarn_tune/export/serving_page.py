@@ -1,11 +1,12 @@
 """SERVING.md: how to serve an export on each requested stack, where its values are, and what was folded."""
 
 import json
+import math
 from dataclasses import replace
 
 from ..models import FULL, WRAPPERS, layout_of
 from ..serving import STACKS, RopeEncoding, Target, unserved
-from ..tunable import KINDS, Folded, Learned
+from ..tunable import KINDS, Learned
 from .fidelity import Fidelity, difference_text
 
 
@@ -40,7 +41,7 @@ def serving_page(base: str, learned: Learned, served: RopeEncoding, target: Targ
             "|---|---|",
             *requested,
             "",
-            *_carried(base, learned, served, target, fidelity.fold),
+            *_carried(base, learned, served, target, fidelity),
             "## Other stacks",
             "",
             "Not requested at export. What each would compute from this config, according to its source "
@@ -69,19 +70,31 @@ def _command(stack: str, window: int, multimodal: bool) -> str:
     return f"`{command}`" if command else "no command is known"
 
 
-def _carried(base: str, learned: Learned, served: RopeEncoding, target: Target, folded: Folded | None) -> list[str]:
+def _carried(base: str, learned: Learned, served: RopeEncoding, target: Target, fidelity: Fidelity) -> list[str]:
     """Where each value is: in the config, in the weights, or nowhere."""
+    folded = fidelity.fold
     section, longest = served.rope_parameters, served.max_position_embeddings
     layers = f", of {FULL} layers only" if layout_of(target.base).nested else ""
-    place = "folded into the queries" if served.fold != 1.0 else "config.json, under the key of each reader"
+    place = "config.json, under the key of each reader"
+    if served.fold != 1.0:
+        own = learned.attention_factor / math.sqrt(served.fold)
+        place = f"{own:.6g} of it is what every reader computes from the config, the rest is folded into the queries"
+    elif "attention_factor" not in section:
+        place = "what every reader computes from the config"
     lines = [
         "## Where the values are",
         "",
         f"- Frequencies: config.json, `rope_type: {section['rope_type']}`{layers}.",
         f"- Attention factor {learned.attention_factor:.6g} (of cos and sin; logits: its square): {place}.",
-        f"- Window: {learned.window}. max_position_embeddings and the tokenizer's model_max_length are {longest}: the "
-        "lengths in the config are chosen such that every stack computes the same frequencies and multiplier.",
+        f"- Window: {learned.window}, as max_position_embeddings and the tokenizer's model_max_length say.",
     ]
+    original = section["original_max_position_embeddings"]
+    if (original, longest) != (learned.native, learned.window):
+        lines[-1] = (
+            f"- Window: {learned.window}. max_position_embeddings and the tokenizer's model_max_length are {longest}, "
+            f"and original_max_position_embeddings is {original}: these are chosen such that every stack computes the "
+            "same frequencies and multiplier."
+        )
     for fold in learned.folds:
         kind = KINDS[fold.kind]
         shapes = ", ".join(" x ".join(map(str, values.shape)) for values in fold.values().values())
@@ -95,6 +108,7 @@ def _carried(base: str, learned: Learned, served: RopeEncoding, target: Target, 
             + (f", all multiplied by {folded.gain:.8g}" if folded.gain != 1.0 else "")
             + f"; rounding to the checkpoint's dtype changed them by {folded.rounding:.1e} "
             "(root mean square, relative).",
+            *([f"- Measured: {fidelity.rounding_cost.text()}."] if fidelity.rounding_cost else []),
             "- The base cannot be served with overrides instead of this checkpoint: its weights lack the fold.",
         ]
     elif learned.lora is not None:

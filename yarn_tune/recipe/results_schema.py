@@ -77,6 +77,7 @@ class Export:
     stacks: Annotated[list[StackName], NotEmpty(), "name a stack, or null"] | None = None
     """Serving stacks that must apply all learned numbers; null: the common stacks that run this family."""
     fold: Literal["auto", "never", "always"] = "auto"
-    """Multiply the temperature into the query projections; auto: only where a stack needs it."""
+    """Multiply the temperature into the query projections; auto: where these change anyway, or where a stack needs
+    it."""
     tolerance: Annotated[float, Above(0)] = 1e-4
     """Largest difference of a float32 logit between the tuned model and the reloaded export."""

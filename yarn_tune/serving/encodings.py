@@ -11,17 +11,24 @@ amount, so that readers that round the ends and readers that do not compute the 
 for latent attention (DeepSeek), where `mscale_all_dim` also multiplies all logits: it is chosen such that this factor
 is the one of the base.
 
-`yarn, folded`: no key for a. Every reader applies 0.1 ln s + 1, and the rest is folded into the queries.
+`yarn, folded`: no key for a. Every reader applies 0.1 ln s + 1, and the rest is folded into the queries. The folded
+encodings come first where weights change anyway (gains, phases, biases), since their configs are plain.
 
 `longrope`: one factor per pair in two equal lists, so that the length at which a stack switches between them does not
 matter; a is written under `attention_factor`, `short_mscale` and `long_mscale`.
 
 `longrope, formula`: the same with an original length for which the formula of longrope, sqrt(1 + ln(M/O) / ln O),
 gives a: correct also in stacks that read no key (LMDeploy). It needs a > 1; a is moved to the nearest such value if
-that is within 1e-5 of it. `longrope, folded`: the same with a folded into the queries.
+that is within 1e-5 of it.
+
+`longrope, folded`: the plain lengths, original = native and M = window, with the multiplier that every reader computes
+from these by the formula; the rest of a is folded into the queries. `longrope, all folded`: original = M = window and no
+multiplier; all of a is folded into the queries. vLLM takes the original length of Phi-3 for the window.
 
 Where queries grow with the position (`llama_4_scaling_beta`), O is part of that rule, so it stays the base's in every
 encoding; the beta and O are also written at the top level (`llama_4_scaling`), where vLLM reads them.
+
+Betas under yarn: where the ramp is the published one, 32 and 1 are written, and readers round its ends.
 
 Lengths under yarn: vLLM stores cos and sin for O x s positions, up to 0.29 it also takes that product for the window,
 and transformers warns unless M / O is s. The ramp depends on O only through its ratio to the betas, so O is chosen such
@@ -45,11 +52,14 @@ from torch import Tensor
 from ..errors import UserError
 from ..models import FULL, WRAPPERS, family_of, layout_of, text_section, with_text_section
 from ..rope import (
+    BETA_FAST,
+    BETA_SLOW,
     YarnRamp,
     correction_range,
     default_inv_freq,
     longrope_attention_factor,
     longrope_inv_freq,
+    snapped_betas,
     yarn_attention_factor,
     yarn_inv_freq,
 )
@@ -151,13 +161,13 @@ def forms(learned: Learned) -> Iterator[Learned]:
         length = round(learned.scale * learned.original)
         settled = length / learned.original == learned.scale
         if settled and learned.window <= length <= longest(learned.window) and not growth:
-            yield _whole_pairs(learned)
+            yield from _ramps(learned)
         elif not growth:
-            yield _whole_pairs(_over(learned, *lengths_for(learned.scale, native, learned.window)))
+            yield from _ramps(_over(learned, *lengths_for(learned.scale, native, learned.window)))
         length = round(learned.scale * native)
         if length >= learned.window:
             # A longer window than requested, over the native length, for stacks with fixed betas (TGI, llama.cpp).
-            yield _whole_pairs(_over(learned, native, length))
+            yield from _ramps(_over(learned, native, length))
     base = default_inv_freq(learned.facts.theta, learned.facts.dim)
     factors = learned.factors or (base.double() / learned.inv_freq().double()).tolist()
     listed = replace(learned, scale=None, original=None, beta_fast=None, beta_slow=None, factors=factors)
@@ -183,6 +193,23 @@ def _over(learned: Learned, original: int, length: int) -> Learned:
         beta_slow=learned.beta_slow * share,
         truncate=False,
     )
+
+
+def _ramps(learned: Learned) -> Iterator[Learned]:
+    """The learned ramp with the published betas, if it is the published one, and with betas for all readers."""
+    assert learned.original is not None
+    assert learned.beta_fast is not None
+    assert learned.beta_slow is not None
+    theta, dim, original = learned.facts.theta, learned.facts.dim, learned.original
+    own = correction_range(theta, dim, original, learned.beta_fast, learned.beta_slow, learned.truncate)
+    published = correction_range(theta, dim, original, BETA_FAST, BETA_SLOW, truncate=True)
+    if all(abs(one.item() - other.item()) < 1e-7 for one, other in zip(own, published, strict=True)):
+        learned = replace(learned, beta_fast=BETA_FAST, beta_slow=BETA_SLOW, truncate=True)
+        yield learned
+        # Readers that do not round the ends need other betas for the same ramp.
+        fast, slow = snapped_betas(theta, dim, original)
+        learned = replace(learned, beta_fast=fast, beta_slow=slow, truncate=False)
+    yield _whole_pairs(learned)
 
 
 def _whole_pairs(learned: Learned) -> Learned:
@@ -225,7 +252,7 @@ def yarn_encodings(numbers: Learned, folded: bool) -> Iterator[RopeEncoding]:
             yield RopeEncoding("yarn, latent", section | _latent_keys(numbers, scale, a), longest)
         return
     if folded:
-        yield RopeEncoding("yarn, folded", section, longest, (a / own) ** 2)
+        yield RopeEncoding("yarn, folded", section, longest, _fold(a, own))
         return
     yield RopeEncoding("yarn", section | {"attention_factor": a, "attn_factor": a / own}, longest)
     weight = (a * own - 1) / (own - 1) if own > 1 else 0.0
@@ -271,12 +298,20 @@ def longrope_encodings(numbers: Learned, folded: bool) -> Iterator[RopeEncoding]
     growth = numbers.facts.query_growth
     fixed = growth[1] if growth else window
     if folded:
-        yield RopeEncoding("longrope, folded", section(fixed, window, 1.0), window, a * a)
+        if not growth:
+            own = longrope_attention_factor(window / numbers.native, numbers.native)
+            yield RopeEncoding("longrope, folded", section(numbers.native, window, own), window, _fold(a, own))
+        yield RopeEncoding("longrope, all folded", section(fixed, window, 1.0), window, a * a)
         return
     yield RopeEncoding("longrope", section(fixed, window, a), window)
     if a > 1 and not growth:
         original, length = _lengths_of_formula(a, window)
         yield RopeEncoding("longrope, formula", section(original, length, a), length)
+
+
+def _fold(wanted: float, own: float) -> float:
+    """The factor on queries that turns the multiplier of cos and sin `own` into `wanted`; 1 if they are equal."""
+    return 1.0 if math.isclose(wanted, own, rel_tol=1e-12) else (wanted / own) ** 2
 
 
 def _from_base(numbers: Learned) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def make_representable(learned: Learned, target: Target) -> Learned:
     if method and (learned.lora or [f for f in learned.folds if not (isinstance(f, GainFold) and f.site.normed)]):
         key = KINDS[learned.folds[0].kind].key if learned.folds else "lora"
         raise UserError(_quantised(key, method))
-    for folded in (False, True):
+    for folded in _foldings(learned, target):
         for numbers in forms(learned):
             if _first(numbers, target, folded) is not None:
                 return numbers
@@ -119,10 +119,20 @@ def representable_parameters(rotary: TunableRotary, target: Target) -> Learned:
 
 def choose_encoding(learned: Learned, target: Target) -> RopeEncoding:
     """The encoding of representable numbers; raises as `make_representable` does."""
-    served = _first(learned, target, False) or _first(learned, target, True)
-    if served is None:
-        raise UserError(_refusal(learned, target))
-    return served
+    for folded in _foldings(learned, target):
+        served = _first(learned, target, folded)
+        if served is not None:
+            return served
+    raise UserError(_refusal(learned, target))
+
+
+def _foldings(learned: Learned, target: Target) -> tuple[bool, bool]:
+    """The order in which the temperature is tried in the weights (True) and in the config (False).
+
+    In the weights first where these change anyway, since the config is then plain: the native window, the served one,
+    their ratio, and the attention factor that every reader computes from these.
+    """
+    return (True, False) if learned.folds and target.fold == "auto" else (False, True)
 
 
 def _first(numbers: Learned, target: Target, folded: bool) -> RopeEncoding | None:
