@@ -98,8 +98,9 @@ RUNGS = [
     ("deepseek_v2", "pair_phase"),  # the rotary part of each head alone, interleaved
 ]
 """Temperatures by layer, head and pair, in the weights."""
-BIASES = [(family, "qk_bias") for family in ("llama", "qwen2", "granite", "glm4", "stablelm", "starcoder2", "gpt_neox")]
-"""Learned biases of queries and keys, as biases of the projections."""
+BIASED = ("llama", "qwen2", "granite", "glm4", "stablelm", "starcoder2", "gpt_neox", "mistral")
+BIASES = [(family, "qk_bias") for family in BIASED]
+"""Learned biases of queries and keys, as biases of the projections; Mistral is written as a Llama."""
 CASES = [*RUNGS, *BIASES, *ONCE.items(), ("ministral3", "scale-above")] + [
     (family, learned)
     for family in FAMILIES
@@ -128,6 +129,7 @@ def exported(folder: Path, family: str, learned: str, base: Path | None = None, 
         "export.tolerance=1e-3",
         f"rope.query_gains={rung}",
         f"rope.qk_bias={str(biases).lower()}",
+        f"export.as_llama={str(biases and family == 'mistral').lower()}",
     )  # random weights; the comparison with vLLM is the test here
     return export(finished_run(folder, frequencies, family, window, base, settings, **offsets))
 

@@ -82,6 +82,7 @@ class YarnTuneConfig(PeftConfig):
     stacks: list[str] | None = None
     """Serving stacks that `merge_and_unload` writes the config for."""
     fold: str = "auto"
+    as_llama: bool = False
     base_model_type: str | None = None
     """This key and the next two: the rotary layout of the base the numbers belong to; filled in by `start`."""
     rope_theta: float | None = None

@@ -68,6 +68,7 @@ def write_adapter(folder: Path, sections: AdapterSections | Recipe, rotary: Tuna
         init=start.method,
         stacks=list(export.stacks) if export.stacks else None,
         fold=export.fold,
+        as_llama=export.as_llama,
         target_modules=[place],
         **layout_keys(start.facts),
     )
@@ -137,7 +138,7 @@ def read_sections(folder: Path, overrides: Sequence[str] = ()) -> AdapterSection
         "name": folder.resolve().name,
         "base": {"model": config.base_model_name_or_path, "revision": config.revision},
         "rope": vars(config.rope()),
-        "export": {"stacks": config.stacks, "fold": config.fold},
+        "export": {"stacks": config.stacks, "fold": config.fold, "as_llama": config.as_llama},
     }
     if is_adapter(folder / BESIDE):
         beside = _lora_beside(folder)

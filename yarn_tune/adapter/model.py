@@ -78,6 +78,11 @@ class YarnTuneModel(BaseTuner):
         if len(own) != 1:
             raise UserError(f"merge_and_unload: name one of {', '.join(layer.rotaries)}; found {own}")
         config: Any = self.peft_config[own[0]]
+        if config.as_llama:
+            raise UserError(
+                "merge_and_unload: this adapter is to be written as a Llama (as_llama), and merging does not change "
+                "the class of a loaded model; run `yarn-tune export` on the adapter"
+            )
         target = Target.of(self.model.config.to_dict(), config.stacks, config.fold, config.qk_bias)
         learned = representable_parameters(layer.rotary(own[0]), target)
         served = choose_encoding(learned, target)

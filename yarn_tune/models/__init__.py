@@ -26,7 +26,7 @@ from .loading import (
     to_device,
     without_network,
 )
-from .query_layout import QuerySite, query_site, scaled, tuned_layers
+from .query_layout import QuerySite, as_twin, query_site, scaled, tuned_layers
 from .rope_config import (
     Layout,
     RopeFacts,
@@ -98,6 +98,7 @@ __all__ = [
     "RopeFacts",
     "Transform",
     "Wrapper",
+    "as_twin",
     "auto_class",
     "base_identity",
     "by_chunks",

@@ -61,6 +61,8 @@ class Family:
     """Whether releases have biases on queries and keys, so that every stack that runs them reads these."""
     bias_key: str = ""
     """Config key that switches biases of the attention projections on or off; empty where none is known."""
+    twin: str = ""
+    """Model type whose class computes the same with the same tensors, without a sliding window; empty if none does."""
     gated: bool = False
     """Whether the query projection holds an output gate after the query of each head."""
     interleaved: bool = False
@@ -200,7 +202,7 @@ _WORKING = {
         Family(model_type="ministral3", note="queries grow with the position (llama_4_scaling_beta), as in the base",
                query_growth=True, queries=Q_PROJ),
         Family(model_type="mistral", note="releases without a sliding window (v0.2 and later)", queries=Q_PROJ,
-               gguf="llama"),
+               gguf="llama", twin="llama"),
         Family(model_type="mixtral", queries=Q_PROJ, gguf="llama"),
         Family(model_type="nemotron", bias_key=BIAS, note="half of each head is rotated", queries=Q_PROJ),
         Family(model_type="olmo", bias_key=BIAS, note="query gains only in releases without clip_qkv", queries=Q_PROJ),

@@ -123,6 +123,36 @@ def scaled(x: Tensor, site: QuerySite, gains: Tensor) -> Tensor:
     return x * real + x[..., at.partner] * imaginary
 
 
+SHAPE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+         "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps",
+         "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
+"""Keys that a config may omit, and whose defaults differ between twins."""
+
+
+def as_twin(config: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of the family that computes the same with the same tensors: a Mistral as a Llama.
+
+    Raises:
+        UserError: if there is no such family, or the model attends within a sliding window.
+    """
+    kind = config.get("model_type", "")
+    family = family_of(kind)
+    if not family.twin:
+        raise UserError(
+            f"export.as_llama: true, but {kind or 'this model'} does not compute what a Llama computes from the same "
+            "tensors (only a mistral without a sliding window does); set it to false"
+        )
+    own = config_object(config)
+    if own.sliding_window is not None:
+        raise UserError(
+            f"export.as_llama: this {kind} attends within a sliding window of {own.sliding_window} tokens, which a "
+            "Llama does not; set it to false"
+        )
+    filled = {key: getattr(own, key) for key in SHAPE} | config
+    names = {"model_type": family.twin, "architectures": ["LlamaForCausalLM"]}
+    return {key: value for key, value in filled.items() if key != "sliding_window"} | names
+
+
 def query_site(config: dict[str, Any]) -> QuerySite:
     """Where the queries of this model can be scaled.
 

@@ -79,5 +79,8 @@ class Export:
     fold: Literal["auto", "never", "always"] = "auto"
     """Multiply the temperature into the query projections; auto: where these change anyway, or where a stack needs
     it."""
+    as_llama: bool = False
+    """Write a Mistral without a sliding window as LlamaForCausalLM: the same computation with the same tensors, in a
+    class whose projections can have biases (`rope.qk_bias`)."""
     tolerance: Annotated[float, Above(0)] = 1e-4
     """Largest difference of a float32 logit between the tuned model and the reloaded export."""

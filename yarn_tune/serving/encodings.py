@@ -43,7 +43,7 @@ requires it there.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -51,23 +51,9 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..models import FULL, WRAPPERS, family_of, layout_of, text_section, with_text_section
-from ..rope import (
-    BETA_FAST,
-    BETA_SLOW,
-    YarnRamp,
-    correction_range,
-    default_inv_freq,
-    longrope_attention_factor,
-    longrope_inv_freq,
-    snapped_betas,
-    yarn_attention_factor,
-    yarn_inv_freq,
-)
+from ..rope import YarnRamp, longrope_attention_factor, longrope_inv_freq, yarn_attention_factor, yarn_inv_freq
 from ..tunable import Learned
 from .rules import VLLM_KEYS, default_section
-
-SETTLED_A = 1e-5
-"""Relative amount by which the attention factor may be moved to what the formula of longrope gives."""
 
 SLACK = 0.03
 """Share by which the served window may exceed the requested one, to represent the learned factor more closely."""
@@ -151,86 +137,6 @@ def _other_window_keys(base: dict[str, Any]) -> list[str]:
     return [key for key in VLLM_KEYS if key != "max_position_embeddings" and base.get(key) is not None]
 
 
-def forms(learned: Learned) -> Iterator[Learned]:
-    """The learned numbers in the forms that a config can represent, in order of preference."""
-    growth = learned.facts.query_growth
-    if learned.factors is None:
-        native = growth[1] if growth else learned.facts.ramp.original if learned.facts.ramp else learned.native
-        assert learned.scale is not None
-        assert learned.original is not None
-        length = round(learned.scale * learned.original)
-        settled = length / learned.original == learned.scale
-        if settled and learned.window <= length <= longest(learned.window) and not growth:
-            yield from _ramps(learned)
-        elif not growth:
-            yield from _ramps(_over(learned, *lengths_for(learned.scale, native, learned.window)))
-        length = round(learned.scale * native)
-        if length >= learned.window:
-            # A longer window than requested, over the native length, for stacks with fixed betas (TGI, llama.cpp).
-            yield from _ramps(_over(learned, native, length))
-    base = default_inv_freq(learned.facts.theta, learned.facts.dim)
-    factors = learned.factors or (base.double() / learned.inv_freq().double()).tolist()
-    listed = replace(learned, scale=None, original=None, beta_fast=None, beta_slow=None, factors=factors)
-    yield listed
-    if learned.attention_factor > 1 and not growth:
-        original, length = _lengths_of_formula(learned.attention_factor, learned.window)
-        settled_a = longrope_attention_factor(length / original, original)
-        if abs(settled_a / learned.attention_factor - 1) < SETTLED_A:
-            yield replace(listed, temperature=1 / settled_a**2)
-
-
-def _over(learned: Learned, original: int, length: int) -> Learned:
-    """The learned numbers with the same ramp, written over another original length."""
-    assert learned.original is not None
-    assert learned.beta_fast is not None
-    assert learned.beta_slow is not None
-    share = original / learned.original
-    return replace(
-        learned,
-        scale=length / original,
-        original=original,
-        beta_fast=learned.beta_fast * share,
-        beta_slow=learned.beta_slow * share,
-        truncate=False,
-    )
-
-
-def _ramps(learned: Learned) -> Iterator[Learned]:
-    """The learned ramp with the published betas, if it is the published one, and with betas for all readers."""
-    assert learned.original is not None
-    assert learned.beta_fast is not None
-    assert learned.beta_slow is not None
-    theta, dim, original = learned.facts.theta, learned.facts.dim, learned.original
-    own = correction_range(theta, dim, original, learned.beta_fast, learned.beta_slow, learned.truncate)
-    published = correction_range(theta, dim, original, BETA_FAST, BETA_SLOW, truncate=True)
-    if all(abs(one.item() - other.item()) < 1e-7 for one, other in zip(own, published, strict=True)):
-        learned = replace(learned, beta_fast=BETA_FAST, beta_slow=BETA_SLOW, truncate=True)
-        yield learned
-        # Readers that do not round the ends need other betas for the same ramp.
-        fast, slow = snapped_betas(theta, dim, original)
-        learned = replace(learned, beta_fast=fast, beta_slow=slow, truncate=False)
-    yield _whole_pairs(learned)
-
-
-def _whole_pairs(learned: Learned) -> Learned:
-    """Betas with which readers that round the ends of the ramp and readers that do not compute the same ramp.
-
-    Possible where the ramp ends at whole pairs; other numbers are returned unchanged.
-    """
-    assert learned.original is not None
-    assert learned.beta_fast is not None
-    assert learned.beta_slow is not None
-    theta, dim, original = learned.facts.theta, learned.facts.dim, learned.original
-    ends = correction_range(theta, dim, original, learned.beta_fast, learned.beta_slow, truncate=False)
-    low, high = (end.item() for end in ends)
-    whole = abs(low - round(low)) < 1e-5 and abs(high - round(high)) < 1e-5
-    if learned.truncate or not whole or not 0 < round(low) < round(high) < dim - 1:
-        return learned
-    inwards = (round(low) + 1e-6, round(high) - 1e-6)
-    fast, slow = (original / (2 * math.pi * theta ** (2 * end / dim)) for end in inwards)
-    return replace(learned, beta_fast=fast, beta_slow=slow, truncate=True)
-
-
 def yarn_encodings(numbers: Learned, folded: bool) -> Iterator[RopeEncoding]:
     """The encodings as YaRN, with the attention factor in the config or folded into the queries."""
     scale, a = numbers.scale, numbers.attention_factor
@@ -305,7 +211,7 @@ def longrope_encodings(numbers: Learned, folded: bool) -> Iterator[RopeEncoding]
         return
     yield RopeEncoding("longrope", section(fixed, window, a), window)
     if a > 1 and not growth:
-        original, length = _lengths_of_formula(a, window)
+        original, length = lengths_of_formula(a, window)
         yield RopeEncoding("longrope, formula", section(original, length, a), length)
 
 
@@ -323,7 +229,7 @@ def _from_base(numbers: Learned) -> dict[str, Any]:
 
 
 @lru_cache
-def _lengths_of_formula(a: float, window: int) -> tuple[int, int]:
+def lengths_of_formula(a: float, window: int) -> tuple[int, int]:
     """(O, M) at which sqrt(1 + ln(M/O) / ln O) is `a` as nearly as whole numbers allow; M is at least `window`."""
 
     def original(length: int) -> int:

@@ -4,21 +4,41 @@ The readers of these stacks (`stacks.py`) are applied to each encoding (`encodin
 which all of them compute the learned numbers is used.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import CheckFailed, UserError
-from ..models import UNQUANTISED, BaseModel, Layout, language_model, quantisation_of, query_site
+from ..models import UNQUANTISED, BaseModel, Layout, as_twin, language_model, quantisation_of, query_site
 from ..recipe import Export, Lora, Rope
-from ..tunable import KINDS, GainFold, Learned, TunableRotary, config_changes
+from ..rope import (
+    BETA_FAST,
+    BETA_SLOW,
+    correction_range,
+    default_inv_freq,
+    longrope_attention_factor,
+    snapped_betas,
+)
+from ..tunable import KINDS, GainFold, Learned, TunableRotary, check_biased, config_changes
 from .conformance import expected_rope, mismatches
-from .encodings import RopeEncoding, forms, longrope_encodings, yarn_encodings
+from .encodings import (
+    RopeEncoding,
+    lengths_for,
+    lengths_of_formula,
+    longest,
+    longrope_encodings,
+    yarn_encodings,
+)
 from .readers import Stack
 from .stacks import STACKS, default_stacks, reading
 
 TABLE_TOLERANCE = 1e-6
 """Largest relative difference between the trained and the representable table: a few roundings to float32."""
+
+
+SETTLED_A = 1e-5
+"""Relative amount by which the attention factor may be moved to what the formula of longrope gives."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +72,13 @@ class Target:
 
     @classmethod
     def of_model(cls, base: BaseModel, export: Export, rope: Rope) -> "Target":
-        """`of` for a base model and the `export` section of a recipe; reads the base's config, no weights."""
-        return cls.of(base.written, export.stacks, export.fold, rope.qk_bias)
+        """`of` for a base model and the `export` section of a recipe; reads the base's config, no weights.
+
+        Raises:
+            UserError: if the base is to be written as a Llama and does not compute what one computes.
+        """
+        written = as_twin(base.written) if export.as_llama else base.written
+        return cls.of(written, export.stacks, export.fold, rope.qk_bias)
 
 
 def left_out_reason(stack: Stack, text: dict[str, Any], layout: Layout) -> str:
@@ -92,6 +117,8 @@ def make_representable(learned: Learned, target: Target) -> Learned:
             f"export.fold: never, but {kind.label} ({kind.key}) can only be folded into the weights; allow folding "
             f"(export.fold: auto), or learn without {kind.key}"
         )
+    if any(fold.kind == "bias" for fold in learned.folds):
+        check_biased(target.base)
     method = quantisation_of(target.base)
     if method and (learned.lora or [f for f in learned.folds if not (isinstance(f, GainFold) and f.site.normed)]):
         key = KINDS[learned.folds[0].kind].key if learned.folds else "lora"
@@ -138,6 +165,86 @@ def _foldings(learned: Learned, target: Target) -> tuple[bool, bool]:
 def _first(numbers: Learned, target: Target, folded: bool) -> RopeEncoding | None:
     encodings = _encodings(numbers, target, folded)
     return next((served for served in encodings if not unserved(served, numbers, target)), None)
+
+
+def forms(learned: Learned) -> Iterator[Learned]:
+    """The learned numbers in the forms that a config can represent, in order of preference."""
+    growth = learned.facts.query_growth
+    if learned.factors is None:
+        native = growth[1] if growth else learned.facts.ramp.original if learned.facts.ramp else learned.native
+        assert learned.scale is not None
+        assert learned.original is not None
+        length = round(learned.scale * learned.original)
+        settled = length / learned.original == learned.scale
+        if settled and learned.window <= length <= longest(learned.window) and not growth:
+            yield from _ramps(learned)
+        elif not growth:
+            yield from _ramps(_over(learned, *lengths_for(learned.scale, native, learned.window)))
+        length = round(learned.scale * native)
+        if length >= learned.window:
+            # A longer window than requested, over the native length, for stacks with fixed betas (TGI, llama.cpp).
+            yield from _ramps(_over(learned, native, length))
+    base = default_inv_freq(learned.facts.theta, learned.facts.dim)
+    factors = learned.factors or (base.double() / learned.inv_freq().double()).tolist()
+    listed = replace(learned, scale=None, original=None, beta_fast=None, beta_slow=None, factors=factors)
+    yield listed
+    if learned.attention_factor > 1 and not growth:
+        original, length = lengths_of_formula(learned.attention_factor, learned.window)
+        settled_a = longrope_attention_factor(length / original, original)
+        if abs(settled_a / learned.attention_factor - 1) < SETTLED_A:
+            yield replace(listed, temperature=1 / settled_a**2)
+
+
+def _over(learned: Learned, original: int, length: int) -> Learned:
+    """The learned numbers with the same ramp, written over another original length."""
+    assert learned.original is not None
+    assert learned.beta_fast is not None
+    assert learned.beta_slow is not None
+    share = original / learned.original
+    return replace(
+        learned,
+        scale=length / original,
+        original=original,
+        beta_fast=learned.beta_fast * share,
+        beta_slow=learned.beta_slow * share,
+        truncate=False,
+    )
+
+
+def _ramps(learned: Learned) -> Iterator[Learned]:
+    """The learned ramp with the published betas, if it is the published one, and with betas for all readers."""
+    assert learned.original is not None
+    assert learned.beta_fast is not None
+    assert learned.beta_slow is not None
+    theta, dim, original = learned.facts.theta, learned.facts.dim, learned.original
+    own = correction_range(theta, dim, original, learned.beta_fast, learned.beta_slow, learned.truncate)
+    published = correction_range(theta, dim, original, BETA_FAST, BETA_SLOW, truncate=True)
+    if all(abs(one.item() - other.item()) < 1e-7 for one, other in zip(own, published, strict=True)):
+        learned = replace(learned, beta_fast=BETA_FAST, beta_slow=BETA_SLOW, truncate=True)
+        yield learned
+        # Readers that do not round the ends need other betas for the same ramp.
+        fast, slow = snapped_betas(theta, dim, original)
+        learned = replace(learned, beta_fast=fast, beta_slow=slow, truncate=False)
+    yield _whole_pairs(learned)
+
+
+def _whole_pairs(learned: Learned) -> Learned:
+    """Betas with which readers that round the ends of the ramp and readers that do not compute the same ramp.
+
+    Possible where the ramp ends at whole pairs; other numbers are returned unchanged.
+    """
+    assert learned.original is not None
+    assert learned.beta_fast is not None
+    assert learned.beta_slow is not None
+    theta, dim, original = learned.facts.theta, learned.facts.dim, learned.original
+    ends = correction_range(theta, dim, original, learned.beta_fast, learned.beta_slow, truncate=False)
+    low, high = (end.item() for end in ends)
+    whole = abs(low - round(low)) < 1e-5 and abs(high - round(high)) < 1e-5
+    if learned.truncate or not whole or not 0 < round(low) < round(high) < dim - 1:
+        return learned
+    inwards = (round(low) + 1e-6, round(high) - 1e-6)
+    fast, slow = (original / (2 * math.pi * theta ** (2 * end / dim)) for end in inwards)
+    return replace(learned, beta_fast=fast, beta_slow=slow, truncate=True)
 
 
 def unserved(served: RopeEncoding, numbers: Learned, target: Target) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ from .folding import Folded, config_changes, fold_checkpoint, fold_parameters, s
 from .kinds import KINDS, Kind, adjustments_for, decay_of, kinds_of, rate_of
 from .lora import NO_LORA, PREFIX, Factors, LoraSize, lora_config, lora_size, merge_checkpoint, with_lora
 from .parameters import Adjustment, Learned, Start, WeightFold
+from .qk_bias import check_biased
 from .query_gains import GainFold, gains_for
 from .replacement import RotaryProxy, move_only
 from .rotary import TunableRotary, at_start, is_offset
@@ -30,6 +31,7 @@ __all__ = [
     "attach",
     "attach_fixed",
     "base_model_active",
+    "check_biased",
     "config_changes",
     "decay_of",
     "detach",

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from ..errors import UserError
-from ..models import config_object, family_of, head_dim_of, text_section, tuned_layers
+from ..models import as_twin, config_object, family_of, head_dim_of, text_section, tuned_layers
 from .parameters import Adjustment, WeightFold
 
 SEPARATE = r"layers\.(\d+)\.self_attn\.{}_proj"
@@ -81,11 +81,9 @@ def bias_site(config: dict[str, Any]) -> BiasSite:
     if text_section(config) is not config:
         raise UserError("rope.qk_bias: biases of a language model inside a multimodal one are not supported; set it to "
                         "false, or take the language model out of the checkpoint")  # fmt: skip
-    if not (family.biased or family.bias_key):
-        raise UserError(
-            f"rope.qk_bias: {kind} is not known to have biases of queries and keys, or a config key that adds them; "
-            "set it to false"
-        )
+    if family.twin and not family.bias_key:  # the checkpoint is written as its twin
+        config, family = as_twin(config), family_of(family.twin)
+    check_biased(config)
     bare = config_object(config)
     off = bool(family.bias_key) and not getattr(bare, family.bias_key)
     heads, size = bare.num_attention_heads, head_dim_of(bare)
@@ -107,6 +105,24 @@ def bias_site(config: dict[str, Any]) -> BiasSite:
         layers=tuple(sorted(tuned_layers(bare))),
         changes={family.bias_key: True} if off else {},
     )
+
+
+def check_biased(config: dict[str, Any]) -> None:
+    """Check that a checkpoint with this config.json can have biases of queries and keys.
+
+    Raises:
+        UserError: if it cannot, with the remedy.
+    """
+    kind = config.get("model_type", "")
+    family = family_of(kind)
+    if not (family.biased or family.bias_key):
+        remedy = "set it to false"
+        if family.twin:
+            remedy = "set export.as_llama to true, which writes the same model as a Llama, or rope.qk_bias to false"
+        raise UserError(
+            f"rope.qk_bias: {kind} is not known to have biases of queries and keys, or a config key that adds them; "
+            f"{remedy}"
+        )
 
 
 @dataclass(frozen=True)
