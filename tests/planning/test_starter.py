@@ -20,6 +20,14 @@ WANTED |= dict.fromkeys(PLAIN, ("per_pair", "none"))
 """Elsewhere: one factor a pair, with gains and phases."""
 
 
+BIASED = {
+    "arcee", "gemma2", "gemma3_text", "glm", "glm4", "gpt_neox", "gpt_oss", "granite", "llama", "nemotron", "olmo",
+    "olmo2", "olmo3", "persimmon", "phi", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm",
+    "starcoder2",
+}  # fmt: skip
+"""Families whose config can have biases of queries and keys, which vLLM reads."""
+
+
 @pytest.mark.parametrize("family", FAMILY_SIZES)
 def test_the_richest_a_family_carries(tmp_path, family):
     base = save_tiny(tmp_path / "base", family)
@@ -27,6 +35,10 @@ def test_the_richest_a_family_carries(tmp_path, family):
     assert (made.recipe.rope.frequencies, made.recipe.rope.query_gains) == WANTED.get(
         family, ("per_pair", "pair_phase")
     )
+    assert made.recipe.rope.qk_bias is (family in BIASED)
+    if made.recipe.rope.qk_bias:
+        assert "  qk_bias: true " in made.text
+        assert made.recipe.train.learning_rate.bias == pytest.approx(0.012, rel=0.05)
     path = tmp_path / "made.yaml"
     path.write_text(made.text)
     assert load_recipe(path) == made.recipe
@@ -132,8 +144,8 @@ def test_a_big_model_gets_lower_rates_than_the_default(tmp_path):
     made = propose(str(seven_billion(tmp_path / "base")), 8192, ["a"], ["b"])
     rates = made.recipe.train.learning_rate
     assert (rates.gain, rates.phase) == (0.01, 0.01)  # 131,072 gains and phases, eight rows per step
-    assert (rates.frequency, rates.temperature) == (0.02, 0.01)
-    assert "  learning_rate: {gain: 0.01, phase: 0.01}" in made.text
+    assert (rates.frequency, rates.temperature, rates.bias) == (0.02, 0.01, 0.004)
+    assert "  learning_rate: {gain: 0.01, phase: 0.01, bias: 0.004}" in made.text
 
 
 def test_a_native_window_that_the_config_overstates(tmp_path, monkeypatch, capsys):

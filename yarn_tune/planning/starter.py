@@ -22,6 +22,10 @@ FREQUENCIES = ("per_pair", "scale")
 """Values of `rope.frequencies`, in order of preference."""
 QUERY_GAINS = ("pair_phase", "pair", "layer", "none")
 """Values of `rope.query_gains`, in order of preference."""
+SERVED = {"transformers", "vllm"}
+"""Stacks that must read biases of queries and keys where they are proposed; others are left out of the default ones."""
+BIAS_SHARE = 0.4
+"""Rate of biases, as a share of the rate of gains and phases."""
 STEPS, BATCH_SIZE = 100, 8
 USABLE = 0.9
 """Share of a device's memory that a recipe may fill."""
@@ -101,6 +105,9 @@ def learning_rate(numbers: int, batch_size: int) -> float:
     default of 0.03 works. The rule follows the SmolLM2 measurement: the noise of a gradient falls with the square root
     of the batch size, and the length of a step by noise grows with the square root of the number of parameters. The
     rate is limited to between 0.003, the lowest rate tried, and 0.03, the default.
+
+    Biases get 0.4 of this rate: on SmolLM2, with 0.01 for gains and phases, 0.004 lowered the NLL on unlike text by
+    0.002 to 0.003 more; 0.012 beside 0.04 brought nothing, and 0.05 raised it.
     """
     rate = 0.01 * math.sqrt(batch_size) * math.sqrt(17_280 / max(numbers, 1))
     return float(f"{min(max(rate, 0.003), 0.03):.2g}")
@@ -109,8 +116,9 @@ def learning_rate(numbers: int, batch_size: int) -> float:
 def _richest(base: BaseModel, tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The `rope` section with the most learned numbers that can be served, and why richer ones cannot."""
     refusals: list[str] = []
+    biases = {"qk_bias": True} if _bias_is_served(base, tree) else {}
     for frequencies, query_gains in itertools.product(FREQUENCIES, QUERY_GAINS):
-        section = tree["rope"] | {"frequencies": frequencies, "query_gains": query_gains}
+        section = tree["rope"] | {"frequencies": frequencies, "query_gains": query_gains} | biases
         recipe = parse_recipe(tree | {"rope": section}, [], "init")
         try:
             make_representable(at_start(base, recipe.rope).learned(), Target.of_model(base, recipe.export, recipe.rope))
@@ -119,6 +127,18 @@ def _richest(base: BaseModel, tree: dict[str, Any]) -> tuple[dict[str, Any], lis
         else:
             return section, refusals
     raise UserError("\n".join([f"{base.source.model}: nothing can be learned and served:", *refusals]))
+
+
+def _bias_is_served(base: BaseModel, tree: dict[str, Any]) -> bool:
+    """Whether biases of queries and keys can be learned, and are read by transformers and vLLM."""
+    section = tree["rope"] | {"frequencies": "fixed", "qk_bias": True}
+    recipe = parse_recipe(tree | {"rope": section}, [], "init")
+    try:
+        begin, target = at_start(base, recipe.rope), Target.of_model(base, recipe.export, recipe.rope)
+        make_representable(begin.learned(), target)
+    except UserError:
+        return False
+    return set(target.stacks) >= SERVED
 
 
 Changes = dict[str, dict[str, Any]]
@@ -152,11 +172,16 @@ def _merged(tree: dict[str, Any], changes: Changes) -> dict[str, Any]:
 
 
 def _with_rates(base: BaseModel, tree: dict[str, Any]) -> Recipe:
-    """The recipe of a tree, with learning rates for its gains and phases."""
+    """The recipe of a tree, with learning rates for its gains, phases and biases."""
     recipe = parse_recipe(tree, [], "init")
     counts = at_start(base, recipe.rope).count()
-    rate = learning_rate(sum(counts.get(kind, 0) for kind in ("gain", "phase")), recipe.train.batch_size)
-    rates = {kind: rate for kind in ("gain", "phase") if kind in counts and recipe.rope.query_gains.startswith("pair")}
+    rate = learning_rate(
+        sum(counts.get(kind, 0) for kind in ("gain", "phase")) or counts.get("bias", 0), recipe.train.batch_size
+    )
+    by_pair = recipe.rope.query_gains.startswith("pair")
+    rates: dict[str, float] = {kind: rate for kind in ("gain", "phase") if kind in counts and by_pair}
+    if "bias" in counts:
+        rates["bias"] = float(f"{BIAS_SHARE * rate:.2g}")
     return parse_recipe(_merged(tree, {"train": {"learning_rate": rates}}), [], "init") if rates else recipe
 
 

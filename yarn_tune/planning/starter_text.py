@@ -57,12 +57,14 @@ def _head(recipe: Recipe, cost: Cost, native: int, gpu_gib: float, path: str, re
 
 def _rope(recipe: Recipe, native: int) -> list[str]:
     gains = recipe.rope.query_gains
+    bias = ["  qk_bias: true           # offsets of queries and keys, exported as biases of their projections"]
     return [
         "rope:",
         f"  window: {recipe.rope.window}",
         f"  native: {native}               # from the config; correct it if the model was trained on shorter text",
         f"  frequencies: {recipe.rope.frequencies}",
         f"  query_gains: {gains}" + ("" if gains == "none" else "       # folded into the query weights at export"),
+        *(bias if recipe.rope.qk_bias else []),
     ]
 
 
@@ -87,7 +89,7 @@ def _train(recipe: Recipe) -> list[str]:
         f"  batch_size: {train.batch_size}           # a multiple of the number of GPUs",
     ]
     if isinstance(train.learning_rate, Rates) and train.learning_rate != Rates():
-        rates = {name: rate for name in ("gain", "phase") if (rate := getattr(train.learning_rate, name))}
+        rates = {name: rate for name in ("gain", "phase", "bias") if (rate := getattr(train.learning_rate, name))}
         own = {name: rate for name, rate in rates.items() if rate != getattr(Rates, name)}
         lines.append(f"  learning_rate: {_yaml(own)}  # lower for more numbers, higher for more rows per step")
     lines += [
