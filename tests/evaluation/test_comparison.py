@@ -237,7 +237,7 @@ def test_half_a_comparison_leaves_no_file(finished, tmp_path, monkeypatch):
     shutil.copytree(run.folder / "nll", tmp_path / "nll")
     assert compare(other, tuned, only=["none", "tuned"]).rows == [comparison.row("none"), comparison.row("tuned")]
     assert not (tmp_path / "compare.json").exists()
-    monkeypatch.setattr("yarn_tune.evaluation.methods.ntk_inv_freq", lambda *numbers: 1 / 0)
+    monkeypatch.setattr("yarn_tune.evaluation.methods.dynamic_ntk_inv_freq", lambda *numbers: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         compare(other, tuned)
     assert not (tmp_path / "compare.json").exists()
