@@ -7,7 +7,7 @@ lora/                       an ordinary PEFT LoRA adapter, where LoRA was learne
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from peft import LoraConfig, PeftConfig, TaskType
 from ..errors import UserError
 from ..files import Tensors, read_json, read_tensors, save_tensors, unreadable, write_atomically, write_json
 from ..models import inside_wrapper
-from ..recipe import YARN, Base, Export, Lora, Recipe, Rope, parse_sections
+from ..recipe import ADAPTERS, YARN, Base, Export, Lora, Recipe, Rope, load_recipe, parse_sections
 from ..tunable import PREFIX, TunableRotary, lora_config
 from .config import YARN_TUNE, YarnTuneConfig, layout_keys
 from .layer import NUMBERS, last_names
@@ -126,6 +126,8 @@ def is_adapter(folder: Path) -> bool:
 def read_sections(folder: Path, overrides: Sequence[str] = ()) -> AdapterSections:
     """What the numbers of an adapter mean and how they are served, by its config.
 
+    The base of a bundled adapter, `recipes/adapters/NAME/`, is that of `recipes/NAME.yaml`.
+
     Args:
         folder: folder of the adapter.
         overrides: `section.key=value` strings, for the `export` section.
@@ -134,9 +136,12 @@ def read_sections(folder: Path, overrides: Sequence[str] = ()) -> AdapterSection
         UserError: if the adapter is of another type, or its config cannot be read.
     """
     config = read_config(folder)
+    base: dict[str, Any] = {"model": config.base_model_name_or_path, "revision": config.revision}
+    if (recipe := recipe_of_adapter(folder)) is not None:
+        base = asdict(recipe.base)
     tree: dict[str, Any] = {
         "name": folder.resolve().name,
-        "base": {"model": config.base_model_name_or_path, "revision": config.revision},
+        "base": base,
         "rope": vars(config.rope()),
         "export": {"stacks": config.stacks, "fold": config.fold, "as_llama": config.as_llama},
     }
@@ -145,6 +150,17 @@ def read_sections(folder: Path, overrides: Sequence[str] = ()) -> AdapterSection
         named = beside.target_modules or ()
         tree["lora"] = {"rank": beside.r, "targets": [named] if isinstance(named, str) else sorted(named)}
     return parse_sections(AdapterSections, tree, list(overrides), str(folder / CONFIG))
+
+
+def recipe_of_adapter(folder: Path) -> Recipe | None:
+    """The recipe of a bundled adapter, `recipes/NAME.yaml` of `recipes/adapters/NAME/`; None for other adapters.
+
+    Raises:
+        UserError: if the recipe cannot be read.
+    """
+    place = folder.resolve()
+    path = place.parents[1] / f"{place.name}.yaml"
+    return load_recipe(path) if place.parent.name == ADAPTERS and path.is_file() else None
 
 
 def read_config(folder: Path) -> YarnTuneConfig:

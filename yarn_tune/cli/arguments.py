@@ -67,6 +67,11 @@ def check_revision(model: str, revision: str | None) -> None:
         raise UserError(f"--revision: {model} is a folder, which has no revisions; leave it out, or name the hub id")
 
 
+def is_adapter_folder(path: str) -> bool:
+    """Whether a path is a folder with an adapter and no checkpoint."""
+    return (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file()
+
+
 def check_row(path: Path) -> None:
     """Check that a path is a run folder or a checkpoint, as `compare` measures them.
 

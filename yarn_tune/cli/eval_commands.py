@@ -9,37 +9,55 @@ import json
 import math
 import shlex
 import sys
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .arguments import check_documents, check_model, check_picture, check_revision, check_tokenizer, numbers_of
+from .arguments import (
+    check_documents,
+    check_model,
+    check_picture,
+    check_revision,
+    check_tokenizer,
+    is_adapter_folder,
+    numbers_of,
+)
 from .result import CommandResult
 
 if TYPE_CHECKING:
     from ..models import BaseModel
+    from ..tunable import Learned
 
 
 def eval_command(options: argparse.Namespace) -> CommandResult:
-    """Measure the NLL of a checkpoint by position."""
+    """Measure the NLL of a checkpoint, or of an adapter on its base, by position."""
     window, stride = _windows(options)
-    _check(options)
+    adapter = is_adapter_folder(options.checkpoint)
+    if adapter:
+        check_documents("documents", options.documents)
+    else:
+        _check(options)
 
     from ..data import heldout_excerpts
-    from ..evaluation import NllSum, bucket_edges, by_position, full_nll, slid_nll
+    from ..evaluation import Method, NllSum, bucket_edges, by_position, full_nll, slid_nll
     from ..models import BaseModel, to_device
     from ..recipe import Base, Data, Eval
 
-    base = BaseModel(Base(model=options.checkpoint, revision=options.revision, dtype=options.dtype))
-    _warn_beyond_window(base, "--length", options.length)
+    tuned = _adapted(options) if adapter else None
+    base = (
+        tuned[0] if tuned else BaseModel(Base(model=options.checkpoint, revision=options.revision, dtype=options.dtype))
+    )
+    _warn_beyond_window(base, "--length", options.length, tuned[1].window if tuned else None)
     data = Data(train=[], heldout=options.documents)
     excerpts = heldout_excerpts(data, base, options.length, options.count, beginnings=True)
     model = to_device(base.load())
-    if options.protocol == "sliding":
-        documents = [slid_nll(model, ids, window, stride, base.prefix) for _, ids in excerpts]
-    else:
-        documents = [full_nll(model, ids, options.chunk) for _, ids in excerpts]
+    with Method.of(tuned[1]).on(model) if tuned else nullcontext():
+        if options.protocol == "sliding":
+            documents = [slid_nll(model, ids, window, stride, base.prefix) for _, ids in excerpts]
+        else:
+            documents = [full_nll(model, ids, options.chunk) for _, ids in excerpts]
     buckets = Eval().buckets
     edges = bucket_edges(options.length, buckets)
     sums = [NllSum(0.0, 0)] * buckets
@@ -51,14 +69,31 @@ def eval_command(options: argparse.Namespace) -> CommandResult:
     summary = f"mean NLL {mean:.4f}, PPL {math.exp(mean):.4f} ({options.protocol}, over {total.count} tokens)"
     text = "\n".join(["position             NLL, nats per token", *lines, summary])
     value = {"edges": edges, "nll": [n.mean for n in sums], "mean": mean, "ppl": math.exp(mean), "tokens": total.count}
-    retrieve = shlex.join(["yarn-tune", "retrieve", options.checkpoint, *options.documents])
-    return CommandResult(text, value, f"{retrieve} --lengths {options.length}")
+    following = shlex.join(["yarn-tune", "retrieve", options.checkpoint, *options.documents])
+    following += f" --lengths {options.length}"
+    return CommandResult(text, value, f"yarn-tune export {options.checkpoint}" if tuned else following)
 
 
-def _warn_beyond_window(base: "BaseModel", flag: str, length: int) -> None:
-    """Warn on stderr if a length is beyond the window that a checkpoint's config serves."""
+def _adapted(options: argparse.Namespace) -> tuple["BaseModel", "Learned"]:
+    """The base of an adapter, and what was learned on it.
+
+    Raises:
+        UserError: if it is no adapter of yarn_tune, its numbers are damaged, or its base is not there.
+    """
+    from ..adapter import read_sections
+    from ..models import BaseModel
+    from ..runs import AdapterRun, learned_of
+
+    folder = Path(options.checkpoint)
+    sections = read_sections(folder)
+    check_model("base.model", sections.base.model, sections.base.prepare)
+    return BaseModel(replace(sections.base, dtype=options.dtype)), learned_of(AdapterRun(sections, folder))
+
+
+def _warn_beyond_window(base: "BaseModel", flag: str, length: int, served: int | None = None) -> None:
+    """Warn on stderr if a length is beyond the window that a checkpoint's config serves, or an adapter's `served`."""
     try:
-        window = base.facts.native
+        window = served or base.facts.native
     except UserError:  # a model without RoPE can be measured too
         window = getattr(base.text_config, "max_position_embeddings", length)
     if length > window:

@@ -13,13 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import check_documents, check_revision, check_row, numbers_of, open_run, stacks_of
+from .arguments import check_documents, check_model, check_revision, check_row, numbers_of, open_run, stacks_of
 from .result import CommandResult, in_launch, is_main_process
 from .terminal import summary, verdict_summary
 
 if TYPE_CHECKING:
     from ..api import Tuning
     from ..export import Fidelity
+    from ..runs import Run
 
 
 def _open(options: argparse.Namespace, documents: bool = False) -> "Tuning":
@@ -145,7 +146,13 @@ def export_command(options: argparse.Namespace) -> CommandResult:
     from ..export import Fidelity, difference_text, export, export_overrides
     from ..runs import AdapterRun, recorded_base
 
-    run = AdapterRun(read_sections(folder, options.overrides), folder) if adapter else _open(options).run
+    run: Run | AdapterRun
+    if adapter:
+        sections = read_sections(folder, options.overrides)
+        check_model("base.model", sections.base.model, sections.base.prepare)
+        run = AdapterRun(sections, folder)
+    else:
+        run = _open(options).run
     check_revision(run.sections.base.model, options.revision)
     recorded, used = recorded_base(run), run.sections.base
     if recorded is not None and recorded.revision not in (None, used.revision):

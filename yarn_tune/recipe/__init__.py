@@ -1,6 +1,6 @@
 """Recipes: every section with its defaults, the YAML parser, validation, loading, and the bundled recipes."""
 
-from .bundled import copy_recipe, published_sizes, shipped_recipes
+from .bundled import ADAPTERS, copy_recipe, published_sizes, shipped_recipes
 from .keys import Key, recipe_keys
 from .loading import checksum_line, load_recipe, open_recipe, parse_recipe, parse_rope, parse_sections
 from .named_files import COMPRESSED, HUB, KINDS, is_hub_id, kind_of, matching_files, missing_files, what_is
@@ -9,6 +9,7 @@ from .results_schema import Eval, Export, Retrieve, StackName
 from .schema import METHODS, RAMPED, YARN, Base, Data, Decays, Lora, Rates, Recipe, Rope, Runtime, Train
 
 __all__ = [
+    "ADAPTERS",
     "COMPRESSED",
     "HUB",
     "KINDS",

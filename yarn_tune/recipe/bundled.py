@@ -14,6 +14,9 @@ from typing import Any
 from ..errors import UserError
 from .loading import load_recipe
 
+ADAPTERS = "adapters"
+"""Folder in `recipes/` with what was learned with bundled recipes: `adapters/NAME/` with `NAME.yaml`."""
+
 
 def home() -> Path:
     """The folder that holds `recipes/` and `data/`."""
@@ -68,12 +71,14 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _files_of(name: str) -> list[Path]:
-    """The files of a recipe and of the one that `rope.init` names, relative to `home()`."""
+    """The files of a recipe, its adapter, and those of the recipe that `rope.init` names, relative to `home()`."""
     recipe = load_recipe(home() / "recipes" / f"{name}.yaml")
     named = [recipe.base.model, *recipe.data.named_files()]
     for command in (recipe.base.prepare, recipe.data.prepare):
         named += re.findall(r"\S+\.py", command or "")
     files = [Path("recipes") / f"{name}.yaml"]
+    adapter = home() / "recipes" / ADAPTERS / name
+    files += sorted(path.relative_to(home()) for path in adapter.rglob("*") if path.is_file())
     for place in map(Path, named):
         source = home() / place
         if not place.is_absolute() and source.exists():

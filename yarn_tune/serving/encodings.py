@@ -22,8 +22,8 @@ gives a: correct also in stacks that read no key (LMDeploy). It needs a > 1; a i
 that is within 1e-5 of it.
 
 `longrope, folded`: the plain lengths, original = native and M = window, with the multiplier that every reader computes
-from these by the formula; the rest of a is folded into the queries. `longrope, all folded`: original = M = window and no
-multiplier; all of a is folded into the queries. vLLM takes the original length of Phi-3 for the window.
+from these by the formula; the rest of a is folded into the queries. `longrope, all folded`: original = M = window and
+no multiplier; all of a is folded into the queries. vLLM takes the original length of Phi-3 for the window.
 
 Where queries grow with the position (`llama_4_scaling_beta`), O is part of that rule, so it stays the base's in every
 encoding; the beta and O are also written at the top level (`llama_4_scaling`), where vLLM reads them.
