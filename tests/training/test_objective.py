@@ -106,6 +106,7 @@ def test_every_objective_of_the_recipe_has_its_row():
         assert (ObjectiveConfig(name).base_reads != "nothing") == compares
     assert ObjectiveConfig("next-token", short_context_kl=0.1).base_reads == "native"
     assert ObjectiveConfig("distill", short_context_kl=0.1).base_reads == "slid"
+    assert ObjectiveConfig("preserve").base_reads == "native"
 
 
 def test_a_new_objective_is_one_row(monkeypatch):
@@ -142,7 +143,7 @@ def plain(model, rotary, batch):
     return nats, torch.stack(divergences, 1)
 
 
-@pytest.mark.parametrize("objective", ["next-token", "distill"])
+@pytest.mark.parametrize("objective", ["next-token", "distill", "preserve"])
 @pytest.mark.parametrize("guard", [0.0, 0.7])
 def test_objectives_from_whole_logits(objective, guard):
     model, rotary = tuned()
@@ -153,7 +154,7 @@ def test_objectives_from_whole_logits(objective, guard):
     counted = batch["labels"] != IGNORED
     inside = (batch["position_ids"] < NATIVE) & ~answers
     weights = torch.where(answers, 3.0, 1.0 if objective == "next-token" else 0.0)
-    pulls = guard * inside + (~answers if objective == "distill" else 0.0)
+    pulls = guard * inside + {"next-token": 0.0, "distill": ~answers, "preserve": inside}[objective]
     expected = ((weights * nats + pulls * divergences) * counted).sum()
     config = ObjectiveConfig(objective, guard, 3.0, NATIVE, NATIVE // 2)
     found = Objective(model, rotary, config)(**batch, answers=answers)

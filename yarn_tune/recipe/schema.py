@@ -195,9 +195,10 @@ class Train:
     weight_decay: Decays | Weight = 0.0
     """Decay of every learned number towards search-free YaRN, where a gain is 1 and a phase 0. It is AdamW's: a step
     moves a number by at most rate x decay of its distance."""
-    objective: Literal["next-token", "distill"] = "next-token"
+    objective: Literal["next-token", "distill", "preserve"] = "next-token"
     """next-token: cross entropy. distill: KL from the base's own predictions, computed with a sliding native
-    window."""
+    window. preserve: KL from the base's own predictions inside its native window, and nothing on the text beyond it, so
+    that only answers to planted questions (`data.needles`) teach to use distant text."""
     short_context_kl: Weight = 0.0
     """Weight of KL(base || tuned) inside the native window, which preserves the predictions on short texts."""
     answer_weight: Weight = 50.0

@@ -6,6 +6,7 @@ a weight on each, and the loss of a batch is the weighted sum over all terms of 
     term               weight on the NLL                weight on the KL divergence
     next-token         1, but 0 on answers              0
     distill            0                                1, but 0 on answers
+    preserve           0                                1 inside the native window, 0 beyond it and on answers
     short context      0                                `train.short_context_kl` inside the native window, 0 on answers
     answers            `train.answer_weight` on answers 0
 
@@ -67,6 +68,7 @@ def _on_kl(where: Tensor, weight: float) -> Weights:
 OBJECTIVES: dict[str, Term] = {
     "next-token": Term("nothing", lambda targets, weight: _on_nll(~targets.answers, weight)),
     "distill": Term("slid", lambda targets, weight: _on_kl(~targets.answers, weight)),
+    "preserve": Term("native", lambda targets, weight: _on_kl(targets.native & ~targets.answers, weight)),
 }
 """Value of `train.objective` -> its term, which has the weight 1."""
 SHORT_CONTEXT = Term("native", lambda targets, weight: _on_kl(targets.native & ~targets.answers, weight))
