@@ -46,7 +46,9 @@ class Plan:
         if self.learned_numbers is not None:
             begin = self.start
             at = f" at factor {begin.factor:g} over a native window of {begin.original}" if begin else ""
-            lines.append(f"  learns    {_numbers_text(recipe, self.learned_numbers)}, from {METHODS[recipe.rope.method]}{at}")
+            lines.append(
+                f"  learns    {_numbers_text(recipe, self.learned_numbers)}, from {METHODS[recipe.rope.method]}{at}"
+            )
         if self.start is not None and (scaling := self.start.facts.scaling) is not None:
             lines.append(
                 f"  continues the base's own {scaling.rope_type} scaling, which reads {self.start.native} tokens"
