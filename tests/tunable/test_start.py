@@ -98,8 +98,8 @@ def test_an_export_without_learned_offsets_serves_the_method(tmp_path, method, f
     model = AutoModelForCausalLM.from_pretrained(run.recipe.base.model, dtype=torch.float32)
     table, multiplier = expected(model.config, method)
     torch.testing.assert_close(served.model.rotary_emb.inv_freq, table, rtol=2e-6, atol=2e-8)
-    # Beside gains, the part of the multiplier that readers do not compute by themselves is in the queries. Alone, it may
-    # be moved to the nearest one that longrope's formula gives.
+    # Beside gains, what readers do not compute by themselves is in the queries. Alone, the multiplier may be moved to
+    # the nearest one that longrope's formula gives.
     fold = json.loads((run.folder / "export" / "fidelity.json").read_text()).get("fold", {"gain": 1.0})["gain"]
     found = served.model.rotary_emb.attention_scaling * math.sqrt(fold)
     assert found == pytest.approx(multiplier, rel=1e-5)

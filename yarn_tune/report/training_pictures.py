@@ -46,6 +46,8 @@ def _plot_stretch(axes: Axes, learned: Learned, start: Start) -> None:
     ):
         stretch = (base / inv_freq).tolist()
         axes.plot(range(pairs), stretch, color=COLOURS[key], linewidth=width, label=name)
+    if (base / start.inv_freq()).max() > 1000:  # CoPE stops the slowest pairs
+        axes.set_yscale("log")
     axes.legend(frameon=False, loc="upper left")
     axes.axhline(1.0, color=DIM, linestyle=":", linewidth=1)
     axes.set_title("Stretch of each rotary pair (1: as in the base)", fontsize=10, loc="left")
