@@ -245,7 +245,7 @@ def test_where_weights_change_the_config_is_plain(tmp_path, frequencies, learned
     fidelity = json.loads((target / "fidelity.json").read_text())
     assert fidelity["fold"]["gain"] == pytest.approx((fidelity["attention_factor"] / default[1]) ** 2)
     # Random biases as large as queries and keys make attention sharper, and float32 coarser.
-    assert max(fidelity["max_abs_logit_difference"].values()) <= (5e-5 if "bias" in learned else 1e-5)
+    assert max(fidelity["max_abs_logit_difference"].values()) <= (5e-5 if "bias" in learned else 3e-5)
     page = (target / "SERVING.md").read_text()
     assert "as max_position_embeddings and the tokenizer's model_max_length say" in page
     if "bias" not in learned:  # LMDeploy is not known to read biases
