@@ -49,8 +49,11 @@ MERGES = "a: &a {x: 1}\n" + "".join(
         "[" * 5000,
         f"train: {{steps: {'9' * 5000}}}",
         "train: {steps: 2026-02-31}",
+        "name: a\ntrain: {steps: 1}\nname: b\n",
+        "train: {steps: 1, seed: 2, steps: 3}",
+        "data: {train: [{a: 1, a: 1}]}",
     ],
-    ids=["aliases", "merges", "itself", "deep", "digits", "date"],
+    ids=["aliases", "merges", "itself", "deep", "digits", "date", "twice", "twice inside", "twice in a list"],
 )
 def test_yaml_that_grows_or_cannot_be_read(tmp_path, capsys, text):
     """An alias bomb of nine lines is nine to the ninth values when it is shown."""
@@ -62,6 +65,15 @@ def test_yaml_that_grows_or_cannot_be_read(tmp_path, capsys, text):
     assert len(said) < 2000
     assert time.process_time() - begun < 60
     capsys.readouterr()
+
+
+def test_a_key_that_is_given_twice_is_named_with_both_lines(recipe, capsys):
+    """YAML readers keep the last one: of two settings one would be ignored without a word."""
+    path = recipe.with_name("twice.yaml")
+    path.write_text(recipe.read_text() + "name: other\n")
+    first = 1 + recipe.read_text().splitlines().index("name: small")
+    line = len(recipe.read_text().splitlines()) + 1
+    assert f"line {line}: 'name' was given before, in line {first}" in refused(capsys, "plan", path)
 
 
 @pytest.mark.parametrize(

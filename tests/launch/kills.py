@@ -5,6 +5,8 @@
 Prints one JSON object: kills by where they hit, and whether the end is that of a run that was never killed, to the bit.
 Processes are forked from this one, which has imported everything and computed nothing, so a start takes a moment; what
 kills them is SIGKILL. `--export` kills exports of the finished run instead, and looks at the folder after each.
+`--operations` kills before every operation on a file of the run folder, one run (or export) each; `--every N` before
+each N-th.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
@@ -53,6 +56,75 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.listdir", "os.scandir", "os.chmod"}
+"""Audit events of Python that are operations on a file or folder."""
+
+
+def die_at(number: int, folder: Path, count: Path | None = None) -> None:
+    """Kill this process before its `number`-th operation in the folder; with `count`, note the operations there."""
+    done, place = 0, str(folder)
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal done
+        if event not in OPERATIONS or not str(arguments[0]).startswith(place):
+            return
+        done += 1
+        if done == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if count is not None:
+            with open(count, "w") as file:
+                file.write(str(done))
+
+    sys.addaudithook(hook)
+
+
+def dead(work, log: Path) -> bool:
+    """Run `work` in a process that may kill itself; whether it did.
+
+    Raises SystemExit if it failed otherwise.
+    """
+    _, status = os.waitpid(forked(work, 0, 1, 0, log), 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code not in (0, -signal.SIGKILL):
+        raise SystemExit(f"a process failed by itself: {code}; see {log}")
+    return code != 0
+
+
+def kill_operations(recipe: Recipe, folder: Path, every: int, exports: bool) -> dict[str, object]:
+    """Kill before each operation on a file: training must continue to the same end, an export be whole or absent."""
+    log, count = folder / "kills.log", folder / "count"
+    whole = Run(recipe, folder / "whole")
+    until(lambda: train(whole), 1, log, lambda: False)
+
+    def work(run: Run, number: int) -> None:
+        die_at(number, run.folder, count if number == 0 else None)
+        (export if exports else train)(run)
+
+    first = Run(recipe, folder / "counted")
+    if exports:
+        shutil.copytree(whole.folder, first.folder)
+    dead(partial(work, first, 0), log)
+    wanted, operations = digest(first.folder / "export"), int(count.read_text())
+    kills, equal, found = 0, True, Counter[str]()
+    for number in range(1, operations + 1, every):
+        run = Run(recipe, folder / "broken")
+        if exports:
+            shutil.copytree(whole.folder, run.folder)
+        kills += dead(partial(work, run, number), log)
+        if exports:
+            target = run.folder / "export"
+            found["none" if not target.exists() else "whole" if digest(target) == wanted else "torn"] += 1
+            dead(lambda run=run: export(run), log)
+            equal = equal and digest(target) == wanted
+        else:
+            dead(lambda run=run: train(run), log)
+            equal = equal and outcome(whole) == outcome(run)
+        equal = equal and not [path for path in run.folder.rglob("*") if ".partial" in path.name]
+        shutil.rmtree(run.folder)
+    found_of = {"exports found": dict(found)} if exports else {}
+    return {"operations": operations, "kills": kills, **found_of, "equal": equal}
 
 
 def until(work, processes: int, log: Path, over) -> bool:
@@ -178,14 +250,19 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--export", action="store_true")
+    parser.add_argument("--operations", action="store_true")
+    parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("folder", type=Path)
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
     recipe, rng = load_recipe(options.recipe, options.overrides), random.Random(options.seed)
+    options.folder = options.folder.absolute()
     options.folder.mkdir(parents=True, exist_ok=True)
-    if options.export:
+    if options.operations:
+        print(json.dumps(kill_operations(recipe, options.folder, options.every, options.export)))
+    elif options.export:
         print(json.dumps(kill_exports(Run(recipe, options.folder / "whole"), options.kills, rng)))
     else:
         print(json.dumps(kill_trainings(recipe, options.folder, options.kills, options.processes, rng)))

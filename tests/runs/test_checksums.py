@@ -136,6 +136,19 @@ def test_a_run_does_not_continue_with_other_inputs(make_run, tmp_path, changed):
     assert not run.numbers_path.exists()
 
 
+@pytest.mark.parametrize("changed", ["weights of the base", "config of the base"])
+@pytest.mark.parametrize("command", [export, tuned_row])
+def test_a_finished_run_is_not_exported_or_measured_over_another_base(make_run, tmp_path, changed, command):
+    """Weights that were replaced by a newer release in the same folder, for example."""
+    run = make_run("small")
+    train(run)
+    CHANGES["tokenizer of the base"](tmp_path)  # which the parameters do not depend on
+    command(replace(run))
+    CHANGES[changed](tmp_path)
+    with pytest.raises(UserError, match=f"the {changed} changed since this run was trained on .*base"):
+        command(Run(run.recipe, run.folder))
+
+
 def test_a_changed_recipe_of_a_run_folder_is_refused(tmp_path):
     run = finished_run(tmp_path)
     whole = run.recipe_path.read_text()

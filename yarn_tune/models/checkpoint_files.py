@@ -19,7 +19,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import file_digest, read_json, write_json
+from ..files import file_digest, read_bytes, read_json, write_json
 from ..recipe import is_hub_id
 
 INDEX, ADAPTER = "model.safetensors.index.json", "adapter_config.json"
@@ -190,7 +190,7 @@ def kept_digest(path: Path) -> str:
     facts: list[str | int] = [real, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
     kept = cache_folder() / "digests" / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}.json"
     try:
-        value = json.loads(kept.read_text(encoding="utf-8"))
+        value = json.loads(read_bytes(kept))
         if value["facts"] == facts and value["check"] == _check(facts, value["digest"]):
             return str(value["digest"])
     except (OSError, ValueError, KeyError, TypeError):

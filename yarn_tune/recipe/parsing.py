@@ -35,8 +35,12 @@ MOST_NODES = 100_000
 """Most values in a YAML text, with every alias expanded."""
 
 
-def read_yaml(text: str) -> Any:
+def read_yaml(text: str, unique: bool = True) -> Any:
     """The value of a YAML text.
+
+    Args:
+        text: the text.
+        unique: whether to refuse a key that is given twice; YAML readers keep the last of them.
 
     Raises:
         yaml.YAMLError: if it is not YAML, nested too deeply, or grows beyond `MOST_NODES` values through aliases.
@@ -45,6 +49,8 @@ def read_yaml(text: str) -> Any:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None and _size(root, {}) > MOST_NODES:
             raise yaml.YAMLError(f"its aliases expand to more than {MOST_NODES:,} values")
+        if root is not None and unique:
+            _check_keys(root, set())
         return yaml.safe_load(text)
     except (ValueError, OverflowError) as error:  # a number of thousands of digits, a date that does not exist
         raise yaml.YAMLError(str(error).split(";")[0]) from error
@@ -60,6 +66,22 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
         inner = itertools.chain.from_iterable(each if isinstance(each, tuple) else (each,) for each in children)
         known[id(node)] = 1 + sum(_size(each, known) for each in inner)
     return known[id(node)]
+
+
+def _check_keys(node: yaml.Node, known: set[int]) -> None:
+    """Check that no mapping below a node has a key twice; raises yaml.YAMLError."""
+    if id(node) in known or not isinstance(node, yaml.CollectionNode):
+        return
+    known.add(id(node))
+    lines: dict[str, int] = {}
+    for child in node.value:
+        key, value = child if isinstance(child, tuple) else (None, child)
+        if isinstance(key, yaml.ScalarNode):
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise yaml.YAMLError(f"line {line}: {show(key.value)} was given before, in line {lines[key.value]}")
+            lines[key.value] = line
+        _check_keys(value, known)
 
 
 def apply_override(tree: dict[str, Any], override: str, findings: Findings) -> None:

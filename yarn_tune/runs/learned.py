@@ -4,11 +4,14 @@ from dataclasses import dataclass
 
 from ..adapter import adapter_numbers, is_adapter, read_sections, write_adapter
 from ..errors import UserError
-from ..files import read_tensors, save_tensors, write_atomically, write_checked
+from ..files import read_checked, read_tensors, save_tensors, write_atomically, write_checked
 from ..serving import Target, representable_parameters
 from ..tunable import Learned, TunableRotary, at_start
 from .folder import RERUN_FREELY, AdapterRun, Run, changes
-from .metrics import SUMMARY, spent
+from .metrics import LOST, SUMMARY, spent
+
+BASE = "base"
+"""Key of the summary: digests of the base's files when the run ended."""
 
 MEANING = ("rope", "lora")
 """Sections that determine what the learned numbers are offsets from."""
@@ -33,10 +36,25 @@ def learned_of(run: Run | AdapterRun) -> Learned:
     if isinstance(run, AdapterRun):
         rotary.load_numbers(adapter_numbers(run.folder, rotary))
     elif run.numbers_path.is_file():
+        _check_base(run)
         rotary.load_numbers(read_tensors(run.numbers_path))
     else:
         raise UserError(f"{run.folder}: holds no finished run; run `yarn-tune train` to the end first")
     return representable_parameters(rotary, Target.of_model(run.base, run.sections.export, run.sections.rope))
+
+
+def _check_base(run: Run) -> None:
+    """Check that the base is the one the run was trained on; raises `UserError` if its weights or config changed."""
+    if not (run.folder / SUMMARY).is_file():
+        return
+    trained: dict[str, str] = read_checked(run.folder / SUMMARY, LOST).get(BASE, {})
+    changed = [name for name, digest in run.base.digests.items() if trained.get(name, digest) != digest]
+    if changed := [name for name in changed if not name.startswith("tokenizer")]:
+        raise UserError(
+            f"{run.folder}: the {' and the '.join(changed)} changed since this run was trained on "
+            f"{run.base.source.model}; its parameters belong to the base as it was. Put that back, or train anew under "
+            "another name="
+        )
 
 
 def is_complete(run: Run) -> bool:
@@ -57,7 +75,7 @@ def write_learned(run: Run, rotary: TunableRotary, learned: Learned, place: str)
     write_adapter(run.folder / "adapter", run.recipe, rotary, place)
     steps = run.recipe.train.steps
     summary = {"frequencies": learned.frequencies, "numbers": rotary.count(), "steps": steps, **learned.summary()}
-    write_checked(run.folder / SUMMARY, summary)
+    write_checked(run.folder / SUMMARY, summary | {BASE: run.base.digests})
     # Written last: this file marks the run as finished.
     write_atomically(run.numbers_path, save_tensors(rotary.numbers()))
 
