@@ -92,7 +92,11 @@ TEXTS = ("text like the training text", "other authors and genres")
 
 def _contrasts(verdict: TextVerdict) -> str:
     """What the sign tests say, in the README's names."""
-    names = {"yarn": "YaRN", "native-window": "the slid base"}
+    names = {
+        "yarn": "YaRN",
+        "native-window": "the slid base",
+        "native-adapted": "the same numbers learned at the native window and slid",
+    }
     words = {"better": "better than", "worse": "worse than"}
     return ", ".join(
         f"{words.get(contrast.outcome, f'{contrast.outcome} against')} {names[contrast.other]} "
