@@ -157,7 +157,7 @@ FAMILY_SIZES: dict[str, dict[str, object]] = {
     "stablelm": {"partial_rotary_factor": 0.25, "hidden_size": 128},
     "starcoder2": {"sliding_window": None},
     "vaultgemma": {"head_dim": 16, "query_pre_attn_scalar": 16, **SLIDING},
-    "youtu": LATENT,
+    "youtu": {**LATENT, "tie_word_embeddings": False},
 }  # fmt: skip
 """What a small config of each supported family needs beyond `SMALL`."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import YARN_ALONE, finished_run, save_tiny
+from tiny import GROWING, YARN_ALONE, finished_run, save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from yarn_tune.cli.main import main
 from yarn_tune.engines.agreement import agreement, compare_with_transformers, random_prompts, transformers_logprobs
@@ -55,7 +55,13 @@ EXTRA = {
             "truncate": False, "original_max_position_embeddings": NATIVE // 2,
         },
     },
-    **dict.fromkeys(("glm4_moe", "helium", "ministral3"), {"head_dim": 64}),
+    **dict.fromkeys(("glm4_moe", "helium"), {"head_dim": 64}),
+    "ministral3": {
+        "head_dim": 64, "rope_parameters": GROWING | {"original_max_position_embeddings": NATIVE // 2},
+    },
+    "flex_olmo": {"moe_intermediate_size": 192},  # vLLM takes this for the inner width, transformers intermediate_size
+    "gemma3n_text": SLIDING | {"activation_sparsity_pattern": [0.0] * 2, "num_kv_shared_layers": 0},
+    "solar_open": {"head_dim": 64, "first_k_dense_replace": 1},
     "cwm": SLIDING,
     "vaultgemma": SLIDING | {"query_pre_attn_scalar": 64},
     "granitemoehybrid": {**MAMBA, "layer_types": ["mamba", "attention"]},
@@ -63,6 +69,7 @@ EXTRA = {
     "exaone4": {"layer_types": ["full_attention"] * 2},
     "falcon": {"num_kv_heads": 2},
     "deepseek_v2": LATENT | {"head_dim": 64},
+    "deepseek_v3": LATENT | {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "glm4_moe_lite": LATENT,
 }  # fmt: skip
 LEARNED = {
@@ -77,12 +84,15 @@ ONCE = {
     **dict.fromkeys(
         ("arcee", "exaone4", "falcon", "gemma", "gemma2", "granite", "granitemoe", "ministral", "mistral", "mixtral",
          "nemotron", "olmo", "olmo2", "olmo3", "persimmon", "phi", "qwen2", "qwen2_moe", "qwen3_moe", "seed_oss",
-         "smollm3", "stablelm", "starcoder2", "cwm", "doge", "dots1", "falcon_h1", "glm4_moe", "granitemoehybrid",
-         "granitemoeshared", "hyperclovax", "jais2", "ministral3", "olmoe", "vaultgemma"),
+         "smollm3", "stablelm", "starcoder2", "cwm", "doge", "dots1", "falcon_h1", "flex_olmo", "gemma3n_text", "glm4_moe",
+         "granitemoehybrid", "granitemoeshared", "hyperclovax", "jais2", "ministral3", "olmoe", "solar_open",
+         "vaultgemma"),
         "per_pair",
     ),
-    **dict.fromkeys(("deepseek_v2", "ernie4_5", "ernie4_5_moe", "glm", "glm4", "glm4_moe_lite", "gpt_oss", "helium"),
-                    "scale-above"),
+    **dict.fromkeys(
+        ("deepseek_v2", "deepseek_v3", "ernie4_5", "ernie4_5_moe", "glm", "glm4", "glm4_moe_lite", "gpt_oss", "helium"),
+        "scale-above",
+    ),
 }  # fmt: skip
 """With one: lists of factors where vLLM takes them."""
 RUNGS = [

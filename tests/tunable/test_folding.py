@@ -43,7 +43,7 @@ def config_of(case: str, attention_factor: float):
         new = {"rope_type": "longrope", "short_factor": ones, "long_factor": ones, "factor": 1.0}
     else:
         new = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
-    kept = {k: own[k] for k in ("rope_theta", "partial_rotary_factor") if k in own}
+    kept = {k: own[k] for k in ("rope_theta", "partial_rotary_factor", "llama_4_scaling_beta") if k in own}
     section = {**kept, **new, "attention_factor": attention_factor}
     if not family.startswith(("deepseek", "falcon")):
         config.head_dim = head_dim

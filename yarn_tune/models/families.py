@@ -33,7 +33,7 @@ Q_PROJ = Place(r"layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)$", "separate")
 Q_NORM = Place(r"layers\.(\d+)\.self_attn\.q_norm\.weight$", "shared")
 Q_NORM_ACROSS = Place(Q_NORM.pattern, "separate")
 Q_LAYERNORM = Place(r"layers\.(\d+)\.self_attn\.q_layernorm\.(weight|bias)$", "shared")
-Q_LATENT = Place(r"layers\.(\d+)\.self_attn\.q(_b)?_proj\.weight$", "latent")
+Q_LATENT = Place(r"layers\.(\d+)\.(?:self_attn|attention)\.q(_b)?_proj\.weight$", "latent")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +128,8 @@ _WORKING = {
         Family(model_type="apertus", bias_key=BIAS, queries=Q_NORM),
         Family(model_type="axk1", note="as deepseek_v2", latent=True, interleaved=True,
                interleaved_key="rope_interleave", queries=Q_LATENT),
-        Family(model_type="axk2", note="as deepseek_v32", latent=True, interleaved=True, indexed=True,
-               queries=Q_LATENT),
+        Family(model_type="axk2", note="as deepseek_v32; queries and gate are one matrix in memory: frequencies only",
+               latent=True, interleaved=True, indexed=True, queries=None),
         Family(model_type="bailing_hybrid", note="as deepseek_v2; only full-attention layers have positions",
                latent=True, interleaved=True, queries=Q_LATENT, tuned_kind=FULL),
         Family(model_type="bamba", note="only attention layers have positions", queries=Q_PROJ, tuned_kind=FULL),
