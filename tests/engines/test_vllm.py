@@ -85,8 +85,8 @@ ONCE = {
         ("arcee", "exaone4", "falcon", "gemma", "gemma2", "granite", "granitemoe", "ministral", "mistral", "mixtral",
          "nemotron", "olmo", "olmo2", "olmo3", "persimmon", "phi", "qwen2", "qwen2_moe", "qwen3_moe", "seed_oss",
          "smollm3", "stablelm", "starcoder2", "cwm", "doge", "dots1", "falcon_h1", "flex_olmo", "gemma3n_text",
-         "glm4_moe", "granitemoehybrid", "granitemoeshared", "hyperclovax", "jais2", "ministral3", "olmoe", "solar_open",
-         "vaultgemma"),
+         "glm4_moe", "granitemoehybrid", "granitemoeshared", "hyperclovax", "jais2", "ministral3", "olmoe",
+         "solar_open", "vaultgemma"),
         "per_pair",
     ),
     **dict.fromkeys(
