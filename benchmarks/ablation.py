@@ -27,6 +27,7 @@ from yarn_tune.training import train
 
 SMALL = (
     "rope.query_gains=none",
+    "rope.qk_bias=false",
     "data.needles=0",
     "train.batch_size=1",
     "train.micro_batch_size=1",

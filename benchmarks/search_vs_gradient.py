@@ -27,7 +27,13 @@ from yarn_tune.tunable import Start, TunableRotary
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
-CLASSIC = ("rope.query_gains=none", "data.needles=0", "eval.retrieval=null", "data.heldout_unlike=[]")
+CLASSIC = (
+    "rope.query_gains=none",
+    "rope.qk_bias=false",
+    "data.needles=0",
+    "eval.retrieval=null",
+    "data.heldout_unlike=[]",
+)
 """Settings that reduce the demo's recipe to one factor per pair and the temperature t."""
 
 BACKWARD = 3
