@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import constants
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny import finished_run, save_tiny
+from tiny import finished_run, save_tiny, write_documents
 from transformers import AutoModelForCausalLM
 from yarn_tune.adapter import write_adapter
 from yarn_tune.cli.main import main
@@ -153,5 +153,28 @@ def test_a_folder_has_no_revision_and_an_adapter_names_its_base(hub, tmp_path, c
         (base, f"--revision: {base} is a folder, which has no revisions"),
         (adapter, f"it is an adapter of org/base (revision v1); `yarn-tune export {adapter}`"),
     ):
+        if checkpoint == adapter and command[0] == "eval":
+            continue  # it measures adapters
         assert main([command[0], str(checkpoint), *command[1:], "--revision", "v1"]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_eval_of_an_adapter_reads_the_recorded_revision_unless_another_is_given(hub, tmp_path, capsys):
+    adapter, documents = adapter_at(tmp_path / "run", "v1"), write_documents(tmp_path / "more.jsonl", [300], seed=70)
+    command = ["eval", str(adapter), str(documents), "--length", "200", "--dtype", "float32", "--json"]
+
+    def measured(*options: str) -> tuple[float, str]:
+        assert main([*command, *options]) == 0
+        found = capsys.readouterr()
+        return json.loads(found.out)["mean"], found.err
+
+    (recorded, told), (old, _), (new, warned) = measured(), measured("--revision", OLD), measured("--revision", NEW)
+    assert "WARNING" not in told
+    assert recorded == old
+    assert f"{adapter} records revision v1 of org/base, and {NEW} is used" in warned
+    out = tmp_path / "export"
+    assert main(["export", str(adapter), "--out", str(out), "--revision", NEW]) == 0
+    capsys.readouterr()
+    command[1] = str(out)
+    assert measured()[0] == pytest.approx(new, abs=1e-5)
+    assert abs(new - recorded) > 0.01

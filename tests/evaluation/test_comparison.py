@@ -22,7 +22,6 @@ from yarn_tune.evaluation.perplexity import full_nll
 from yarn_tune.evaluation.results import CompareRow, Comparison, TextResult, table, tables, with_key_tokens
 from yarn_tune.evaluation.verdict import Contrast
 from yarn_tune.files import write_checked
-from yarn_tune.models import loading as models
 from yarn_tune.recipe.loading import load_recipe, parse_recipe
 from yarn_tune.recipe.results_schema import Retrieve
 from yarn_tune.recipe.schema import Recipe
@@ -271,13 +270,12 @@ def test_the_slid_tuned_model_is_the_tuned_model_on_every_window(finished):
 
 def test_needles_are_asked_of_the_model_that_was_measured(tmp_path, monkeypatch):
     """It is loaded once, and asked again only when the weights are others."""
+    monkeypatch.setenv("YARN_TUNE_CACHE", str(tmp_path / "cache"))
     base = save_tiny(tmp_path / "base")
     recipe = parse_recipe(recipe_tree(base, tmp_path), ["eval.retrieval={per_cell: 1, depths: [0.5]}"])
     run, loaded, asked = Run(recipe, tmp_path / "run"), [], []
-    load, score = models.AutoModelForCausalLM.from_pretrained, retrieval.score_transformers
-    monkeypatch.setattr(
-        models.AutoModelForCausalLM, "from_pretrained", lambda *a, **k: loaded.append(1) or load(*a, **k)
-    )
+    load, score = AutoModelForCausalLM.from_pretrained, retrieval.score_transformers
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: loaded.append(1) or load(*a, **k))
     monkeypatch.setattr(retrieval, "score_transformers", lambda *a: asked.append(1) or score(*a))
     first = compare(run, {}, only=["none", "yarn"])
     assert (len(loaded), len(asked)) == (1, 2 * 3)

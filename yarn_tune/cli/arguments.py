@@ -4,12 +4,13 @@ import argparse
 import difflib
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_args
 
 from ..errors import UserError
-from ..recipe import HUB, KINDS, Recipe, StackName, is_hub_id, missing_files, open_recipe, recipe_keys, what_is
+from ..recipe import HUB, KINDS, Base, Recipe, StackName, is_hub_id, missing_files, open_recipe, recipe_keys, what_is
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 
@@ -70,6 +71,16 @@ def check_revision(model: str, revision: str | None) -> None:
 def is_adapter_folder(path: str) -> bool:
     """Whether a path is a folder with an adapter and no checkpoint."""
     return (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file()
+
+
+def tell_other_revision(place: Path, recorded: Base | None, used: Base) -> None:
+    """Warn on stderr if numbers are used on another revision of the base than the one recorded beside them."""
+    if recorded is not None and recorded.revision not in (None, used.revision):
+        print(
+            f"yarn-tune: WARNING: {place} records revision {recorded.revision} of {recorded.model}, and "
+            f"{used.revision or 'another one'} is used: what was learned fits the recorded revision",
+            file=sys.stderr,
+        )
 
 
 def check_row(path: Path) -> None:

@@ -23,6 +23,7 @@ from .arguments import (
     check_tokenizer,
     is_adapter_folder,
     numbers_of,
+    tell_other_revision,
 )
 from .result import CommandResult
 
@@ -75,7 +76,7 @@ def eval_command(options: argparse.Namespace) -> CommandResult:
 
 
 def _adapted(options: argparse.Namespace) -> tuple["BaseModel", "Learned"]:
-    """The base of an adapter, and what was learned on it.
+    """The base of an adapter in the recorded revision or in that of --revision, and what was learned on it.
 
     Raises:
         UserError: if it is no adapter of yarn_tune, its numbers are damaged, or its base is not there.
@@ -87,6 +88,10 @@ def _adapted(options: argparse.Namespace) -> tuple["BaseModel", "Learned"]:
     folder = Path(options.checkpoint)
     sections = read_sections(folder)
     check_model("base.model", sections.base.model, sections.base.prepare)
+    check_revision(sections.base.model, options.revision)
+    used = replace(sections.base, revision=options.revision or sections.base.revision)
+    tell_other_revision(folder, sections.base, used)
+    sections = replace(sections, base=used)
     return BaseModel(replace(sections.base, dtype=options.dtype)), learned_of(AdapterRun(sections, folder))
 
 

@@ -13,7 +13,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import check_documents, check_model, check_revision, check_row, numbers_of, open_run, stacks_of
+from .arguments import (
+    check_documents,
+    check_model,
+    check_revision,
+    check_row,
+    numbers_of,
+    open_run,
+    stacks_of,
+    tell_other_revision,
+)
 from .result import CommandResult, in_launch, is_main_process
 from .terminal import summary, verdict_summary
 
@@ -154,13 +163,7 @@ def export_command(options: argparse.Namespace) -> CommandResult:
     else:
         run = _open(options).run
     check_revision(run.sections.base.model, options.revision)
-    recorded, used = recorded_base(run), run.sections.base
-    if recorded is not None and recorded.revision not in (None, used.revision):
-        print(
-            f"yarn-tune: WARNING: {run.folder} records revision {recorded.revision} of {recorded.model}, and "
-            f"{used.revision or 'another one'} is used: what was learned fits the recorded revision",
-            file=sys.stderr,
-        )
+    tell_other_revision(run.folder, recorded_base(run), run.sections.base)
     if options.overrides_only:
         path = export_overrides(run, options.anyway, out)
         overrides = json.loads(path.read_text(encoding="utf-8"))
