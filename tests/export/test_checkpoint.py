@@ -174,7 +174,9 @@ def test_numbers_are_not_read_under_another_recipe(tmp_path, setting):
     """Offsets from another start would fit in shape, and be another model."""
     run = finished_run(tmp_path)
     other = replace(run, recipe=parse_recipe(run.recipe.to_dict(), [setting]))
-    with pytest.raises(UserError, match=rf"learned with other settings.*\n  {setting.split('.')[0]}(\.\w+)?: ") as caught:
+    with pytest.raises(
+        UserError, match=rf"learned with other settings.*\n  {setting.split('.')[0]}(\.\w+)?: "
+    ) as caught:
         export(other)
     assert "name=" in str(caught.value)
     assert learned_of(run).window == 256

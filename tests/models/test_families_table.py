@@ -158,7 +158,9 @@ def test_the_page_is_up_to_date(tmp_path):
     text += WRAPPED + "\n".join(row(each, save_wrapped(tmp_path / each, each), tmp_path) for each in WHOLE) + "\n"
     text += f"\nThe default stacks: {', '.join(default_stacks())}.\n" + not_run() + refused_rows()
     biased = [family for family in supported() if FAMILIES[family].biased or FAMILIES[family].bias_key]
-    text += f"\nBiases of queries and keys (`rope.qk_bias`) can be learned for: {', '.join(biased)}.\n"
+    text += f"\nBiases of queries and keys (`rope.qk_bias`) can be learned for: {', '.join(biased)}"
+    twins = {family: FAMILIES[family].twin for family in supported() if FAMILIES[family].twin}
+    text += "".join(f"; and {one}, written as a {other} (`export.as_llama`)" for one, other in twins.items()) + ".\n"
     if os.environ.get("UPDATE"):
         PAGE.parent.mkdir(exist_ok=True)
         PAGE.write_text(text)
