@@ -171,3 +171,27 @@ def test_an_export_without_checksums_is_read_like_any_checkpoint(tmp_path):
     found = verify(str(target))
     assert found.passed
     assert found.reference == "transformers 5"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"model.safetensors": "abc"}', '["model.safetensors"]', "3", "null"],
+    ids=["object", "list", "3", "null"],
+)
+@pytest.mark.parametrize("name", ["checksums.json", "fidelity.json"])
+def test_files_of_another_tool_under_our_names(tmp_path, name, content):
+    """They are none of ours, so the checkpoint is read like any other."""
+    folder = written(tmp_path, LLAMA)
+    (tmp_path / name).write_text(content)
+    found = verify(folder)
+    assert found.passed
+    assert found.reference == "transformers 5"
+
+
+@pytest.mark.parametrize("key", ["files", "sha256"])
+def test_a_list_of_checksums_with_a_damaged_key_is_not_another_tools(tmp_path, key):
+    target = export(finished_run(tmp_path, "per_pair"))
+    listed = target / "checksums.json"
+    listed.write_text(listed.read_text().replace(f'"{key}"', f'"{key[:-1]}x"'))
+    with pytest.raises(UserError, match="its checksum does not match its content"):
+        verify(str(target))

@@ -113,7 +113,8 @@ def read_fidelity(checkpoint: str) -> dict[str, Any] | None:
     Version 0.1.0 wrote no checksums. What its exports compute is read from their config alone, like a foreign one's.
     """
     path, remedy = Path(checkpoint) / "fidelity.json", "run `yarn-tune export` again"
-    return read_checked(path, remedy) if path.is_file() and CHECKSUM in read_json(path, remedy) else None
+    found = read_json(path, remedy) if path.is_file() else None
+    return read_checked(path, remedy) if isinstance(found, dict) and CHECKSUM in found else None
 
 
 def folded_kinds(fidelity: dict[str, Any] | None) -> list[str]:
@@ -155,7 +156,11 @@ def changed_files(folder: Path) -> tuple[list[str], list[str]]:
     notes: list[str] = []
     if not path.is_file():
         return problems, notes
-    for name, digest in read_checked(path, "run `yarn-tune export` again")["files"].items():
+    remedy = "run `yarn-tune export` again"
+    listed = read_json(path, remedy)
+    if not (isinstance(listed, dict) and {"files", CHECKSUM} & {*listed}):
+        return problems, notes  # of another tool; damage to one bit would leave one of the two keys
+    for name, digest in read_checked(path, remedy)["files"].items():
         found = notes if name == CARD else problems
         try:
             if file_digest(folder / name) != digest:
