@@ -24,7 +24,7 @@ from .arguments import (
     tell_other_revision,
 )
 from .result import CommandResult, in_launch, is_main_process
-from .terminal import summary, verdict_summary
+from .terminal import filled, summary, verdict_summary
 
 if TYPE_CHECKING:
     from ..api import Tuning
@@ -176,8 +176,8 @@ def export_command(options: argparse.Namespace) -> CommandResult:
     path = export(run, options.anyway, out)
     fidelity = Fidelity.read(path)
     serve = serve_line(path, fidelity.window)
-    text = f"{path}: reloaded; largest logit difference {difference_text(fidelity)}\n"
-    text += f"{fidelity.rounding_cost.text()}\n{serve}" if fidelity.rounding_cost else serve
+    text = filled(f"{path}: reloaded; largest logit difference {difference_text(fidelity)}") + "\n"
+    text += f"{filled(fidelity.rounding_cost.text())}\n{serve}" if fidelity.rounding_cost else serve
     value = {"path": str(path), "max_abs_logit_difference": fidelity.max_abs_logit_difference}
     if options.gguf:
         written = _write_gguf(path, fidelity, options)
