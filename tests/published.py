@@ -79,6 +79,12 @@ PUBLISHED: dict[str, tuple[str, dict[str, object]]] = {
          "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 262144, "max_position_embeddings": 32768,
          "sliding_window": 512},
     ),
+    "gemma-3-12b-256k": (
+        "gemma3_text",
+        {"hidden_size": 3840, "intermediate_size": 15360, "num_hidden_layers": 48, "num_attention_heads": 16,
+         "num_key_value_heads": 8, "head_dim": 256, "vocab_size": 262208, "max_position_embeddings": 131072,
+         "sliding_window": 1024},
+    ),
     "command-r-256k": (
         "cohere",
         {"hidden_size": 8192, "intermediate_size": 24576, "num_hidden_layers": 40, "num_attention_heads": 64,

@@ -30,6 +30,7 @@ SHIPPED: dict[str, dict[str, object]] = {
     "llama-3.1-8b-256k": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
     "phi-4-mini-256k": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": RISING},
     "olmo-3-7b-128k": {"rope_type": "yarn", "factor": 8.0, "attention_factor": 1.2079441541679836},
+    "gemma-3-12b-256k": {"rope_type": "linear", "factor": 8.0},
     "kimi-k2-256k": {"rope_type": "yarn", "factor": 8.0, "mscale": 1.0, "mscale_all_dim": 1.0},
     "deepseek-v2-lite-160k": {"rope_type": "yarn", "factor": 40.0, "mscale": 0.707, "mscale_all_dim": 0.707},
 }
@@ -44,8 +45,10 @@ def shrunken(stem: str, folder: Path) -> Path:
         extra["use_qk_norm"] = False  # GLM-4.5 has it, Air has not
     if stem in SHIPPED:
         section = {"rope_theta": 1e4, "original_max_position_embeddings": OLD, **SHIPPED[stem]}
+        if section["rope_type"] == "linear":
+            del section["original_max_position_embeddings"]  # it has none
         nested = {"full_attention": section, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
-        extra["rope_parameters"] = nested if family == "olmo3" else section
+        extra["rope_parameters"] = nested if family in ("olmo3", "gemma3_text") else section
         if family == "phi3":
             extra["original_max_position_embeddings"] = OLD
         if family == "deepseek_v2":
@@ -54,7 +57,7 @@ def shrunken(stem: str, folder: Path) -> Path:
 
 
 def test_all_recipes_are_found_and_listed():
-    assert len(RECIPES) == 28
+    assert len(RECIPES) == 29
     listed = (ROOT / "recipes" / "README.md").read_text()
     for path in RECIPES:
         assert f"`{path.name}`" in listed

@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 
 import torch
-from tiny import DELTA, EXPERTS, HYBRID, SLIDING, SMALL, tiny_tokenizer
+from tiny import DELTA, EXPERTS, HYBRID, LATENT, SLIDING, SMALL, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 IMAGE, VIDEO, START, END = 120, 121, 122, 123
@@ -50,6 +50,17 @@ SIZES: dict[str, dict[str, object]] = {
     },
     "mistral3:ministral3": {
         "text_config": {**SMALL, "model_type": "ministral3", "head_dim": 16, "sliding_window": None, **GROWING},
+        **MISTRAL,
+    },
+    "mistral3:mistral4": {
+        # Without mscale_all_dim, whose gain on all logits stays the base's, while stock YaRN's would grow.
+        "text_config": {
+            **SMALL, **LATENT, "model_type": "mistral4", "q_lora_rank": 24,
+            "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32,
+                "attention_factor": 1.0, "llama_4_scaling_beta": 0.1,
+            },
+        },
         **MISTRAL,
     },
     "qwen2_vl": {"text_config": {**SMALL, **axes(2, 3, 3)}, "vision_config": VISION_2, **QWEN},

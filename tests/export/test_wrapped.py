@@ -112,7 +112,12 @@ def test_without_folds_only_the_text_config_changes(name, tmp_path):
         assert loaded.get(key) == old["rope_parameters"].get(key)
     assert new["max_position_embeddings"] >= 256
     found = verify(str(target), ["transformers", "vllm", "transformers-4.57"])
-    assert {line.status for line in found.lines} <= {"ok", "not run by this release"}
+    unknown = {"not established"} if name.endswith("mistral4") else set()  # how vLLM scales its logits
+    assert {line.status for line in found.lines} <= {"ok", "not run by this release"} | unknown
+    if unknown:
+        with pytest.raises(UserError, match="vllm: not established"):
+            export_overrides(run)  # which are for vLLM
+        return
     overrides = json.loads(export_overrides(run).read_text())
     config = AutoConfig.from_pretrained(tmp_path / "base")
     for key, value in overrides["text_config"].items():
@@ -128,7 +133,7 @@ def test_an_identity_leaves_images_as_they_were(name, tmp_path):
 
     Where the sum of both ends of YaRN's ramp rounds a frequency, within what that rounding explains.
     """
-    factor = 2.0 if name.endswith("ministral3") else 1.0  # that of its own YaRN
+    factor = 2.0 if name.endswith(("ministral3", "mistral4")) else 1.0  # that of its own YaRN
     settings = (f"rope.factor={factor}",)
     run = finished_run(tmp_path, "scale", base=base_of(tmp_path / "base", name), window=NATIVE, settings=settings)
     run.numbers_path.write_bytes(save_tensors(at_start(run.base, run.recipe.rope).numbers()))

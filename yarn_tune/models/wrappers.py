@@ -69,7 +69,7 @@ WRAPPERS: dict[str, Wrapper] = {
     row.model_type: row
     for row in (
         Wrapper(model_type="gemma3", texts=("gemma3_text",), saved=LLAVA),
-        Wrapper(model_type="mistral3", texts=("ministral3", "mistral"), saved=LLAVA),
+        Wrapper(model_type="mistral3", texts=("ministral3", "mistral", "mistral4"), saved=LLAVA),
         Wrapper(model_type="qwen2_vl", texts=("qwen2_vl_text",), saved=("model",), axes=4),
         Wrapper(model_type="qwen2_5_vl", texts=("qwen2_5_vl_text",), saved=("model",), axes=4),
         Wrapper(model_type="qwen3_5", texts=("qwen3_5_text",), axes=4),

@@ -174,7 +174,8 @@ STACKS: dict[str, Stack] = {
         ),
         Stack(
             "vllm-0.19", "0.12 to 0.19, on transformers 4",
-            f"{VLLM}/v0.16.0/vllm/transformers_utils/config.py#L300", "source",
+            # patch_rope_parameters, read in a public copy of this file; no release of this range was run.
+            f"{VLLM}/v0.16.0/vllm/transformers_utils/config.py", "source",
             vllm_v4_sections, Yarn(old_vllm_multiplier, betas="strict"),
             Longrope("mscale", selects="by window"), old_vllm_window, vllm_rows, top_partial=True,
             interleaved_longrope=False, hardwired=VLLM_OWN, latent=VLLM_LATENT - AFTER_4_57 | {"deepseek_v32"},
