@@ -59,7 +59,7 @@ def numbers(value: Any, path: str = "") -> Iterator[tuple[str, float | str]]:
     """Every number of a command's result, without times and places on disk."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            if "seconds" not in str(key):
+            if "seconds" not in str(key) and key != "trained":  # a run that continues trains, a finished one does not
                 yield from numbers(inner, f"{path}.{key}")
     elif isinstance(value, list):
         for place, inner in enumerate(value):
