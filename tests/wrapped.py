@@ -82,14 +82,17 @@ SIZES: dict[str, dict[str, object]] = {
 """The config of a small model of each wrapper. A name may end in a variant after a colon."""
 
 
-def wrapped_config(name: str, **extra: object):
-    return AutoConfig.for_model(name.partition(":")[0], **copy.deepcopy({**SIZES[name], **extra}))
+def wrapped_config(name: str, **text: object):
+    """The config of a small wrapper; `text` replaces keys of its language model."""
+    given = copy.deepcopy(SIZES[name])
+    given["text_config"] |= text
+    return AutoConfig.for_model(name.partition(":")[0], **given)
 
 
-def wrapped_model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def wrapped_model(name: str, dtype: torch.dtype = torch.float32, **text: object) -> PreTrainedModel:
     """A small random model whose attention is sharp enough for positions to matter."""
     torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(wrapped_config(name), dtype=dtype)
+    model = AutoModelForImageTextToText.from_config(wrapped_config(name, **text), dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -100,9 +103,9 @@ def wrapped_model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedMo
     return model.eval()
 
 
-def save_wrapped(folder: Path, name: str) -> Path:
+def save_wrapped(folder: Path, name: str, **text: object) -> Path:
     """A checkpoint folder with model and tokenizer, its tensors under the names that released checkpoints have."""
-    wrapped_model(name).save_pretrained(folder)
+    wrapped_model(name, **text).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text('{"patch_size": 4}')
     return folder

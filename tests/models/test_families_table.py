@@ -66,10 +66,12 @@ checkpoint.
 | model types | reason |
 |---|---|"""
 VLLM = (Path(__file__).parents[1] / "engines" / "test_vllm.py").read_text()
-RUN = sorted(
-    set(re.findall(r'"(\w+)"', re.search(r"^FAMILIES = .*?^RUNGS", VLLM, re.S | re.M)[0])) & {*FAMILY_SIZES, *SIZES}
-)
+RUN = sorted(set(re.findall(r'"(\w+)"', re.search(r"^FAMILIES = .*?^RUNGS", VLLM, re.S | re.M)[0])) & {*FAMILY_SIZES})
 """Served by the real vLLM in its tests, which are named there."""
+MULTIMODAL = (Path(__file__).parents[1] / "engines" / "test_vllm_multimodal.py").read_text()
+WRAPPED_RUN = sorted(
+    set(re.findall(r'^    "(\w+)": ', re.search(r"^WRAPPED = .*?^}", MULTIMODAL, re.S | re.M)[0], re.M))
+)
 
 NOT_RUN: dict[str, tuple[str, ...]] = {
     "its CPU kernels for linear attention compute in bfloat16 only": ("qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"),
@@ -115,8 +117,9 @@ def row(kind: str, base: Path, folder: Path) -> str:
     target = Target.of(config)
     served = "all" if target.stacks == default_stacks() else ", ".join(target.stacks)
     gguf = "GGUF" if kind in ARCHITECTURES else "flags (scale)" if kind in BY_FLAGS else "no"
-    cells = [kind, ", ".join(parameterisations), ", ".join(rungs), place, served, "yes" if kind in RUN else "no",
-             gguf, FAMILIES[family].note if kind == family else f"language model {family}"]  # fmt: skip
+    run = "yes" if kind in (*RUN, *WRAPPED_RUN) else "no"
+    cells = [kind, ", ".join(parameterisations), ", ".join(rungs), place, served, run, gguf,
+             FAMILIES[family].note if kind == family else f"language model {family}"]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 
 

@@ -184,7 +184,7 @@ def test_missing_and_unknown_weights_are_named(name, tmp_path):
 
 
 def test_other_language_models_in_a_wrapper_are_refused():
-    config = wrapped_config("mistral3", text_config={"model_type": "llama", "hidden_size": 64})
+    config = wrapped_config("mistral3", model_type="llama")
     assert "it is multimodal; extract its language model (model type llama)" in refusal(config)
     text = wrapped_config("qwen3_vl").get_text_config()
     assert "no class for this language model alone" in refusal(text)

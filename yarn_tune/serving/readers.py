@@ -13,6 +13,7 @@ from ..models import Family, Layout, language_model
 from ..rope import default_inv_freq
 from ..rope import yarn_gain as gain
 from .tables import (
+    ORIGINAL,
     Longrope,
     NotEstablished,
     NotRun,
@@ -109,6 +110,8 @@ class Stack:
     """Whether it runs models with a position per axis of an image; on text they rotate as others do."""
     mrope_types: frozenset[str] = frozenset({"default", "yarn"})
     """Rope types under which it reads mrope_section, by which images are rotated."""
+    mrope_ramp: frozenset[str] | None = None
+    """Model types whose YaRN ramp is over O where mrope_section is given; over 4 O for others. None: all over O."""
     query_growth: Literal["section", "top level", ""] = ""
     """Where it reads the factor by which queries grow with the position; empty if this was not established."""
     biases: frozenset[str] | None = frozenset()
@@ -231,7 +234,7 @@ def _tables(stack: Stack, view: View, window: int) -> tuple[Table, ...]:
             raise Refused(f"it builds the rope of {model_type} itself, and supports only YaRN")
         return own.tables(view)
     if kind == "yarn":
-        return _yarn(stack, view)
+        return _yarn(stack, with_mrope_ramp(stack, view))
     if kind == "deepseek_yarn" and stack.deepseek is not None:
         return stack.deepseek.tables(view)
     if kind == "longrope":
@@ -247,6 +250,13 @@ def _tables(stack: Stack, view: View, window: int) -> tuple[Table, ...]:
             raise NotEstablished(f"how it computes rope_type {kind!r} was not established")
         raise Refused(f"it does not support rope_type {kind!r}")
     return (OTHER[kind](view),)
+
+
+def with_mrope_ramp(stack: Stack, view: View) -> View:
+    """The view with the original length over which the stack computes YaRN's ramp under mrope."""
+    if "mrope_section" not in view.section or stack.mrope_ramp is None or view.layout.model_type in stack.mrope_ramp:
+        return view
+    return replace(view, section=view.section | {ORIGINAL: 4 * (view.original or view.longest)})
 
 
 def _yarn(stack: Stack, view: View) -> tuple[Table, ...]:

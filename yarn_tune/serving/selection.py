@@ -89,6 +89,8 @@ def left_out_reason(stack: Stack, text: dict[str, Any], layout: Layout) -> str:
     section = text.get("rope_scaling") or text.get("rope_parameters") or {}
     if "mrope_section" in section and not stack.mrope:
         return "may not rotate images by a position per axis (mrope_section): this was not established"
+    if "mrope_section" in section and stack.mrope_ramp is not None and kind not in stack.mrope_ramp:
+        return "computes YaRN's ramp over 4 times the original length where positions have axes (mrope_section)"
     if layout.rotated_apart and kind in stack.ignores_mscale and section.get("mscale_all_dim"):
         return "ignores mscale_all_dim, by which others multiply the logits of latent attention"
     known = stack.latent | stack.ignores_mscale

@@ -95,6 +95,9 @@ VLLM_FOREIGN = frozenset({"chatglm", "internlm2", "kimi_k2", "minicpm", "orion"}
 """Model types that vLLM runs and transformers lacks."""
 HF_TYPES = frozenset({"default", "linear", "llama3", "dynamic"})
 VLLM_TYPES = frozenset({"default", "linear", "llama3", "vllm dynamic"})
+VLLM_MROPE_RAMP = frozenset({"qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_5_text", "qwen3_5_moe_text"})
+"""Model types for which vLLM 0.32 stores cos and sin for O x s positions under mrope. For others, and in older releases
+for all, it makes the table 4 times as long by multiplying O, which moves the ramp of YaRN too."""
 HF_MROPE = frozenset({"default", "linear", "llama3", "dynamic", "yarn", "longrope"})
 """Rope types under which transformers' modules read mrope_section: all."""
 HF_LONG = Longrope("attention_factor", ratio="key")
@@ -155,7 +158,7 @@ STACKS: dict[str, Stack] = {
             Longrope("mscale", selects="by window"), vllm_window, vllm_rows, nested=True,
             modelling=VLLM_MODELLING, interleaved_longrope=False, hardwired=VLLM_OWN, latent=VLLM_LATENT,
             softmax_key="attention_factor", softmax_off=1.0, current_config=True,
-            types=VLLM_TYPES | {"proportional"}, mrope=True, query_growth="top level",
+            types=VLLM_TYPES | {"proportional"}, mrope=True, mrope_ramp=VLLM_MROPE_RAMP, query_growth="top level",
             biases=VLLM_BIASES,
             overrides=True, foreign=VLLM_FOREIGN, other_types=VLLM_OTHER,
             deepseek=DEEPSEEK, serve=VLLM_SERVE, default=True,
@@ -167,7 +170,7 @@ STACKS: dict[str, Stack] = {
             Longrope("mscale", selects="by window"), old_vllm_window, vllm_rows, nested=True,
             interleaved_longrope=False, hardwired=VLLM_OWN, latent=VLLM_LATENT,
             softmax_key="apply_yarn_scaling", softmax_off=False, current_config=True,
-            types=VLLM_TYPES, mrope=True, query_growth="top level",
+            types=VLLM_TYPES, mrope=True, mrope_ramp=frozenset(), query_growth="top level",
             biases=VLLM_BIASES | {"arcee"},
             overrides=True, foreign=VLLM_FOREIGN, other_types=VLLM_OTHER,
             deepseek=DEEPSEEK, serve=VLLM_SERVE, default=True,
@@ -180,7 +183,7 @@ STACKS: dict[str, Stack] = {
             Longrope("mscale", selects="by window"), old_vllm_window, vllm_rows, top_partial=True,
             interleaved_longrope=False, hardwired=VLLM_OWN, latent=VLLM_LATENT - AFTER_4_57 | {"deepseek_v32"},
             softmax_key="apply_yarn_scaling", softmax_off=False, lacks=AFTER_4_57 - {"deepseek_v32"},
-            types=frozenset({"default", "linear", "llama3"}), mrope=True,
+            types=frozenset({"default", "linear", "llama3"}), mrope=True, mrope_ramp=frozenset(),
             biases=frozenset({"llama"}),
             foreign=VLLM_FOREIGN, other_types=VLLM_OTHER,
             deepseek=DEEPSEEK, serve=VLLM_SERVE, default=True,
