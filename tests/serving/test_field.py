@@ -264,7 +264,9 @@ def test_overrides(name, tmp_path, capsys):
     (line,) = made.lines
     assert line.status == status
     assert window is None or line.window == window
-    assert main(["verify", folder, "--all", "--hf-overrides", json.dumps(overrides)]) == (0 if made.passed else 3)
+    # vLLM 0.29 moves YaRN's ramp where positions have axes.
+    agrees = made.passed and name != "inside a text config"
+    assert main(["verify", folder, "--all", "--hf-overrides", json.dumps(overrides)]) == (0 if agrees else 3)
     assert said in capsys.readouterr().out
 
 
