@@ -128,7 +128,7 @@ def test_gains_have_a_picture_and_a_line_in_card_and_page(recipe, capsys):
     page = Path("runs/small/export/SERVING.md").read_text()
     assert "folded into the query projection, or the norm that follows it (3 x 4 x 8 values" in page
     assert "Attention factor" in page
-    assert "under the key of each reader" in page
+    assert "what every reader computes from the config" in page
     assert main(["export", "runs/small", "--overrides-only"]) == 2
     assert "rope.query_gains" in capsys.readouterr().err
 
