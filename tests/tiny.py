@@ -121,7 +121,6 @@ FAMILY_SIZES: dict[str, dict[str, object]] = {
         **LATENT, "q_lora_rank": 24, "num_layers": 2, "num_hidden_layers": 4, "head_dim": 16, "ffn_hidden_size": 96,
         "expert_ffn_hidden_size": 32, "zero_expert_num": 1, "moe_topk": 2,
     },
-    "minicpm3": LATENT,
     "minimax": {**EXPERTS, **HYBRID, "head_dim": 16, "block_size": 64},
     "minimax_m2": {**EXPERTS, "head_dim": 16, "rotary_dim": 8},
     "ministral": {"head_dim": 16, **SLIDING},

@@ -73,7 +73,7 @@ class Shape:
             hidden=width,
             queries=heads * head_dim,
             keys=(getattr(config, "num_key_value_heads", None) or heads) * head_dim,
-            inner=getattr(config, "intermediate_size", None) or 4 * width,
+            inner=_inner(config) or 4 * width,
             rotary=rotary,
             vocabulary=config.vocab_size,
             sliding=has_sliding_layers(config),
@@ -99,3 +99,9 @@ def _idle(model: nn.Module, config: PreTrainedConfig) -> int:
 def _attending(config: PreTrainedConfig) -> int:
     kinds = getattr(config, "layer_types", None) or [""] * config.num_hidden_layers
     return sum(kind not in LINEAR for kind in kinds)
+
+
+def _inner(config: PreTrainedConfig) -> int:
+    """The inner width of the MLP, the largest where layers differ (Gemma 3n); 0 if the config has none."""
+    found = getattr(config, "intermediate_size", None) or 0
+    return int(max(found) if isinstance(found, list) else found)
