@@ -17,7 +17,8 @@ from yarn_tune.tunable.parameters import Start
 EXPERTS = (
     "aria_text", "bamba", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "falcon_h1", "flex_olmo", "glm4_moe",
     "gpt_oss", "granitemoe", "granitemoehybrid", "granitemoeshared", "hy_v3", "lfm2", "lfm2_moe", "minimax",
-    "minimax_m2", "mixtral", "olmoe", "qwen2_moe", "qwen3_5_moe_text", "qwen3_moe", "qwen3_next", "solar_open",
+    "minimax_m2", "mixtral", "olmoe", "qwen2_moe", "qwen3_5_moe_text", "qwen3_moe", "qwen3_next", "solar_open", "axk1",
+    "axk2", "bailing_hybrid", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "hy_v4", "longcat_flash",
 )  # fmt: skip
 """Families with experts, or with MLPs under other names: `train.tiled_mlp` is refused for them."""
 WHOLE = ("gpt_neox_japanese", "jetmoe")
