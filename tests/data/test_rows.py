@@ -69,7 +69,7 @@ def test_a_damaged_cache_is_made_again(tmp_path, base, monkeypatch):
     monkeypatch.setenv("YARN_TUNE_CACHE", str(tmp_path / "cache"))
     recipe = recipe_with(tmp_path, [write_documents(tmp_path / "a.jsonl", [700])])
     before = as_lists(rows_of(recipe, base).rows)
-    paths = list((tmp_path / "cache" / "tokens").iterdir())
+    paths = list((tmp_path / "cache" / "tokens").glob("*.safetensors"))
     assert len(paths) == 2, "what the first pass found, and the tokens"
     for path in paths:
         whole = path.read_bytes()
@@ -94,7 +94,7 @@ def test_a_cache_that_cannot_be_written_costs_the_cache_alone(tmp_path, base, mo
     monkeypatch.setattr("yarn_tune.data.documents.write_atomically", full_disk)
     assert as_lists(rows_of(recipe, base).rows) == before
     assert "No space left" in capsys.readouterr().err
-    assert not (tmp_path / "cache").exists()
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
 def test_batches_cover_all_rows_before_any_comes_again(tmp_path, base):

@@ -117,6 +117,10 @@ def test_attach_at_factor_one_is_the_base_and_detach_restores_it(family):
 def test_gradients_match_finite_differences(family, frequencies):
     """Along the gradient itself, where the signal is largest; in float32 the noise is about 1e-3."""
     model = tiny_model(family)
+    if family == "longcat_flash":  # a step changes which experts it chooses, and the loss jumps
+        for name, parameter in model.named_parameters():
+            if "router" in name:
+                torch.nn.init.zeros_(parameter)
     rotary = attach(model, start_of(model), frequencies)
     with torch.no_grad():  # off the start, where the ramp of `ramp` has its kinks exactly on pairs
         origin = [p.add_(0.07).clone() for p in rotary.parameters()]
@@ -291,7 +295,7 @@ def test_a_model_that_its_device_has_no_room_for_stays_on_the_cpu(monkeypatch, c
 
 
 def test_a_family_that_this_transformers_reads_wrongly_is_refused(monkeypatch):
-    monkeypatch.setattr("yarn_tune.models.rope_config.RELEASE", (5, 3))
+    monkeypatch.setattr("yarn_tune.models.wrappers.RELEASE", (5, 3))
     with pytest.raises(UserError, match=r"base.model: qwen3_moe cannot be tuned: it needs transformers 5.4 or newer"):
         rope_facts(tiny_config("qwen3_moe"))
     assert rope_facts(tiny_config("llama")).native == NATIVE
