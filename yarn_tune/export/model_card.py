@@ -1,5 +1,6 @@
 """The export's README.md: a Hugging Face model card with base, licence, code, verdict, picture, limits, citation."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -7,6 +8,7 @@ import yaml
 from ..evaluation import COMPARED, Comparison, load_records, tables
 from ..files import CARD, write_atomically
 from ..recipe import read_yaml
+from ..report import plot_summary
 from ..runs import AdapterRun, Run, training_costs
 from ..tunable import KINDS, Learned, WeightFold
 from ..version import __version__
@@ -171,12 +173,10 @@ def _measured(run: Run | AdapterRun, native: int, folder: Path) -> list[str]:
     if not own:
         return []
     picture = []
-    if own == ["tuned"]:
+    if own == ["tuned"] and find_spec("matplotlib"):
         records = load_records(run.folder / "retrieval.json")
         measured = [row.method for row in comparison.rows if row.retrieved is not None]
         needles = {name: record.retrieval for name, record in records.items() if name in measured}
-        from ..report import plot_summary  # matplotlib is not needed before
-
         plot_summary(comparison, needles, folder / PICTURE)
         picture.append(f"![needles found by base, YaRN and this model, and NLL by position]({PICTURE})")
     return [

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
+from typing import TYPE_CHECKING
 
 from ..evaluation import CompareRow, Comparison, Retrieval, TextResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 COLOURS = {
     "none": "#999999",
@@ -28,6 +30,13 @@ MORE_COLOURS = ("#D55E00", "#AA3377", "#8B4513", "#B8860B", "#5D3FD3")
 DIM = "#555555"
 
 
+def new_figure(size: tuple[float, float]) -> "Figure":
+    """An empty figure; `size` is its width and height in inches."""
+    from matplotlib.figure import Figure  # not at the top: training and exporting need no matplotlib
+
+    return Figure(figsize=size, layout="constrained")
+
+
 def colours_of(methods: Sequence[str]) -> dict[str, str]:
     """Method -> colour; `X-slid` has the colour of X."""
     own = [name for name in methods if name not in COLOURS and not name.endswith("-slid")]
@@ -43,7 +52,7 @@ def plot_by_position(comparison: Comparison, result: TextResult, title: str, pat
     edges = comparison.edges
     centres = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
     calm = [row for row in result.rows if row.kind != "search-free" or row.method == "yarn"]
-    figure = Figure(figsize=(8.5, 4.8), layout="constrained")
+    figure = new_figure((8.5, 4.8))
     axes = figure.add_subplot()
     top = position_axes(axes, comparison, calm or result.rows)
     colours = colours_of([row.method for row in result.rows])
@@ -61,7 +70,7 @@ def plot_by_position(comparison: Comparison, result: TextResult, title: str, pat
     figure.savefig(path, dpi=120)
 
 
-def position_axes(axes: Axes, comparison: Comparison, rows: list[CompareRow]) -> float:
+def position_axes(axes: "Axes", comparison: Comparison, rows: list[CompareRow]) -> float:
     """Set up axes of NLL by position for these rows, with the native window marked; returns the largest NLL shown."""
     low, high = min(min(row.by_position) for row in rows), max(max(row.by_position) for row in rows)
     top: float = high + 0.6 * (high - low) + 0.05
@@ -78,7 +87,7 @@ def position_axes(axes: Axes, comparison: Comparison, rows: list[CompareRow]) ->
 
 
 def end_labels(
-    axes: Axes, rows: list[CompareRow], colours: Mapping[str, str], names: Mapping[str, str] | None = None
+    axes: "Axes", rows: list[CompareRow], colours: Mapping[str, str], names: Mapping[str, str] | None = None
 ) -> None:
     """Write each method's name right of the end of its line, moved apart where lines end close together.
 
@@ -111,7 +120,7 @@ def heat_map(retrieval: Retrieval, path: Path, title: str, native: int | None = 
         native: tokens of the base's window; a line separates the longer prompts.
     """
     lengths, depths, _ = retrieval.shares()
-    figure = Figure(figsize=(2.6 + 0.8 * max(len(lengths), 4), 1.8 + 0.5 * len(depths)), layout="constrained")
+    figure = new_figure((2.6 + 0.8 * max(len(lengths), 4), 1.8 + 0.5 * len(depths)))
     axes = figure.add_subplot()
     _, image = draw_shares(axes, retrieval, native)
     if native is not None:
@@ -123,7 +132,7 @@ def heat_map(retrieval: Retrieval, path: Path, title: str, native: int | None = 
     figure.savefig(path, dpi=120)
 
 
-def draw_shares(axes: Axes, retrieval: Retrieval, native: int | None) -> tuple[list[int], AxesImage]:
+def draw_shares(axes: "Axes", retrieval: Retrieval, native: int | None) -> tuple[list[int], "AxesImage"]:
     """Draw the share of right answers by prompt length and depth, in %, and a line at the native window.
 
     Returns:

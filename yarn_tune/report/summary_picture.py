@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from ..evaluation import Comparison, Retrieval
-from .pictures import COLOURS, draw_shares, end_labels, position_axes
+from .pictures import COLOURS, draw_shares, end_labels, new_figure, position_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 NAMES = {"none": "base", "native-window": "base, native window slid", "yarn": "YaRN", "tuned": "tuned"}
 """Method -> its name in the picture."""
@@ -25,7 +26,7 @@ def plot_summary(comparison: Comparison, needles: Mapping[str, Retrieval], path:
         source: text that identifies the measurements, kept in the PNG's metadata under `Source`.
     """
     shown = [name for name in STRIP if name in needles]
-    figure = Figure(figsize=(5.4 + 2.1 * len(shown), 3.9), layout="constrained")
+    figure = new_figure((5.4 + 2.1 * len(shown), 3.9))
     if shown:
         grid = figure.add_gridspec(1, 2, width_ratios=(2.1 * len(shown) + 0.8, 5.2))
         left, right = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
@@ -54,14 +55,14 @@ def _beyond(found: Retrieval, native: int) -> float:
     return found.accuracy(beyond=native)[0]
 
 
-def _strip(axes: Axes, found: Retrieval, title: str, comparison: Comparison) -> None:
+def _strip(axes: "Axes", found: Retrieval, title: str, comparison: Comparison) -> None:
     """One method's needles by prompt length and depth, with the native window marked."""
     lengths = draw_shares(axes, found, comparison.native)[0]
     axes.set_title(title, fontsize=10, fontweight="bold" if title.startswith("tuned") else None)
     axes.set_xticks(range(len(lengths)), list(map(str, lengths)), fontsize=8)
 
 
-def _positions(axes: Axes, comparison: Comparison) -> None:
+def _positions(axes: "Axes", comparison: Comparison) -> None:
     """NLL by position of the rows of `NAMES`; the axis ends above the worst row but the base, which leaves it."""
     rows = [row for name in NAMES for row in comparison.like.find(name)]
     top = position_axes(axes, comparison, [row for row in rows if row.method != "none"] or rows)

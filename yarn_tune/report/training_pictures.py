@@ -2,16 +2,17 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..data import Coverage
 from ..recipe import METHODS
 from ..tunable import Learned, Start
-from .pictures import COLOURS, DIM
+from .pictures import COLOURS, DIM, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def plot_learned(learned: Learned, start: Start, path: Path) -> None:
@@ -24,7 +25,7 @@ def plot_learned(learned: Learned, start: Start, path: Path) -> None:
     panels = 1 + (0 if gains is None else 1 + gains.is_complex())
     height = 0.0 if gains is None else 1.1 + 0.16 * max(4, len(gains))
     sizes = [2.6, *[height] * (panels - 1)]
-    figure = Figure(figsize=(8, sum(sizes) + 0.3 * panels), layout="constrained")
+    figure = new_figure((8, sum(sizes) + 0.3 * panels))
     axes = figure.subplots(panels, 1, squeeze=False, height_ratios=sizes)[:, 0]
     _plot_stretch(axes[0], learned, start)
     if gains is not None:
@@ -36,7 +37,7 @@ def plot_learned(learned: Learned, start: Start, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _plot_stretch(axes: Axes, learned: Learned, start: Start) -> None:
+def _plot_stretch(axes: "Axes", learned: Learned, start: Start) -> None:
     """How far each rotary pair is stretched: learned and YaRN, with the wavelengths in tokens."""
     base = start.facts.table(start.window)[0]
     pairs = len(base)
@@ -64,7 +65,7 @@ def _tokens(length: float) -> str:
     return f"{length:.0f}" if length < 10_000 else f"{length / 1000:,.0f}K"
 
 
-def _plot_layers(axes: Axes, values: Tensor, title: str, middle: float | None = None) -> None:
+def _plot_layers(axes: "Axes", values: Tensor, title: str, middle: float | None = None) -> None:
     """A heat map of values `[layers, pairs]`; colours are centred on `middle` if it is given, else begin at 0."""
     high = values.max().item()
     reach = 1e-3 if middle is None else max(1e-3, (values - middle).abs().max().item())
@@ -84,7 +85,7 @@ def plot_steps(lines: list[dict[str, Any]], path: Path) -> None:
     values = [
         name for name in (lines[-1]["learned"] if lines else ()) if all(name in line["learned"] for line in lines)
     ]
-    figure = Figure(figsize=(8, 2 + 1.4 * (1 + len(values))), layout="constrained")
+    figure = new_figure((8, 2 + 1.4 * (1 + len(values))))
     panels = figure.subplots(1 + len(values), 1, sharex=True, squeeze=False)[:, 0]
     panels[0].plot(steps, [line["loss"] for line in lines], color=COLOURS["yarn"])
     panels[0].set_title("Training loss (lower is better) and learned values by step", fontsize=10, loc="left")
@@ -103,7 +104,7 @@ def plot_coverage(covered: Coverage, path: Path) -> None:
     widths = [high - low for low, high in zip(covered.edges, covered.edges[1:], strict=False)]
     total = sum(covered.pairs) or 1
     shares = [100 * pairs / total for pairs in covered.pairs]
-    figure = Figure(figsize=(8, 3), layout="constrained")
+    figure = new_figure((8, 3))
     axes = figure.add_subplot()
     axes.bar(covered.edges[:-1], shares, widths, align="edge", color=COLOURS["yarn"], edgecolor="white")
     axes.set_title("Relative distances in the training rows", fontsize=10, loc="left")
