@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from yarn_tune.cli.terminal import LEGEND, summary, summary_cells, verification_summary
+from yarn_tune.cli.terminal import LEGEND, plan_summary, summary, summary_cells, verification_summary
 from yarn_tune.evaluation import Comparison
 from yarn_tune.serving import verify
 
@@ -69,3 +69,13 @@ def test_the_check_of_a_checkpoint_fits_a_terminal(case, tmp_path):
         assert " ".join(note.split()) in words
     assert words.startswith(f"C: {made.verdict()} (compared with {made.reference})")
     assert words.count(" ok ") == sum(line.status == "ok" for line in made.lines)
+
+
+def test_a_plan_fits_a_terminal_and_has_one_line_a_fact_elsewhere():
+    long = "  learns    " + " ".join(["2593 numbers"] * 20)
+    text = f"small: a plan\n{long}\n  rows      136 of 136 rows"
+    assert plan_summary(text, terminal=False) == text
+    lines = plan_summary(text, terminal=True).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line for line in lines if not line.startswith(" " * 12)] == ["small: a plan", lines[1], lines[-1]]
+    assert " ".join(" ".join(lines).split()) == " ".join(text.split())

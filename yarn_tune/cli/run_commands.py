@@ -24,7 +24,7 @@ from .arguments import (
     tell_other_revision,
 )
 from .result import CommandResult, in_launch, is_main_process
-from .terminal import filled, summary, verdict_summary
+from .terminal import filled, plan_summary, summary, verdict_summary
 
 if TYPE_CHECKING:
     from ..api import Tuning
@@ -60,7 +60,7 @@ def plan_command(options: argparse.Namespace) -> CommandResult:
         "coverage": asdict(made.coverage) | {"untrained": made.coverage.untrained},
         "notes": made.notes,
     }
-    return CommandResult(made.text(), value, f"yarn-tune train {_again(options)}")
+    return CommandResult(plan_summary(made.text()), value, f"yarn-tune train {_again(options)}")
 
 
 def train_command(options: argparse.Namespace) -> CommandResult:
@@ -227,7 +227,7 @@ def run_command(options: argparse.Namespace) -> CommandResult:
 
     run = tuning.run
     if is_main_process():
-        print(tuning.plan().text(), file=sys.stderr)
+        print(plan_summary(tuning.plan().text()), file=sys.stderr)
     tuning.train()
     learn_native_adapted(run)  # in every process, before all but the main one return
     if not is_main_process():

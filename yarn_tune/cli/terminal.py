@@ -22,11 +22,17 @@ LEGEND = (
 
 WIDTH = 80
 """Columns of a terminal that every table fits."""
+PLAN_INDENT = 12
+"""Columns of the names of facts in a plan."""
 
 
 def is_terminal() -> bool:
     """Whether results go to a terminal that may show colour (https://no-color.org)."""
-    return sys.__stdout__ is not None and sys.__stdout__.isatty() and "NO_COLOR" not in os.environ
+    return _is_terminal() and "NO_COLOR" not in os.environ
+
+
+def _is_terminal() -> bool:
+    return sys.__stdout__ is not None and sys.__stdout__.isatty()
 
 
 def summary(comparison: "Comparison", colour: bool | None = None) -> str:
@@ -41,6 +47,18 @@ def summary(comparison: "Comparison", colour: bool | None = None) -> str:
     if comparison.unlike is not None:
         parts = [f"{title}:\n{_table(result, colour)}" for title, result in comparison.texts.items()]
     return "\n\n".join([*parts, LEGEND])
+
+
+def plan_summary(text: str, terminal: bool | None = None) -> str:
+    """Break the lines of a plan that are wider than 80 columns, with the further ones below the second column.
+
+    Args:
+        text: the plan.
+        terminal: whether it goes to a terminal; elsewhere it has one line a fact. None: find out.
+    """
+    if not (_is_terminal() if terminal is None else terminal):
+        return text
+    return "\n".join(filled(line, PLAN_INDENT) if len(line) > WIDTH else line for line in text.splitlines())
 
 
 def verdict_summary(verdict: "Verdict") -> str:
