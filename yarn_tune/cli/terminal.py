@@ -71,7 +71,7 @@ def summary_cells(result: "TextResult") -> list[tuple[str, list[tuple[str, bool]
     base = next((row.short_nll for row in result.rows if row.method == "none"), None)
     columns: list[Callable[[CompareRow], Cell]] = [
         lambda row: (row.longest, f"{row.longest:.3f}"),
-        lambda row: (None, "-") if base is None else (row.short_nll - base, f"{row.short_nll - base:+.3f}"),
+        lambda row: (None, "-") if base is None else (row.short_nll - base, f"{row.short_nll - base:+z.3f}"),
         lambda row: (None, "-") if row.key_nll is None else (row.key_nll, f"{row.key_nll:.3f}"),
         lambda row: (None, "-") if row.retrieved is None else (-row.retrieved[0], f"{row.retrieved[0]:.0%}"),
     ]

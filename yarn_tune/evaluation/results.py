@@ -219,7 +219,7 @@ def table(result: TextResult, edges: list[int]) -> str:
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for row in result.rows:
         cells = [f"{value:.3f}" for value in (*row.by_position, row.longest)]
-        cells += [f"{math.exp(row.longest):.2f}", f"{row.short_nll - base:+.3f}"]
+        cells += [f"{math.exp(row.longest):.2f}", f"{row.short_nll - base:+z.3f}"]
         cells += [("-" if row.key_nll is None else f"{row.key_nll:.3f}")] if keyed else []
         cells += [("-" if row.retrieved is None else f"{row.retrieved[0]:.0%}")] if retrieved else []
         cells += [_millions(row.tokens_spent)]

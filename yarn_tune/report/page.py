@@ -227,7 +227,7 @@ def _table(result: TextResult, edges: list[int]) -> str:
     lines = [_cells(titles, "th")]
     for method, own in values.items():
         texts = ["-" if value is None else f"{value:.3f}" for value in own]
-        texts[1] = f"{own[1]:+.3f}"
+        texts[1] = f"{own[1]:+z.3f}"
         texts[3] = "-" if own[3] is None else f"{-own[3]:.0%}"
         marks = [value is not None and value == top for value, top in zip(own, best, strict=True)]
         lines.append(_cells([method, *texts], "td", [False, *marks]))
