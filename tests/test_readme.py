@@ -142,7 +142,7 @@ def test_tables_by_method_are_the_measured_ones(name, window, pages):
                 assert line in text
 
 
-@pytest.mark.parametrize("name", ["ablation", "row-plan"])
+@pytest.mark.parametrize("name", ["ablation", "ablation-biases", "row-plan"])
 def test_tables_of_the_ablation_are_the_measured_ones(name):
     """All but the titles, and the two lines of what nothing was learned for."""
     found = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
