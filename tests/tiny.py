@@ -161,12 +161,20 @@ FAMILY_SIZES: dict[str, dict[str, object]] = {
 """What a small config of each supported family needs beyond `SMALL`."""
 
 
+THETA_ONLY: dict[str, dict[str, object]] = {
+    "gemma4_text": {
+        "head_dim": 16, "global_head_dim": 32, "sliding_window": 32, "num_hidden_layers": 4, "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2, "hidden_size_per_layer_input": 16,
+        "vocab_size_per_layer_input": VOCABULARY,
+    },
+}  # fmt: skip
+"""The same for families whose configs carry only another theta."""
 YARN_ALONE = sorted({each for each in FAMILY_SIZES if FAMILIES[each].interleaved} | {"gpt_oss"})
 """Families for which vLLM takes no lists of factors."""
 
 
 def tiny_config(family: str, **extra: object):
-    return AutoConfig.for_model(family, **{**SMALL, **FAMILY_SIZES.get(family, {}), **extra})
+    return AutoConfig.for_model(family, **{**SMALL, **(FAMILY_SIZES | THETA_ONLY).get(family, {}), **extra})
 
 
 def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32, **extra: object):

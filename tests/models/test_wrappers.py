@@ -52,9 +52,9 @@ def whole(model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def test_every_wrapper_is_tested():
-    assert {name.partition(":")[0] for name in SIZES} == set(WRAPPERS)
+    assert {name.partition(":")[0] for name in SIZES} == set(WRAPPERS) - {"gemma4"}  # tested in test_theta_only.py
     tested = {(name.partition(":")[0], wrapped_config(name).get_text_config().model_type) for name in SIZES}
-    assert tested == {(row.model_type, text) for row in WRAPPERS.values() for text in row.texts}
+    assert tested == {(row.model_type, text) for row in WRAPPERS.values() for text in row.texts} - {("gemma4", "gemma4_text")}
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -88,7 +88,7 @@ def _carried(base: str, learned: Learned, served: RopeEncoding, target: Target, 
         f"- Attention factor {learned.attention_factor:.6g} (of cos and sin; logits: its square): {place}.",
         f"- Window: {learned.window}, as max_position_embeddings and the tokenizer's model_max_length say.",
     ]
-    original = section["original_max_position_embeddings"]
+    original = section.get("original_max_position_embeddings", learned.native)
     if (original, longest) != (learned.native, learned.window):
         lines[-1] = (
             f"- Window: {learned.window}. max_position_embeddings and the tokenizer's model_max_length are {longest}, "

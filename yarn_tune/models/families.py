@@ -75,6 +75,9 @@ class Family:
     """Whether an indexer selects the tokens that a layer attends to; the choice has no gradient."""
     query_growth: bool = False
     """Whether queries are multiplied by 1 + beta ln(1 + floor(p / O)) at position p (llama_4_scaling_beta)."""
+    theta_only: bool = False
+    """Whether stock configs carry only another theta: its rope_type (proportional) rotates a first share of the pairs
+    of the whole head, with exponents over the whole head, and no type that scales pairs leaves the others unrotated."""
     scaled_only: bool = False
     """Whether transformers runs it with a scaled table only: its unscaled one has the size of the whole head."""
     tuned_kind: str = ""
@@ -160,6 +163,8 @@ _WORKING = {
                norm_shift=1.0, tuned_kind=FULL, local_theta_key="rope_local_base_freq"),
         Family(model_type="gemma3n_text", bias_key=BIAS, note="only full-attention layers are tuned", since=(5, 19),
                queries=Q_NORM, tuned_kind=FULL, local_theta_key="rope_local_base_freq"),
+        Family(model_type="gemma4_text", note="only full-attention layers are tuned; start abf or ntk, fixed frequencies",
+               queries=Q_NORM, tuned_kind=FULL, theta_only=True),
         Family(model_type="glm", biased=True, bias_key=BIAS,
                note="pairs are interleaved, half of each head is rotated", interleaved=True,
                queries=Q_PROJ),
@@ -286,7 +291,7 @@ _NOT_WORKING = {
     **_refused("transformers 5 rotates it with theta 10000: it does not read attn_config.rope_theta, where its "
                "checkpoints have 500000", "dbrx"),
     **_refused("its config class scales RoPE by a rule of its own (rope_type proportional)",
-               "gemma4_text", "gemma4_unified_text", "lfm3"),
+               "gemma4_unified_text", "lfm3"),
     **_refused("it drafts tokens for another model and takes over that model's cache",
                "gemma4_assistant", "gemma4_unified_assistant"),
     **_refused("its config class drops the section of full-attention layers from an exported config", "mellum",
@@ -306,8 +311,8 @@ FAMILIES: dict[str, Family] = dict(sorted((_WORKING | _NOT_WORKING).items()))
 
 
 def supported() -> list[str]:
-    """Model types of language models that can be tuned alone."""
-    return [each for each, row in FAMILIES.items() if row.alone and not row.refused]
+    """Model types of language models that can be tuned alone, with YaRN or learned frequencies."""
+    return [each for each, row in FAMILIES.items() if row.alone and not row.refused and not row.theta_only]
 
 
 def family_of(model_type: str) -> Family:

@@ -176,15 +176,19 @@ def query_site(config: dict[str, Any]) -> QuerySite:
     dim = _rotary_dim(bare, layout)
     half = torch.arange(dim // 2)
     pairs = half.repeat_interleave(2) if layout.interleaved else torch.cat([half, half])
+    rows = ROWS[place.rows](bare, dim)
+    if family.theta_only:  # pair i of the head is (i, i + head / 2), though only the first pairs rotate
+        rows = rows + (layout.full_head_dim - dim) // 2 * (torch.arange(dim) >= dim // 2)
     row = WRAPPERS.get(config.get("model_type", ""))
     pattern = row.anchored(place.pattern) if row else place.pattern
-    return QuerySite(re.compile(pattern), ROWS[place.rows](bare, dim), pairs, tuned_layers(bare), family.norm_shift)
+    return QuerySite(re.compile(pattern), rows, pairs, tuned_layers(bare), family.norm_shift)
 
 
 def _rotary_dim(bare: PreTrainedConfig, layout: Layout) -> int:
     section = bare.rope_parameters
     section = section if "rope_theta" in section else section[FULL]
-    return layout.rotary_dim(section.get("partial_rotary_factor", 1.0))
+    share = section.get("partial_rotary_factor", 1.0)
+    return int(layout.full_head_dim * share) if layout.family.theta_only else layout.rotary_dim(share)
 
 
 def tuned_layers(config: PreTrainedConfig) -> frozenset[int]:

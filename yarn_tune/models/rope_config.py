@@ -103,14 +103,16 @@ def _ramp(section: dict[str, Any], original: int, longest: int) -> Ramp:
     )
 
 
-def head_dim_of(config: PreTrainedConfig) -> int:
+def head_dim_of(config: PreTrainedConfig, full: bool = False) -> int:
     """Dimensions of one head; with latent attention, those of its rotated part.
+    With `full`, those in full-attention layers, whose heads are larger in Gemma 4.
 
     Raises:
         UserError: if the config does not give them.
     """
-    # Gemma 4 has another head size in full-attention layers, and its config raises for a size of all layers.
     per_layer = getattr(config, "is_heterogeneous", False)
+    if per_layer and full and FULL in config.layer_types:
+        return int(config.per_layer_config[FULL].head_dim)
     own = config.to_dict().get("head_dim") if per_layer else getattr(config, "head_dim", None)
     given = getattr(config, "qk_rope_head_dim", None) or own
     try:
@@ -136,6 +138,8 @@ class Layout:
     """`original_max_position_embeddings` at the top level of the config (Phi-3 has it there)."""
     interleaved: bool = False
     """Whether the pairs are neighbours (2i, 2i + 1); elsewhere pair i is (i, i + d/2)."""
+    full_head_dim: int = 0
+    """`head_dim` in full-attention layers."""
     rotated_apart: bool = False
     """Whether `head_dim` counts only the rotated part, so that no share of it applies."""
 
@@ -173,6 +177,7 @@ def layout_of(config: dict[str, Any]) -> Layout:
     return Layout(
         family=family,
         head_dim=head_dim_of(bare),
+        full_head_dim=head_dim_of(bare, full=True),
         kinds=tuple(by_kind),
         thetas={each: float(section["rope_theta"]) for each, section in by_kind.items()},
         partial_rotary_factor=float(first.get("partial_rotary_factor", 1.0)),
@@ -213,6 +218,8 @@ class RopeFacts:
     sliding_window: int | None = None
     """Number of tokens that the layer with the longest sliding window attends to; None for all tokens."""
 
+    theta_only: bool = False
+    """`Family.theta_only`; `theta` is then the config's to the power of the rotated share, as for rotated pairs alone."""
     kept: tuple[tuple[str, Any], ...] = ()
     """Keys of its rope section, and their values, that an export must keep (`KEPT`)."""
 
@@ -244,7 +251,9 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
         if layer_kind not in config.layer_types:
             raise UserError(f"base.model: this {kind} has no full-attention layer, and only those can be extended")
         rope = rope[layer_kind]
-    scaling = scaling_of(config, rope, layer_kind)
+    scaling = None if family.theta_only else scaling_of(config, rope, layer_kind)
+    if family.theta_only and (rope["rope_type"] != "proportional" or rope.get("factor", 1.0) != 1.0):
+        raise UserError(f"base.model: this {kind} has another RoPE in full-attention layers than its releases: {rope}")
     sliding_window = None if layer_kind else _sliding_window(config)
     if family.sliding_needed and has_sliding_layers(config):
         raise UserError(
@@ -260,12 +269,12 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
             f"base.model: this {kind} has no RoPE scaling in its config, and transformers computes its unscaled table "
             "over the whole head instead of its rotated part"
         )
-    head_dim = head_dim_of(config)
+    head_dim = head_dim_of(config, full=family.theta_only)
     partial = rope.get("partial_rotary_factor", 1.0)
     reach = scaling.ramp.reach if scaling and scaling.ramp else 0
     return RopeFacts(
         model_type=kind,
-        theta=float(rope["rope_theta"]),
+        theta=float(rope["rope_theta"]) ** (partial if family.theta_only else 1.0),
         dim=head_dim if getattr(config, "qk_rope_head_dim", None) else int(head_dim * partial),
         head_dim=head_dim,
         native=max(_stated_window(config), reach),
@@ -275,6 +284,7 @@ def rope_facts(config: PreTrainedConfig) -> RopeFacts:
         softmax_gain=softmax_gain(kind, dict(rope)),
         query_growth=_query_growth(family, dict(rope)),
         sliding_window=sliding_window,
+        theta_only=family.theta_only,
         kept=tuple((key, rope[key]) for key in KEPT if key in rope),
     )
 

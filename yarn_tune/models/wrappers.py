@@ -69,6 +69,7 @@ WRAPPERS: dict[str, Wrapper] = {
     row.model_type: row
     for row in (
         Wrapper(model_type="gemma3", texts=("gemma3_text",), saved=LLAVA),
+        Wrapper(model_type="gemma4", texts=("gemma4_text",)),
         Wrapper(model_type="mistral3", texts=("ministral3", "mistral", "mistral4"), saved=LLAVA),
         Wrapper(model_type="qwen2_vl", texts=("qwen2_vl_text",), saved=("model",), axes=4),
         Wrapper(model_type="qwen2_5_vl", texts=("qwen2_5_vl_text",), saved=("model",), axes=4),
@@ -189,7 +190,8 @@ def bare_config(config: dict[str, Any]) -> PreTrainedConfig:
 def config_object(config: dict[str, Any]) -> PreTrainedConfig:
     """The config object of a config.json, or of the result of `to_dict`, which some classes do not accept unchanged."""
     kind = CONFIG_MAPPING[config["model_type"]]
-    kept = {key: value for key, value in config.items() if not isinstance(getattr(kind, key, None), property)}
+    computed = {key for key in config if isinstance(getattr(kind, key, None), property)} - {"per_layer_config"}
+    kept = {key: value for key, value in config.items() if key not in computed}
     # Infinities (Mamba's time steps) are objects in a file; transformers decodes them when it reads one.
     decode = getattr(kind, "_decode_special_floats", dict)
     return kind.from_dict(decode(copy.deepcopy(kept)))  # config classes write into the rope section they are given

@@ -60,7 +60,7 @@ class Shape:
         parameters, inside = model.num_parameters(), sum(parameter.numel() for parameter in read)
         native = native or rope_facts(config).native
         tied, config = config.tie_word_embeddings, config.get_text_config()
-        heads, width, rotary = config.num_attention_heads, config.hidden_size, head_dim_of(config)
+        heads, width, rotary = config.num_attention_heads, config.hidden_size, head_dim_of(config, full=True)
         head_dim = rotary + (getattr(config, "qk_nope_head_dim", None) or 0)  # of latent attention, with both parts
         return cls(
             native=native,

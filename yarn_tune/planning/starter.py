@@ -117,8 +117,11 @@ def _richest(base: BaseModel, tree: dict[str, Any]) -> tuple[dict[str, Any], lis
     """The `rope` section with the most learned numbers that can be served, and why richer ones cannot."""
     refusals: list[str] = []
     biases = {"qk_bias": True} if _bias_is_served(base, tree) else {}
-    for frequencies, query_gains in itertools.product(FREQUENCIES, QUERY_GAINS):
-        section = tree["rope"] | {"frequencies": frequencies, "query_gains": query_gains} | biases
+    begin = {"init": "ntk"} if base.facts.theta_only else {}
+    for frequencies, query_gains in itertools.product(("fixed",) if begin else FREQUENCIES, QUERY_GAINS):
+        if frequencies == "fixed" and query_gains == "none":
+            break  # nothing would be learned
+        section = tree["rope"] | begin | {"frequencies": frequencies, "query_gains": query_gains} | biases
         recipe = parse_recipe(tree | {"rope": section}, [], "init")
         try:
             make_representable(at_start(base, recipe.rope).learned(), Target.of_model(base, recipe.export, recipe.rope))

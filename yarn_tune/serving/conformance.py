@@ -84,7 +84,11 @@ def _growth(growth: tuple[float, int] | None) -> str:
 
 
 def frequency_error(found: Tensor, wanted: Tensor) -> float:
-    """Largest relative difference; infinite where the numbers of pairs differ."""
+    """Largest relative difference; infinite where the numbers of pairs differ.
+
+    Pairs of frequency 0 at the end of a table (rope_type proportional) are not counted: they are not rotated.
+    """
+    found, wanted = (table[: int(table.count_nonzero())] if table[-1] == 0 else table for table in (found, wanted))
     if found.shape != wanted.shape:
         return math.inf
     error = (found.double() / wanted.double() - 1).abs()

@@ -17,6 +17,8 @@ encodings come first where weights change anyway (gains, phases, biases), since 
 `longrope`: one factor per pair in two equal lists, so that the length at which a stack switches between them does not
 matter; a is written under `attention_factor`, `short_mscale` and `long_mscale`.
 
+`proportional`: another theta in Gemma 4's own rope type, which is all that its configs carry.
+
 `longrope, formula`: the same with an original length for which the formula of longrope, sqrt(1 + ln(M/O) / ln O),
 gives a: correct also in stacks that read no key (LMDeploy). It needs a > 1; a is moved to the nearest such value if
 that is within 1e-5 of it.
@@ -51,10 +53,12 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..models import FULL, WRAPPERS, family_of, layout_of, text_section, with_text_section
-from ..rope import YarnRamp, longrope_attention_factor, longrope_inv_freq, yarn_attention_factor, yarn_inv_freq
+from ..rope import YarnRamp, default_inv_freq, longrope_attention_factor, longrope_inv_freq, yarn_attention_factor, yarn_inv_freq
 from ..tunable import Learned
 from .rules import VLLM_KEYS, default_section
 
+THETA_TOLERANCE = 1e-6
+"""Largest relative difference between a table and that of a theta."""
 SLACK = 0.03
 """Share by which the served window may exceed the requested one, to represent the learned factor more closely."""
 
@@ -88,6 +92,11 @@ class RopeEncoding:
             config["head_dim"] = layout.head_dim
         config["max_position_embeddings"] = self.max_position_embeddings
         config |= dict.fromkeys(_other_window_keys(base), self.max_position_embeddings)
+        if layout.family.theta_only:
+            config["rope_parameters"] = (base.get("rope_parameters") or {}) | {FULL: section}
+            for kind in layout.kinds:
+                config["rope_parameters"].setdefault(kind, default_section(base, layout.thetas[kind], kind))
+            return config
         nested = {FULL: section} | {k: default_section(base, layout.thetas[k], k) for k in layout.kinds if k != FULL}
         config["rope_parameters"] = nested if layout.nested else section
         config["rope_scaling"] = section
@@ -125,6 +134,8 @@ class RopeEncoding:
     def inv_freq(self, dim: int) -> Tensor:
         """The inverse frequencies that these keys define, float32 `[dim / 2]`."""
         section = self.rope_parameters
+        if section["rope_type"] == "proportional":
+            return default_inv_freq(section["rope_theta"] ** section["partial_rotary_factor"], dim)
         if section["rope_type"] == "longrope":
             return longrope_inv_freq(section["rope_theta"], dim, section["long_factor"])
         original, betas = section["original_max_position_embeddings"], (section["beta_fast"], section["beta_slow"])
@@ -181,6 +192,22 @@ def _latent_keys(numbers: Learned, scale: float, a: float) -> dict[str, float]:
         # of the two weights gives 1.
         del keys["attention_factor"]
     return keys | {"mscale_all_dim": (everywhere - 1) / growth}
+
+
+def theta_encodings(numbers: Learned, folded: bool) -> Iterator[RopeEncoding]:
+    """The encoding as another theta under the base's own rope_type (proportional), for tables that are one of a theta.
+
+    Pairs beyond the rotated share have frequency 0, and no key for a multiplier is read.
+    """
+    facts, factors = numbers.facts, numbers.factors
+    if factors is None or folded or numbers.attention_factor != 1.0:
+        return
+    theta = facts.theta * factors[-1] ** (facts.dim / (facts.dim - 2))
+    error = (default_inv_freq(theta, facts.dim) / numbers.inv_freq() - 1).abs().max().item()
+    if error < THETA_TOLERANCE:
+        share = facts.partial_rotary_factor
+        section = {"rope_type": "proportional", "partial_rotary_factor": share, "rope_theta": theta ** (1 / share)}
+        yield RopeEncoding("proportional", section, numbers.window)
 
 
 def longrope_encodings(numbers: Learned, folded: bool) -> Iterator[RopeEncoding]:

@@ -243,8 +243,8 @@ def _tables(stack: Stack, view: View, window: int) -> tuple[Table, ...]:
         if not stack.interleaved_longrope and view.layout.interleaved:
             raise Refused("it supports longrope only if pairs are halves of the head; this model interleaves them")
         return stack.longrope.tables(view, window)
-    if kind == "dynamic" and "vllm dynamic" in stack.types:
-        kind = "vllm dynamic"
+    if f"vllm {kind}" in stack.types:
+        kind = f"vllm {kind}"
     if kind not in stack.types:
         if kind in ("dynamic", "proportional", *stack.other_types):
             raise NotEstablished(f"how it computes rope_type {kind!r} was not established")
@@ -270,7 +270,8 @@ def _yarn(stack: Stack, view: View) -> tuple[Table, ...]:
 OTHER: dict[str, Callable[[View], Table]] = {
     "linear": linear_table,
     "llama3": llama3_table,
-    "proportional": proportional_table,
+    "proportional": lambda view: proportional_table(view, float(view.section.get("factor") or 1.0)),
+    "vllm proportional": lambda view: proportional_table(view, 1.0),
     "dynamic": lambda view: dynamic_table(view, from_alpha=view.layout.model_type.startswith("hunyuan")),
     "vllm dynamic": vllm_dynamic_table,
 }

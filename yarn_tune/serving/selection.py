@@ -28,6 +28,7 @@ from .encodings import (
     lengths_of_formula,
     longest,
     longrope_encodings,
+    theta_encodings,
     yarn_encodings,
 )
 from .readers import Stack
@@ -100,6 +101,8 @@ def left_out_reason(stack: Stack, text: dict[str, Any], layout: Layout) -> str:
         return "may not multiply queries by a factor that grows with the position (llama_4_scaling_beta)"
     if kind in stack.unscaled:
         return f"runs {kind} without any RoPE scaling"
+    if layout.family.theta_only and not stack.types & {"proportional", "vllm proportional"}:
+        return "is not known to read rope_type proportional"
     if layout.nested and not stack.nested:
         return "may not read one rope section per kind of layer"
     return ""
@@ -307,5 +310,6 @@ def _unfoldable(target: Target) -> str | None:
 def _encodings(numbers: Learned, target: Target, folded: bool) -> Iterator[RopeEncoding]:
     """Encodings of representable numbers, with the temperature in the config or in the weights."""
     make = yarn_encodings if numbers.factors is None else longrope_encodings
+    make = theta_encodings if numbers.facts.theta_only else make
     allowed = _unfoldable(target) is None and target.fold != "never" if folded else target.fold != "always"
     return make(numbers, folded) if allowed else iter(())

@@ -158,7 +158,7 @@ STACKS: dict[str, Stack] = {
             Longrope("mscale", selects="by window"), vllm_window, vllm_rows, nested=True,
             modelling=VLLM_MODELLING, interleaved_longrope=False, hardwired=VLLM_OWN, latent=VLLM_LATENT,
             softmax_key="attention_factor", softmax_off=1.0, current_config=True,
-            types=VLLM_TYPES | {"proportional"}, mrope=True, mrope_ramp=VLLM_MROPE_RAMP, query_growth="top level",
+            types=VLLM_TYPES | {"vllm proportional"}, mrope=True, mrope_ramp=VLLM_MROPE_RAMP, query_growth="top level",
             biases=VLLM_BIASES,
             overrides=True, foreign=VLLM_FOREIGN, other_types=VLLM_OTHER,
             deepseek=DEEPSEEK, serve=VLLM_SERVE, default=True,

@@ -281,13 +281,16 @@ class Longrope:
         return Table(inv_freq, formula if multiplier is None else float(multiplier))
 
 
-def proportional_table(view: View) -> Table:
-    """The table of Gemma 4's full-attention layers: a first share of the pairs rotates, the others have frequency 0."""
-    head_dim = int(view.config.get("global_head_dim") or view.layout.head_dim)
+def proportional_table(view: View, factor: float) -> Table:
+    """The table of Gemma 4's full-attention layers: a first share of the pairs rotates, the others have frequency 0.
+
+    All are divided by `factor`, the key of that name, which vLLM does not read (gemma4_rope.py of 0.28 and 0.32).
+    """
+    head_dim = view.layout.full_head_dim
     rotated = int(view.partial_rotary_factor * head_dim // 2)
     inv_freq = torch.zeros(head_dim // 2)
     inv_freq[:rotated] = default_inv_freq(view.theta, head_dim)[:rotated]
-    return Table(inv_freq / float(view.section.get("factor") or 1.0), 1.0)
+    return Table(inv_freq / factor, 1.0)
 
 
 def dynamic_table(view: View, from_alpha: bool) -> Table:

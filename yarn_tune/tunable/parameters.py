@@ -31,6 +31,10 @@ from ..rope import (
 from .lora import Factors
 
 
+THETAS = ("abf", "ntk")
+"""Methods that give the table of another theta."""
+
+
 @dataclass(frozen=True)
 class WeightFold(ABC):
     """Values of one kind of learned number that acts in the weights.
@@ -223,6 +227,12 @@ class Start:
             raise UserError(
                 f"rope.window: {rope.window}, but layers of this base attend to the last {facts.sliding_window} "
                 "tokens only (sliding window), which no change of RoPE extends"
+            )
+        if facts.theta_only and (rope.frequencies != "fixed" or rope.method not in THETAS):
+            raise UserError(
+                f"rope.frequencies, rope.init: {rope.frequencies} and {rope.init}, but configs of {facts.model_type} carry "
+                "another theta only, and no scaling of single pairs; set rope.frequencies to fixed, rope.init to ntk or "
+                "abf, and rope.query_gains to layer or pair"
             )
         ramp = facts.ramp
         original = ramp.original if ramp else native

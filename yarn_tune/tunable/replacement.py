@@ -48,6 +48,9 @@ class RotaryReplacement(nn.Module):
         if self.bypassed:
             return self.stock(x, position_ids) if layer_type is None else self.stock(x, position_ids, layer_type)
         inv_freq, multiplier = self.table(position_ids)
+        if layer_type is not None and self.stock.rope_type[layer_type] == "proportional":  # type: ignore[index]
+            whole = getattr(self.stock, f"{layer_type}_inv_freq").numel()
+            inv_freq = nn.functional.pad(inv_freq, (0, whole - inv_freq.numel()))
         prefix, kind = ("", ()) if layer_type is None else (f"{layer_type}_", (layer_type,))
         if isinstance(multiplier, Tensor):
             multiplier = multiplier.to(x.device)

@@ -1,0 +1,197 @@
+"""Gemma 4, whose configs carry another theta and nothing else: gains in the norm, theta in the config, all else refused."""
+
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import NATIVE, SMALL, THETA_ONLY, VOCABULARY, finished_run, save_tiny, tiny_config, tiny_model, tiny_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from yarn_tune.errors import UserError
+from yarn_tune.export.checkpoint import export
+from yarn_tune.models.base import BaseModel
+from yarn_tune.models.rope_config import layout_of, rope_facts
+from yarn_tune.planning.starter import propose
+from yarn_tune.recipe.schema import Base, Rope
+from yarn_tune.serving.readers import read
+from yarn_tune.serving.stacks import STACKS
+from yarn_tune.tunable.attachment import attach, base_model_active
+from yarn_tune.tunable.parameters import Start
+from yarn_tune.tunable.query_gains import gains_for
+from yarn_tune.tunable.rotary import at_start
+
+KIND = "gemma4_text"
+WINDOW, FACTOR = 4 * NATIVE, 4.0
+IDS = torch.randint(1, VOCABULARY, (2, 150), generator=torch.Generator().manual_seed(0))
+SETTINGS = ("rope.init=ntk", "rope.query_gains=pair")
+PLAIN = {"rope_type": "default", "rope_theta": 10_000.0}
+HALF = 16
+"""Pairs of a full-attention head; a quarter of them, the first 4, rotate."""
+VISION = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "pooling_kernel_size": 1, "position_embedding_size": 16,
+}  # fmt: skip
+
+
+def stretched(theta: float) -> float:
+    """The theta at which the slowest of 4 pairs, theta^(-6/32), is `FACTOR` times slower."""
+    return theta * FACTOR ** (32 / 6)
+
+
+def with_theta(theta: float):
+    """The stock model under a config with another theta in full-attention layers."""
+    section = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": theta}
+    return tiny_model(KIND, rope_parameters={"full_attention": section, "sliding_attention": dict(PLAIN)})
+
+
+def tuned(gains: str = "pair", init: str = "ntk"):
+    model = tiny_model(KIND)
+    start = Start.of(rope_facts(model.config), Rope(window=WINDOW, frequencies="fixed", init=init, query_gains=gains))
+    return model, attach(model, start, "fixed", [gains_for(model.config.to_dict(), gains)])
+
+
+def test_the_start_is_the_stock_model_with_another_theta():
+    model, rotary = tuned()
+    with torch.no_grad():
+        expected = with_theta(stretched(1e6))(IDS, use_cache=False).logits
+        found = model(IDS, use_cache=False).logits
+        base = tiny_model(KIND)(IDS, use_cache=False).logits
+        assert (found - expected).abs().max() < 1e-4
+        assert (found - base).abs().max() > 1e-2
+        with base_model_active(rotary):
+            assert torch.equal(model(IDS, use_cache=False).logits, base)
+
+
+def loss_of(model):
+    logits = model(IDS, use_cache=False).logits
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
+
+
+@pytest.mark.parametrize("gains", ["layer", "pair"])
+def test_gradients_match_finite_differences(gains):
+    """In float64 (the norms compute in float32); one of the two tuned layers reuses the keys and values of the other."""
+    model = tiny_model(KIND, dtype=torch.float64)
+    start = Start.of(rope_facts(model.config), Rope(window=WINDOW, frequencies="fixed", init="ntk", query_gains=gains))
+    rotary = attach(model, start, "fixed", [gains_for(model.config.to_dict(), gains)])
+    assert rotary.count() == {"gain": 2 * (4 if gains == "pair" else 1)}
+    (numbers,) = rotary.trainable()
+    (gradient,) = torch.autograd.grad(loss_of(model), [numbers])
+    assert (gradient.flatten(1).abs().amax(1) > 0).all()
+    step = 2e-3 * gradient / gradient.norm()
+    with torch.no_grad():
+        sides = []
+        for sign in (1, -1):
+            numbers.copy_(sign * step)
+            sides.append(loss_of(model).item())
+    assert (sides[0] - sides[1]) / 4e-3 == pytest.approx(gradient.norm().item(), rel=2e-3)
+
+
+def check_folds(before: dict, after: dict, prefix: str) -> None:
+    """The norms of full-attention layers hold the gains of the rotated pairs; all other tensors are those of the base."""
+    for name, tensor in before.items():
+        if name not in (f"{prefix}layers.{layer}.self_attn.q_norm.weight" for layer in (1, 3)):
+            assert torch.equal(after[name], tensor), name
+            continue
+        ratio = after[name] / tensor
+        assert torch.equal(ratio[:4], ratio[HALF : HALF + 4])
+        assert (ratio[:4] != 1).all()
+        rest = [*range(4, HALF), *range(HALF + 4, 2 * HALF)]
+        assert torch.equal(ratio[rest], torch.ones(len(rest)))
+
+
+def test_the_export_is_a_stock_checkpoint(tmp_path):
+    run = finished_run(tmp_path, "fixed", KIND, WINDOW, settings=SETTINGS, log_temperature=0.0)
+    out = tmp_path / "export"
+    export(run, out=out)
+    base = json.loads((tmp_path / "base" / "config.json").read_text())
+    config = json.loads((out / "config.json").read_text())
+    full = config["rope_parameters"]["full_attention"]
+    assert full["rope_theta"] == pytest.approx(stretched(1e6), rel=1e-5)
+    assert full == {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": full["rope_theta"]}
+    changed = {key for key in config if config[key] != base.get(key)}
+    assert changed == {"rope_parameters", "max_position_embeddings"}
+    assert config["rope_parameters"]["sliding_attention"] == base["rope_parameters"]["sliding_attention"]
+    files = [load_file(folder / "model.safetensors") for folder in (tmp_path / "base", out)]
+    check_folds(*files, "model.")
+    served, model = AutoModelForCausalLM.from_pretrained(out).eval(), tuned()
+    model[1].load_numbers(load_file(run.numbers_path))
+    with torch.no_grad():
+        assert (served(IDS).logits - model[0](IDS, use_cache=False).logits).abs().max() < 1e-4
+
+
+def wrapped_config() -> dict[str, object]:
+    text = {**SMALL, **THETA_ONLY[KIND]}
+    return {"text_config": text, "vision_config": VISION, "audio_config": None, "image_token_id": 120,
+            "video_token_id": 121, "audio_token_id": 122, "boi_token_id": 123, "eoi_token_id": 124}  # fmt: skip
+
+
+def test_the_wrapper_is_exported_as_a_whole(tmp_path):
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model("gemma4", **wrapped_config()))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.15)
+    model.save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    run = finished_run(tmp_path, "fixed", window=WINDOW, base=tmp_path / "base", settings=SETTINGS, log_temperature=0.0)
+    out = tmp_path / "export"
+    export(run, out=out)
+    base, config = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "base", out))
+    assert config["text_config"]["rope_parameters"]["full_attention"]["rope_theta"] == pytest.approx(
+        stretched(1e6), rel=1e-5
+    )
+    assert {key for key in config if config[key] != base.get(key)} == {"text_config"}
+    files = [load_file(folder / "model.safetensors") for folder in (tmp_path / "base", out)]
+    check_folds(*files, "model.language_model.")
+    served = AutoModelForImageTextToText.from_pretrained(out)
+    inv_freq = served.model.language_model.rotary_emb.full_attention_inv_freq
+    assert torch.allclose(inv_freq[:4], stretched(1e6) ** -(torch.arange(4) / HALF))
+    assert not inv_freq[4:].any()
+
+
+@pytest.mark.parametrize(
+    ("rope", "words"),
+    [
+        ({}, "another theta only"),
+        ({"frequencies": "per_pair", "init": "ntk"}, "another theta only"),
+        ({"frequencies": "fixed", "query_gains": "pair"}, "rope.init to ntk or abf"),
+        ({"frequencies": "fixed", "init": "ntk", "query_gains": "pair_phase"}, "normalises queries; use pair"),
+        ({"frequencies": "fixed", "init": "ntk", "query_gains": "head"}, "share one norm"),
+        ({"frequencies": "fixed", "init": "ntk", "qk_bias": True}, "not known to have biases"),
+    ],
+)
+def test_what_its_configs_cannot_carry_is_refused(rope, words, tmp_path):
+    base = BaseModel(Base(model=str(save_tiny(tmp_path / "base", KIND)), dtype="float32"))
+    with pytest.raises(UserError, match=words):
+        at_start(base, Rope(window=WINDOW, **rope))
+
+
+def test_a_full_section_of_another_type_is_refused():
+    config = tiny_config(KIND, rope_parameters={"full_attention": dict(PLAIN), "sliding_attention": dict(PLAIN)})
+    with pytest.raises(UserError, match="another RoPE in full-attention layers than its releases"):
+        rope_facts(config)
+
+
+def test_init_proposes_gains_of_pairs_over_another_theta(tmp_path):
+    base = save_tiny(tmp_path / "base", KIND)
+    recipe = propose(str(base), WINDOW, ["train.jsonl"], ["heldout.jsonl"]).recipe
+    assert (recipe.rope.init, recipe.rope.frequencies, recipe.rope.query_gains) == ("ntk", "fixed", "pair")
+
+
+@pytest.mark.rope_warnings  # transformers reads the factor, and calls it unrecognized
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_readers_agree_with_transformers_module_for_both_spellings_of_the_head(factor):
+    """transformers saves `per_layer_config`, releases have `global_head_dim`; vLLM does not read `factor`."""
+    section = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6, "factor": factor}
+    sections = {"full_attention": section, "sliding_attention": dict(PLAIN)}
+    saved = tiny_config(KIND, rope_parameters=sections).to_dict()
+    released = {**SMALL, **THETA_ONLY[KIND], "model_type": KIND, "rope_parameters": copy.deepcopy(sections)}
+    expected = tiny_model(KIND, rope_parameters=copy.deepcopy(sections)).model.rotary_emb.full_attention_inv_freq
+    for config in (json.loads(json.dumps(saved)), released):
+        assert layout_of(config).full_head_dim == 2 * HALF
+        (own,) = read(STACKS["transformers"], config).tables["full_attention"]
+        (other,) = read(STACKS["vllm"], config).tables["full_attention"]
+        assert torch.allclose(own.inv_freq, expected, rtol=1e-6, atol=0)
+        assert torch.allclose(other.inv_freq, factor * expected, rtol=1e-6, atol=0)
