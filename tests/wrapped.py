@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 
 import torch
-from tiny import DELTA, EXPERTS, HYBRID, LATENT, SLIDING, SMALL, tiny_tokenizer
+from tiny import DELTA, EXPERTS, HYBRID, LATENT, SLIDING, SMALL, THETA_ONLY, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 IMAGE, VIDEO, START, END = 120, 121, 122, 123
@@ -80,11 +80,24 @@ SIZES: dict[str, dict[str, object]] = {
     },
 }  # fmt: skip
 """The config of a small model of each wrapper. A name may end in a variant after a colon."""
+THETA_ONLY_SIZES: dict[str, dict[str, object]] = {
+    "gemma4": {
+        "text_config": {**SMALL, **THETA_ONLY["gemma4_text"]},
+        "vision_config": {
+            "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "pooling_kernel_size": 1,
+            "position_embedding_size": 16,
+        },
+        "audio_config": None, "image_token_id": IMAGE, "video_token_id": VIDEO, "audio_token_id": 124,
+        "boi_token_id": START, "eoi_token_id": END,
+    },
+}  # fmt: skip
+"""The same for wrappers of language models whose configs carry only another theta."""
 
 
 def wrapped_config(name: str, **text: object):
     """The config of a small wrapper; `text` replaces keys of its language model."""
-    given = copy.deepcopy(SIZES[name])
+    given = copy.deepcopy((SIZES | THETA_ONLY_SIZES)[name])
     given["text_config"] |= text
     return AutoConfig.for_model(name.partition(":")[0], **given)
 

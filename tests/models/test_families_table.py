@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from names import NAMES
-from tiny import FAMILY_SIZES, NATIVE, recipe_tree, save_tiny
-from wrapped import SIZES, save_wrapped
+from tiny import FAMILY_SIZES, NATIVE, THETA_ONLY, recipe_tree, save_tiny
+from wrapped import SIZES, THETA_ONLY_SIZES, save_wrapped
 from yarn_tune.errors import UserError
 from yarn_tune.export.gguf import ARCHITECTURES, BY_FLAGS
 from yarn_tune.models.base import BaseModel
@@ -55,7 +55,7 @@ Trained on text, in the language model alone; the export is the whole model with
 | model type | rope.frequencies | rope.query_gains | folded into | served by default on | vLLM run | llama.cpp | note |
 |---|---|---|---|---|---|---|---|
 """
-WHOLE = [name for name in SIZES if ":" not in name]
+WHOLE = sorted(name for name in SIZES | THETA_ONLY_SIZES if ":" not in name)
 REFUSED = """
 ## Refused
 
@@ -66,7 +66,10 @@ checkpoint.
 | model types | reason |
 |---|---|"""
 VLLM = (Path(__file__).parents[1] / "engines" / "test_vllm.py").read_text()
-RUN = sorted(set(re.findall(r'"(\w+)"', re.search(r"^FAMILIES = .*?^RUNGS", VLLM, re.S | re.M)[0])) & {*FAMILY_SIZES})
+RUN = sorted(
+    set(re.findall(r'"(\w+)"', re.search(r"^FAMILIES = .*?^RUNGS", VLLM, re.S | re.M)[0]))
+    & {*FAMILY_SIZES, *THETA_ONLY}
+)
 """Served by the real vLLM in its tests, which are named there."""
 MULTIMODAL = (Path(__file__).parents[1] / "engines" / "test_vllm_multimodal.py").read_text()
 WRAPPED_RUN = sorted(
@@ -110,6 +113,8 @@ def row(kind: str, base: Path, folder: Path) -> str:
         )
 
     parameterisations = [frequencies for frequencies in ("scale", "ramp", "per_pair") if allowed(settles(frequencies))]
+    if family in THETA_ONLY:
+        parameterisations = ["fixed (`rope.init`: ntk, abf)"]
     rungs = [r for r in ("layer", "head", "pair", "pair_phase") if allowed(lambda r=r: gains_for(config, r))]
     place = "nothing"
     if FAMILIES[family].queries is not None:
@@ -155,7 +160,9 @@ def test_the_page_is_up_to_date(tmp_path):
     text = (
         named_rows()
         + HEAD
-        + "\n".join(row(each, save_tiny(tmp_path / each, each), tmp_path) for each in supported())
+        + "\n".join(
+            row(each, save_tiny(tmp_path / each, each), tmp_path) for each in sorted([*supported(), *THETA_ONLY])
+        )
         + "\n"
     )
     text += WRAPPED + "\n".join(row(each, save_wrapped(tmp_path / each, each), tmp_path) for each in WHOLE) + "\n"

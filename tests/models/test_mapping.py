@@ -5,13 +5,13 @@ import re
 import sys
 
 import pytest
-from tiny import FAMILY_SIZES, tiny_config
+from tiny import FAMILY_SIZES, THETA_ONLY, tiny_config
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
-from wrapped import SIZES
+from wrapped import SIZES, THETA_ONLY_SIZES
 from yarn_tune.errors import UserError
 from yarn_tune.models.families import FAMILIES
 from yarn_tune.models.rope_config import layout_of, refusal, rope_facts
@@ -53,7 +53,7 @@ def test_it_works_or_is_refused_for_a_true_reason(kind):
         text = config
     reason = refusal(config)
     if reason is None:
-        assert kind in FAMILY_SIZES or kind in SIZES, "supported families are tested"
+        assert kind in FAMILY_SIZES | THETA_ONLY | SIZES | THETA_ONLY_SIZES, "supported families are tested"
         assert rope_facts(config).dim > 0
         return
     assert reason
@@ -98,4 +98,4 @@ def test_rows_name_model_types_that_exist():
     for kind, row in FAMILIES.items():
         assert row.model_type == kind
         assert kind in CONFIG_MAPPING, kind
-        assert (row.alone and not row.refused) == (kind in FAMILY_SIZES), kind
+        assert (row.alone and not row.refused) == (kind in FAMILY_SIZES | THETA_ONLY), kind

@@ -105,6 +105,7 @@ def _ramp(section: dict[str, Any], original: int, longest: int) -> Ramp:
 
 def head_dim_of(config: PreTrainedConfig, full: bool = False) -> int:
     """Dimensions of one head; with latent attention, those of its rotated part.
+
     With `full`, those in full-attention layers, whose heads are larger in Gemma 4.
 
     Raises:
@@ -219,7 +220,7 @@ class RopeFacts:
     """Number of tokens that the layer with the longest sliding window attends to; None for all tokens."""
 
     theta_only: bool = False
-    """`Family.theta_only`; `theta` is then the config's to the power of the rotated share, as for rotated pairs alone."""
+    """`Family.theta_only`; `theta` is then the config's to the power of the rotated share."""
     kept: tuple[tuple[str, Any], ...] = ()
     """Keys of its rope section, and their values, that an export must keep (`KEPT`)."""
 

@@ -53,7 +53,14 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..models import FULL, WRAPPERS, family_of, layout_of, text_section, with_text_section
-from ..rope import YarnRamp, default_inv_freq, longrope_attention_factor, longrope_inv_freq, yarn_attention_factor, yarn_inv_freq
+from ..rope import (
+    YarnRamp,
+    longrope_attention_factor,
+    longrope_inv_freq,
+    proportional_inv_freq,
+    yarn_attention_factor,
+    yarn_inv_freq,
+)
 from ..tunable import Learned
 from .rules import VLLM_KEYS, default_section
 
@@ -135,7 +142,7 @@ class RopeEncoding:
         """The inverse frequencies that these keys define, float32 `[dim / 2]`."""
         section = self.rope_parameters
         if section["rope_type"] == "proportional":
-            return default_inv_freq(section["rope_theta"] ** section["partial_rotary_factor"], dim)
+            return proportional_inv_freq(section["rope_theta"], dim, round(dim / section["partial_rotary_factor"]))
         if section["rope_type"] == "longrope":
             return longrope_inv_freq(section["rope_theta"], dim, section["long_factor"])
         original, betas = section["original_max_position_embeddings"], (section["beta_fast"], section["beta_slow"])
@@ -202,11 +209,10 @@ def theta_encodings(numbers: Learned, folded: bool) -> Iterator[RopeEncoding]:
     facts, factors = numbers.facts, numbers.factors
     if factors is None or folded or numbers.attention_factor != 1.0:
         return
-    theta = facts.theta * factors[-1] ** (facts.dim / (facts.dim - 2))
-    error = (default_inv_freq(theta, facts.dim) / numbers.inv_freq() - 1).abs().max().item()
-    if error < THETA_TOLERANCE:
+    wanted = longrope_inv_freq(facts.theta, facts.dim, factors)
+    if (numbers.inv_freq() / wanted - 1).abs().max().item() < THETA_TOLERANCE:
         share = facts.partial_rotary_factor
-        section = {"rope_type": "proportional", "partial_rotary_factor": share, "rope_theta": theta ** (1 / share)}
+        section = {"rope_type": "proportional", "partial_rotary_factor": share, "rope_theta": numbers.config_theta}
         yield RopeEncoding("proportional", section, numbers.window)
 
 

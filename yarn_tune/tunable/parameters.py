@@ -23,16 +23,13 @@ from ..rope import (
     cope_inv_freq,
     default_inv_freq,
     longrope_inv_freq,
+    proportional_inv_freq,
     search_free_inv_freq,
     snapped_betas,
     yarn_attention_factor,
     yarn_inv_freq,
 )
 from .lora import Factors
-
-
-THETAS = ("abf", "ntk")
-"""Methods that give the table of another theta."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +148,19 @@ class Learned:
         """The multiplier of cos and sin, 1 / sqrt(temperature)."""
         return 1.0 / math.sqrt(self.temperature)
 
+    @property
+    def config_theta(self) -> float:
+        """The theta of the config from which the slowest pair gets its factor, where only theta can change."""
+        assert self.factors is not None
+        facts = self.facts
+        stretched = facts.theta * self.factors[-1] ** (facts.dim / (facts.dim - 2))
+        return float(stretched ** (facts.head_dim / facts.dim))
+
     def inv_freq(self) -> Tensor:
         """The table as a stock model computes it from these numbers, float32 `[d/2]`."""
         theta, dim = self.facts.theta, self.facts.dim
+        if self.facts.theta_only:
+            return proportional_inv_freq(self.config_theta, dim, self.facts.head_dim)
         if self.factors is not None:
             return longrope_inv_freq(theta, dim, self.factors)
         assert self.scale is not None
@@ -227,12 +234,6 @@ class Start:
             raise UserError(
                 f"rope.window: {rope.window}, but layers of this base attend to the last {facts.sliding_window} "
                 "tokens only (sliding window), which no change of RoPE extends"
-            )
-        if facts.theta_only and (rope.frequencies != "fixed" or rope.method not in THETAS):
-            raise UserError(
-                f"rope.frequencies, rope.init: {rope.frequencies} and {rope.init}, but configs of {facts.model_type} carry "
-                "another theta only, and no scaling of single pairs; set rope.frequencies to fixed, rope.init to ntk or "
-                "abf, and rope.query_gains to layer or pair"
             )
         ramp = facts.ramp
         original = ramp.original if ramp else native

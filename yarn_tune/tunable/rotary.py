@@ -33,6 +33,9 @@ from .lora import PREFIX, LoraFactors, factors_of
 from .parameters import Adjustment, Learned, Start
 from .replacement import RotaryReplacement, move_only
 
+THETAS = ("abf", "ntk")
+"""Methods whose table is that of another theta."""
+
 
 class TunableRotary(RotaryReplacement):
     """All trainable parameters of a run, in a module that replaces the model's rotary module.
@@ -191,4 +194,10 @@ def at_start(base: BaseModel, rope: Rope) -> TunableRotary:
         UserError: if this base does not support the parameters.
     """
     start = Start.of(base.facts, rope)
+    if base.facts.theta_only and (rope.frequencies != "fixed" or rope.method not in THETAS):
+        raise UserError(
+            f"rope.frequencies, rope.init: {rope.frequencies} and {rope.init}, but a config of {base.facts.model_type} "
+            "carries another theta only, and no factors of single pairs; set rope.frequencies to fixed, rope.init to "
+            "ntk or abf, and rope.query_gains to layer or pair"
+        )
     return TunableRotary(nn.Identity(), start, rope.frequencies, adjustments_for(base.written, rope))
