@@ -112,9 +112,9 @@ def row(kind: str, base: Path, folder: Path) -> str:
             rotary.learned(), Target.of_model(BaseModel(recipe.base), recipe.export, recipe.rope)
         )
 
-    parameterisations = [frequencies for frequencies in ("scale", "ramp", "per_pair") if allowed(settles(frequencies))]
-    if family in THETA_ONLY:
-        parameterisations = ["fixed (`rope.init`: ntk, abf)"]
+    parameterisations = ["fixed (`rope.init`: ntk, abf)"]
+    if family not in THETA_ONLY:
+        parameterisations = [each for each in ("scale", "ramp", "per_pair") if allowed(settles(each))]
     rungs = [r for r in ("layer", "head", "pair", "pair_phase") if allowed(lambda r=r: gains_for(config, r))]
     place = "nothing"
     if FAMILIES[family].queries is not None:

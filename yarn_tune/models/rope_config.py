@@ -113,7 +113,7 @@ def head_dim_of(config: PreTrainedConfig, full: bool = False) -> int:
     """
     per_layer = getattr(config, "is_heterogeneous", False)
     if per_layer and full and FULL in config.layer_types:
-        return int(config.per_layer_config[FULL].head_dim)
+        return int(config.per_layer_config[config.layer_types.index(FULL)].head_dim)
     own = config.to_dict().get("head_dim") if per_layer else getattr(config, "head_dim", None)
     given = getattr(config, "qk_rope_head_dim", None) or own
     try:
