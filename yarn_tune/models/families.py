@@ -163,7 +163,7 @@ _WORKING = {
                norm_shift=1.0, tuned_kind=FULL, local_theta_key="rope_local_base_freq"),
         Family(model_type="gemma3n_text", bias_key=BIAS, note="only full-attention layers are tuned", since=(5, 19),
                queries=Q_NORM, tuned_kind=FULL, local_theta_key="rope_local_base_freq"),
-        Family(model_type="gemma4_text", note="only full-attention layers are tuned; configs carry another theta only",
+        Family(model_type="gemma4_text", since=(5, 23), note="only full-attention layers; its configs carry theta only",
                queries=Q_NORM, tuned_kind=FULL, theta_only=True),
         Family(model_type="glm", biased=True, bias_key=BIAS,
                note="pairs are interleaved, half of each head is rotated", interleaved=True,
