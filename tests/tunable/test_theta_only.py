@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tiny import NATIVE, SMALL, THETA_ONLY, VOCABULARY, finished_run, save_tiny, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -16,6 +17,7 @@ from yarn_tune.models.rope_config import layout_of, rope_facts
 from yarn_tune.models.token_loss import hidden_states
 from yarn_tune.models.wrappers import decoder_layers
 from yarn_tune.planning.starter import propose
+from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Base, Rope
 from yarn_tune.serving.readers import read
 from yarn_tune.serving.stacks import STACKS
@@ -171,7 +173,9 @@ def test_a_full_section_of_another_type_is_refused():
 
 def test_init_proposes_gains_of_pairs_over_another_theta(tmp_path):
     base = save_tiny(tmp_path / "base", KIND)
-    recipe = propose(str(base), WINDOW, ["train.jsonl"], ["heldout.jsonl"]).recipe
+    proposal = propose(str(base), WINDOW, ["train.jsonl"], ["heldout.jsonl"])
+    recipe = proposal.recipe
+    assert parse_recipe(yaml.safe_load(proposal.text), []).rope == recipe.rope
     assert (recipe.rope.init, recipe.rope.frequencies, recipe.rope.query_gains) == ("ntk", "fixed", "pair")
 
 

@@ -2,7 +2,7 @@
 
 import yaml
 
-from ..recipe import Rates, Recipe
+from ..recipe import YARN, Rates, Recipe
 from .cost import Cost
 
 
@@ -58,10 +58,12 @@ def _head(recipe: Recipe, cost: Cost, native: int, gpu_gib: float, path: str, re
 def _rope(recipe: Recipe, native: int) -> list[str]:
     gains = recipe.rope.query_gains
     bias = ["  qk_bias: true           # offsets of queries and keys, exported as biases of their projections"]
+    init = [] if recipe.rope.init == YARN else [f"  init: {recipe.rope.init}                # configs carry theta only"]
     return [
         "rope:",
         f"  window: {recipe.rope.window}",
         f"  native: {native}               # from the config; correct it if the model was trained on shorter text",
+        *init,
         f"  frequencies: {recipe.rope.frequencies}",
         f"  query_gains: {gains}" + ("" if gains == "none" else "       # folded into the query weights at export"),
         *(bias if recipe.rope.qk_bias else []),
