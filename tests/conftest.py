@@ -35,6 +35,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[bool]:
+    """Later tests of this process start in the same folder, whatever a test leaves behind."""
+    folder = os.getcwd()
+    try:
+        return (yield)
+    finally:
+        os.chdir(folder)
+
+
 @pytest.fixture(autouse=True)
 def _rope_warnings_fail(request: pytest.FixtureRequest):
     """transformers warns where it should raise; a rope warning nobody expects fails the test.

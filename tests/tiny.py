@@ -1,5 +1,6 @@
 """Tiny random models of every family, tiny documents, recipes and finished runs for the tests."""
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -174,7 +175,9 @@ YARN_ALONE = sorted({each for each in FAMILY_SIZES if FAMILIES[each].interleaved
 
 
 def tiny_config(family: str, **extra: object):
-    return AutoConfig.for_model(family, **{**SMALL, **(FAMILY_SIZES | THETA_ONLY).get(family, {}), **extra})
+    # A copy: config objects keep the dicts they are given, and tests change these.
+    settings = {**SMALL, **(FAMILY_SIZES | THETA_ONLY).get(family, {}), **extra}
+    return AutoConfig.for_model(family, **copy.deepcopy(settings))
 
 
 def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32, **extra: object):
@@ -289,4 +292,4 @@ def write_metrics(folder: Path, steps: int, tokens: int = 2048, seconds: float =
     )
 
 
-ENGINES = Path(os.environ.get("YARN_TUNE_ENGINES", Path(__file__).parents[1] / ".engines"))
+ENGINES = Path(os.environ.get("YARN_TUNE_ENGINES", Path(__file__).parents[1] / ".engines")).resolve()

@@ -1,6 +1,7 @@
 """The harness that damages every file of a run: a few tries here, hundreds by `python benchmarks/damage.py`."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def test_the_harness_finds_a_checksum_that_is_not_checked(tmp_path, monkeypatch)
         monkeypatch.setattr("yarn_tune.evaluation.nll_cache.read_tensors_and_metadata", unchecked)
         done, values = world.observe("compare")
     finally:
-        monkeypatch.chdir(before)
+        os.chdir(before)  # monkeypatch would return to the folder of the run afterwards
     assert done.code == 0
     assert damage.different(values, world.truth["compare"])
 
