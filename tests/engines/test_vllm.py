@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import GROWING, THETA_ONLY, YARN_ALONE, finished_run, save_tiny
+from tiny import GROWING, YARN_ALONE, finished_run, save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from yarn_tune.cli.main import main
 from yarn_tune.engines.agreement import agreement, compare_with_transformers, random_prompts, transformers_logprobs
@@ -63,9 +63,6 @@ EXTRA = {
     "gemma3n_text": SLIDING | {"activation_sparsity_pattern": [0.0] * 2, "num_kv_shared_layers": 0},
     "solar_open": {"head_dim": 64, "first_k_dense_replace": 1},
     "cwm": SLIDING,
-    "gemma4_text": SLIDING | {
-        "global_head_dim": 128, "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2,
-    },
     "vaultgemma": SLIDING | {"query_pre_attn_scalar": 64},
     "granitemoehybrid": {**MAMBA, "layer_types": ["mamba", "attention"]},
     "falcon_h1": {**MAMBA, "head_dim": 64, "mamba_d_ssm": 256},
@@ -96,7 +93,6 @@ ONCE = {
         ("deepseek_v2", "deepseek_v3", "ernie4_5", "ernie4_5_moe", "glm", "glm4", "glm4_moe_lite", "gpt_oss", "helium"),
         "scale-above",
     ),
-    "gemma4_text": "pair",
 }  # fmt: skip
 """With one: lists of factors where vLLM takes them."""
 RUNGS = [
@@ -133,8 +129,6 @@ def exported(folder: Path, family: str, learned: str, base: Path | None = None, 
     frequencies, offsets = LEARNED.get(learned, LEARNED["scale-above" if family in YARN_ALONE else "per_pair"])
     if rung != learned and rung != "none":
         frequencies, offsets = "fixed", {"log_temperature": 0.0, "offsets.log_scale": 0.0}
-    if family in THETA_ONLY:
-        frequencies, offsets = "fixed", {"log_temperature": 0.0}
     biases = learned == "qk_bias"
     if biases:
         rung, frequencies = "none", LEARNED["scale-above" if family in YARN_ALONE else "per_pair"][0]
@@ -144,7 +138,6 @@ def exported(folder: Path, family: str, learned: str, base: Path | None = None, 
     settings = (
         "export.tolerance=1e-3",
         f"rope.query_gains={rung}",
-        f"rope.init={'ntk' if family in THETA_ONLY else 'yarn'}",
         f"rope.qk_bias={str(biases).lower()}",
         f"export.as_llama={str(biases and family == 'mistral').lower()}",
     )  # random weights; the comparison with vLLM is the test here
