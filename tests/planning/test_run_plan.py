@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub import constants
 from tiny import finished_run, recipe_tree, save_tiny, tiny_config, write_metrics
 from transformers import AutoConfig
+from yarn_tune.data.heldout import excerpt_lengths
 from yarn_tune.errors import UserError
-from yarn_tune.evaluation.comparison import eval_lengths
 from yarn_tune.models.base import BaseModel
 from yarn_tune.planning.run_plan import plan
 from yarn_tune.recipe.loading import parse_recipe
@@ -44,7 +44,8 @@ def planned(tree, *settings):
 )
 def test_heldout_documents_too_short_to_compare_on_stop_a_plan(tree, settings, longest):
     recipe = parse_recipe(tree, settings)
-    assert max(eval_lengths(recipe, Start.of(BaseModel(recipe.base).facts, recipe.rope))) == longest
+    start = Start.of(BaseModel(recipe.base).facts, recipe.rope)
+    assert max(excerpt_lengths(recipe.eval, start.native, start.window)) == longest
     if longest <= 601:
         planned_recipe(recipe)
         return

@@ -1,6 +1,6 @@
 """Documents, packing into rows, positions, planted retrieval questions, and held-out excerpts."""
 
-from .heldout import check_heldout, doubled, grid_lengths, heldout_excerpts, heldout_tokens
+from .heldout import check_heldout, excerpt_lengths, grid_lengths, heldout_excerpts, heldout_tokens
 from .needles import PLAIN, TASKS, WORDINGS, Prompt, PromptSpec, Wording, plant_needles, prompt_of
 from .packing import Account, pack_long
 from .positions import Coverage, Placed, place_contiguous
@@ -21,7 +21,7 @@ __all__ = [
     "build_rows",
     "build_rows_apart",
     "check_heldout",
-    "doubled",
+    "excerpt_lengths",
     "grid_lengths",
     "has_several",
     "heldout_excerpts",

@@ -110,6 +110,11 @@ def grid_lengths(retrieval: Retrieve, native: int, window: int) -> list[int]:
     return sorted(set(retrieval.lengths or [length - room for length in doubled(native, window)]))
 
 
+def excerpt_lengths(evaluation: Eval, native: int, window: int) -> list[int]:
+    """The recipe's lengths of excerpts in tokens, or the native window doubled up to the window."""
+    return sorted(set(evaluation.lengths or doubled(native, window)))
+
+
 def doubled(native: int, window: int) -> list[int]:
     """The native window and its doublings below the window, followed by the window."""
     lengths = [native]

@@ -3,7 +3,7 @@
 from .comparison import compare, named_rows
 from .factor_sweep import check_factors, sweep, sweep_table
 from .methods import Method, search_free_methods
-from .native_adapted import learn_native_adapted
+from .native_adapted import has_control, learn_native_adapted
 from .nll_cache import NllCache
 from .perplexity import NllSum, bucket_edges, by_position, full_nll, slid_nll
 from .results import COMPARED, CompareRow, Comparison, TextResult, table, tables
@@ -37,6 +37,7 @@ __all__ = [
     "compare",
     "full_nll",
     "greedy_answer",
+    "has_control",
     "learn_native_adapted",
     "load_records",
     "named_rows",

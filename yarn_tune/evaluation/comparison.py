@@ -15,11 +15,11 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data import doubled, grid_lengths, heldout_excerpts, heldout_tokens
+from ..data import excerpt_lengths, grid_lengths, heldout_excerpts, heldout_tokens
 from ..errors import UserError
 from ..files import locked
 from ..models import BaseModel, base_identity
-from ..recipe import Recipe, load_recipe
+from ..recipe import load_recipe
 from ..runs import Run, TunedRow, tuned_row
 from ..tunable import Start
 from .methods import Method, search_free_methods
@@ -104,7 +104,7 @@ def candidates(
 ) -> list[Candidate]:
     """Every row of a comparison, in the order of the table."""
     start = Start.of(run.base.facts, run.recipe.rope)
-    stride = run.recipe.eval.stride or max(1, start.native // 4)
+    stride = run.recipe.eval.stride_over(start.native)
 
     def one_pass(method: Method, shared: bool = False) -> Callable[[Tensor], tuple[Tensor, float]]:
         return lambda document: cache.full(method, document, shared)
@@ -168,7 +168,7 @@ def _compare(
 ) -> Comparison:
     recipe, base = run.recipe, run.base
     start = Start.of(base.facts, recipe.rope)
-    lengths = eval_lengths(recipe, start)
+    lengths = excerpt_lengths(recipe.eval, start.native, start.window)
     edges = bucket_edges(max(lengths), recipe.eval.buckets)
     cache = NllCache(base, run.folder / "nll", recipe.eval.chunk)
     control = learn_native_adapted(run) if only is None or NATIVE_ADAPTED in only else None
@@ -182,11 +182,6 @@ def _compare(
     if only is None:  # readers of compare.json, such as the model card, expect every row
         comparison.save(run.folder / COMPARED)
     return comparison
-
-
-def eval_lengths(recipe: Recipe, start: Start) -> list[int]:
-    """The recipe's lengths in tokens, or the native window doubled up to the window."""
-    return sorted(set(recipe.eval.lengths or doubled(start.native, start.window)))
 
 
 @dataclass(frozen=True)

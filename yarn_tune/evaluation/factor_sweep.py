@@ -60,7 +60,7 @@ def sweep(run: Run, factors: list[float]) -> list[SweepCell]:
     recipe, cells = run.recipe, []
     begin = Start.of(run.base.facts, recipe.rope)
     cache = NllCache(run.base, run.folder / "nll", recipe.eval.chunk)
-    stride = recipe.eval.stride or max(1, begin.native // 4)
+    stride = recipe.eval.stride_over(begin.native)
     for factor in factors:
         length = round(factor * begin.native)
         excerpts = heldout_excerpts(recipe.data, run.base, length, recipe.eval.documents)

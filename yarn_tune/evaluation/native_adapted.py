@@ -7,7 +7,7 @@ the document, it shows which part of a tuned model's gain is a longer reach.
 from dataclasses import replace
 
 from ..errors import UserError
-from ..recipe import YARN
+from ..recipe import YARN, Recipe
 from ..runs import Run, TunedRow, tuned_row
 from ..training import train
 from ..tunable import Start, kinds_of
@@ -16,8 +16,14 @@ NAME = "native-adapted"
 """Name of the control's row, and of its folder inside the run folder."""
 
 
+def has_control(recipe: Recipe) -> bool:
+    """Whether a run has a control: `eval.native_adapted` is on, and more than frequencies is learned."""
+    adapts = {kind.name for kind in kinds_of(recipe.rope, recipe.lora)} - {"frequency", "temperature"}
+    return recipe.eval.native_adapted and bool(adapts)
+
+
 def native_adapted_run(run: Run) -> Run | None:
-    """The control's run; None where `eval.native_adapted` is off, or where only frequencies are learned.
+    """The control's run; None where there is none (`has_control`).
 
     It reads the same rows in the same steps, cut to the native window, so that it learns from as many tokens. Its rows
     have no planted questions, since the cuts would separate most questions from their needles.
@@ -26,8 +32,7 @@ def native_adapted_run(run: Run) -> Run | None:
         UserError: if the rows cannot be cut into native windows.
     """
     recipe = run.recipe
-    adapts = {kind.name for kind in kinds_of(recipe.rope, recipe.lora)} - {"frequency", "temperature"}
-    if not (recipe.eval.native_adapted and adapts):
+    if not has_control(recipe):
         return None
     start = Start.of(run.base.facts, recipe.rope)
     tokens = recipe.row_tokens()

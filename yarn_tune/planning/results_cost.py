@@ -7,7 +7,8 @@ base, search-free YaRN and the learned numbers. Results that are kept already (`
 
 from dataclasses import dataclass, replace
 
-from ..data import doubled, grid_lengths
+from ..data import excerpt_lengths, grid_lengths
+from ..evaluation import has_control
 from ..export import prompt_lengths
 from ..models import GIB
 from ..recipe import Recipe
@@ -48,13 +49,13 @@ def estimate_results(recipe: Recipe, shape: Shape) -> ResultsCost:
     """
     settings, forward = recipe.eval, Forward.of(shape)
     native, window = recipe.rope.native or shape.native, recipe.rope.window
-    lengths = set(settings.lengths or doubled(native, window))
+    lengths = excerpt_lengths(settings, native, window)
     longest = max(lengths)
     inside = min(native, longest)
-    slid = windows(longest, native, settings.stride or max(1, native // 4))
+    slid = windows(longest, native, settings.stride_over(native))
     search_free = {"none", "yarn", *settings.methods}
-    control = settings.native_adapted and (recipe.rope.query_gains != "none" or recipe.rope.qk_bias or recipe.lora)
-    at_lengths = sorted((lengths | {inside}) - {longest}) if "dynamic" in search_free else []
+    control = has_control(recipe)
+    at_lengths = sorted({*lengths, inside} - {longest}) if "dynamic" in search_free else []
     slid_rows = 3 if control else 2  # of the base, of the learned numbers, of the control
     whole_rows = len(search_free) + 1
     excerpts = settings.documents * (2 if recipe.data.heldout_unlike else 1)

@@ -60,6 +60,10 @@ class Eval:
     retrieval: Retrieve | None = None
     """null: retrieval is not measured."""
 
+    def stride_over(self, native: int) -> int:
+        """The stride of a native window of so many tokens."""
+        return self.stride or max(1, native // 4)
+
 
 StackName = Literal[
     "transformers", "transformers-4.57", "transformers-4.55", "transformers-4.50", "vllm", "vllm-0.29", "vllm-0.19",

@@ -13,6 +13,7 @@ from ..files import read_checked, write_checked
 from ..models import to_device
 from ..runs import Run, TunedRow
 from ..tunable import Start
+from .summary_picture import NAMES
 
 FILE = "example.json"
 """Name of the file in a run folder with the example."""
@@ -97,9 +98,6 @@ def example_or_note(run: Run, tuned: TunedRow) -> Example | None:
     except UserError as error:
         print(f"yarn-tune: the report shows no question with its answers: {error}", file=sys.stderr)
         return None
-
-
-NAMES = {"none": "base", "yarn": "YaRN", "tuned": "tuned"}
 
 
 def example_html(example: Example) -> str:
