@@ -86,7 +86,7 @@ def test_the_wheel_trains_measures_and_exports(command, tmp_path):
 
 
 def test_the_versions_of_python_are_the_documented_ones():
-    """Those that pyproject.toml names are those of docs/install.md."""
+    """pyproject.toml and docs/install.md name the same ones."""
     named = [line.rsplit(" ", 1)[1] for line in PROJECT["project"]["classifiers"] if "Python :: 3." in line]
     page = (ROOT / "docs" / "install.md").read_text()
     assert PROJECT["project"]["requires-python"] == f">={named[0]}"

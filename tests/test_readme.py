@@ -114,7 +114,7 @@ def test_the_first_link_out_of_the_readme():
 
 
 def test_numbers_in_the_prose_of_the_readme():
-    """Of learned numbers, hours and families: those of the tables."""
+    """Learned numbers, hours and families are as in the tables."""
     results = (ROOT / "recipes" / "README.md").read_text()
     numbers, hours = re.search(r"`llama-2-7b-32k.yaml` .*\| ([\d,]+) \| ([\d.]+) \|", results).groups()
     families = re.findall(r"^\| \w+ \|", (ROOT / "docs" / "families.md").read_text(), re.M)

@@ -68,7 +68,7 @@ def test_yaml_that_grows_or_cannot_be_read(tmp_path, capsys, text):
 
 
 def test_a_key_that_is_given_twice_is_named_with_both_lines(recipe, capsys):
-    """YAML readers keep the last one: of two settings one would be ignored without a word."""
+    """A key given twice is refused: YAML readers keep the last value and ignore the first without a message."""
     path = recipe.with_name("twice.yaml")
     path.write_text(recipe.read_text() + "name: other\n")
     first = 1 + recipe.read_text().splitlines().index("name: small")

@@ -248,14 +248,17 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "message"), REFUSED, ids=[each[0] for each in REFUSED])
-def test_refused(base, tmp_path, name, content, message):
-    path = tmp_path / name
+def check_refused(base, path, content, message):
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:
         read(base, [path])
     assert str(caught.value).startswith(f"data.train: {path}")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "content", "message"), REFUSED, ids=[each[0] for each in REFUSED])
+def test_refused(base, tmp_path, name, content, message):
+    check_refused(base, tmp_path / name, content, message)
 
 
 LIMIT = 100_000
@@ -289,12 +292,7 @@ def test_files_without_measure(base, tmp_path, monkeypatch, name, content, messa
     monkeypatch.setattr(tokenization, "LARGEST_DOCUMENT", LIMIT)
     monkeypatch.setattr(readers, "LARGEST_WHOLE", 250_000)
     monkeypatch.setattr(compression, "UNSUSPICIOUS", 400_000)
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(UserError) as caught:
-        read(base, [path])
-    assert str(caught.value).startswith(f"data.train: {path}")
-    assert message in str(caught.value)
+    check_refused(base, tmp_path / name, content, message)
 
 
 def test_a_line_that_is_too_large_can_be_skipped(base, tmp_path, monkeypatch):
