@@ -64,7 +64,6 @@ LINES: dict[str, tuple[str, ...]] = {
     "phase, distill": (*PHASE, "train.objective=distill"),
     "phase, distill, needles": (*ASKED, "train.objective=distill"),
     "phase, preserve, needles": (*ASKED, "train.objective=preserve"),
-    "factored, needles": (*ASKED, "rope.query_gains=factored"),
     # Row plans, with factors, t and phases, and needles.
     "phase, needles, staged": (*ASKED, "data.lengths=[512,1024,2048]", "data.order=staged"),
     "phase, needles, mixed": (*ASKED, "data.lengths=[256,2048]"),

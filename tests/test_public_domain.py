@@ -97,6 +97,12 @@ def test_the_files_are_as_the_table_says(prepare):
         assert all(len(document["text"]) <= prepare.LONGEST for document in documents)
     sources = [document["source"] for documents in files.values() for document in documents]
     assert len(set(sources)) == len(sources)
+    assert [document["kind"] for split in ("like", "unlike") for document in files[split][:4]] == 2 * [
+        "prose",
+        "technical",
+        "prose",
+        "technical",
+    ]
     authors = {split: {document["author"] for document in documents} for split, documents in files.items()}
     assert not authors["unlike"] & (authors["train"] | authors["validation"])
     assert all(len(document["text"]) > 150_000 for split in ("like", "unlike") for document in files[split])

@@ -36,6 +36,7 @@ Run it on Debian or Ubuntu, where `apt-get download` fetches packages without in
 import argparse
 import gzip
 import html
+import itertools
 import json
 import posixpath
 import re
@@ -664,7 +665,10 @@ def more_documents(scratch: Path) -> Iterator[Document]:
 
 
 def shelved(found: list[Document]) -> dict[str, list[dict[str, str]]]:
-    """The records of each split, in the order of `SHELVES`; a title of the table that is not found ends the script."""
+    """The records of each split in the order of `SHELVES`; held-out prose and technical text alternate.
+
+    A title of the table that is not found ends the script.
+    """
     records: dict[str, list[dict[str, str]]] = {}
     for split in SPLITS:
         records[split] = []
@@ -677,7 +681,14 @@ def shelved(found: list[Document]) -> dict[str, list[dict[str, str]]]:
                 records[split] += [
                     {"text": text, "source": source} | about for source, text in beginnings(chosen, LONGEST)
                 ]
-    return records
+    return records | {split: alternating(records[split]) for split in ("like", "unlike")}
+
+
+def alternating(records: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Prose and technical documents in turn, so that a measurement on the first few reads both kinds."""
+    prose, technical = ([r for r in records if r["kind"] == kind] for kind in ("prose", "technical"))
+    pairs = itertools.zip_longest(prose, technical)
+    return [record for pair in pairs for record in pair if record is not None]
 
 
 def write(path: Path, records: Iterable[dict[str, str]]) -> None:

@@ -185,6 +185,21 @@ def test_a_control_that_would_learn_nothing_is_left_out(finished):
     assert native_adapted_run(Run(recipe, run.folder)) is None
 
 
+def test_the_control_reads_rows_of_the_same_lengths_and_is_not_held_to_the_base(everything):
+    run, _ = everything
+    settings = ["train.short_context_kl=1.0", "train.objective=preserve"]
+    for rows, lengths, expected in (
+        (NATIVE, [NATIVE, NATIVE // 2], [NATIVE, NATIVE // 2]),
+        (NATIVE // 2, None, None),
+        (256, [256, NATIVE // 2], [NATIVE]),
+    ):
+        recipe = parse_recipe(run.recipe.to_dict(), [f"data.row_tokens={rows}", *settings])
+        recipe = replace(recipe, data=replace(recipe.data, lengths=lengths))
+        control = native_adapted_run(Run(recipe, run.folder)).recipe
+        assert control.data.lengths == expected
+        assert (control.train.objective, control.train.short_context_kl) == ("next-token", 0.0)
+
+
 @pytest.mark.parametrize("family", ["gpt_oss", "mistral"])
 @pytest.mark.parametrize("settings", [["lora.rank=2"], ["rope.query_gains=head"]])
 def test_a_control_over_other_bases_starts_as_the_base(tmp_path, family, settings):

@@ -33,16 +33,16 @@ from yarn_tune.runs.folder import Run
 from yarn_tune.training.loop import train
 from yarn_tune.tunable.attachment import attach, attach_fixed, base_model_active, detach
 from yarn_tune.tunable.parameters import Start
-from yarn_tune.tunable.query_gains import PHASED, gains_for
+from yarn_tune.tunable.query_gains import gains_for
 
 SITES = {family: query_site(tiny_config(family).to_dict()) for family in FAMILY_SIZES if FAMILIES[family].queries}
-RUNGS = ("layer", "head", "pair", "pair_phase", "factored")
+RUNGS = ("layer", "head", "pair", "pair_phase")
 IDS = torch.randint(1, VOCABULARY, (2, 150), generator=torch.Generator().manual_seed(0))
 
 
 def carries(family: str, rung: str) -> bool:
     site = SITES.get(family)
-    return site is not None and not (rung == "head" and site.groups == 1) and not (rung in PHASED and site.normed)
+    return site is not None and not (rung == "head" and site.groups == 1) and not (rung == "pair_phase" and site.normed)
 
 
 CARRIED = [(family, rung) for family in sorted(FAMILY_SIZES) for rung in RUNGS if carries(family, rung)]
@@ -90,24 +90,10 @@ def test_the_export_computes_what_was_learned(tmp_path, family, rung):
     fidelity = json.loads((target / "fidelity.json").read_text())
     assert max(fidelity["max_abs_logit_difference"].values()) <= 1e-4
     assert max(map(int, fidelity["max_abs_logit_difference"])) == 256
-    assert fidelity["learned"]["folds"]["gain"]["gains"]["complex"] == (rung in PHASED)
+    assert fidelity["learned"]["folds"]["gain"]["gains"]["complex"] == (rung == "pair_phase")
     assert not (target / "overrides.json").exists()
     config = json.loads((target / "config.json").read_text())
     assert "auto_map" not in config
-
-
-def test_factored_gains_are_products_and_their_phases_sums():
-    model = tiny_model("llama")
-    factored, whole = (gains_for(model.config.to_dict(), name) for name in ("factored", "pair_phase"))
-    with torch.no_grad():
-        for parameter in factored.parameters():
-            parameter.normal_(0, 0.3)
-        whole.log_gain.copy_(factored.log_gain + factored.head_log_gain)
-        whole.phase.copy_(factored.phase + factored.head_phase)
-        torch.testing.assert_close(factored().gains, whole().gains, rtol=1e-6, atol=1e-7)
-        torch.testing.assert_close(factored.exact().gains, whole.exact().gains, rtol=1e-6, atol=1e-7)
-        expected = factored.log_gain[1, 0, 3].exp() * factored.head_log_gain[1, 2, 0].exp()
-        assert factored().gains[1, 2, 3].abs().item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -153,7 +139,7 @@ def test_where_the_rows_are_is_found_once(monkeypatch):
 
 @pytest.mark.parametrize(
     ("rung", "count"),
-    [("layer", 3), ("head", 12), ("pair", 3 * 4 * 8), ("pair_phase", 2 * 3 * 4 * 8), ("factored", 2 * 3 * (4 + 8))],
+    [("layer", 3), ("head", 12), ("pair", 3 * 4 * 8), ("pair_phase", 2 * 3 * 4 * 8)],
 )
 def test_plan_says_how_many_numbers(tmp_path, rung, count):
     base = save_tiny(tmp_path / "base")

@@ -26,7 +26,8 @@ def native_adapted_run(run: Run) -> Run | None:
     """The control's run; None where there is none (`has_control`).
 
     It reads the same rows in the same steps, cut to the native window, so that it learns from as many tokens. Its rows
-    have no planted questions, since the cuts would separate most questions from their needles.
+    have no planted questions, since the cuts would separate most questions from their needles. Its objective is the
+    next token alone: comparing with the base would hold back the adaptation that it measures.
 
     Raises:
         UserError: if the rows cannot be cut into native windows.
@@ -46,7 +47,10 @@ def native_adapted_run(run: Run) -> Run | None:
         recipe,
         name=NAME,
         rope=replace(recipe.rope, frequencies="fixed", factor=least, init=YARN),
-        data=replace(recipe.data, needles=0.0, lengths=[start.native] if tokens > start.native else None),
+        data=replace(
+            recipe.data, needles=0.0, lengths=[start.native] if tokens > start.native else recipe.data.lengths
+        ),
+        train=replace(recipe.train, objective="next-token", short_context_kl=0.0),
     )
     return Run(control, run.folder / NAME)
 

@@ -62,11 +62,10 @@ class Rope:
     """Learned parameters of the frequency table. fixed: none; the table and the temperature t stay those of search-free
     YaRN, so that query gains or LoRA are learned alone, for which rows of half the window suffice. scale: s and t.
     ramp: s, t, beta_fast and beta_slow. per_pair: one factor per rotary pair, and t."""
-    query_gains: Literal["none", "layer", "head", "pair", "pair_phase", "factored"] = "none"
+    query_gains: Literal["none", "layer", "head", "pair", "pair_phase"] = "none"
     """Gains on the queries, folded into the query weights at export. none: only the temperature t of the whole model.
     layer, head: one gain per layer or head. pair: one per head and rotary pair. pair_phase: one gain and one angle per
-    head and rotary pair. factored: the same as products and sums of one per layer and pair and one per layer and head,
-    which are fewer numbers."""
+    head and rotary pair."""
     qk_bias: bool = False
     """Learn offsets of queries and keys, exported as biases of their projections, where the family supports them."""
     init: Annotated[str, NotEmpty()] = YARN
@@ -161,7 +160,7 @@ class Rates:
     bias: Rate = 0.01
     """Relative to the RMS size of queries or keys in their layer."""
     gain: Rate | None = None
-    """null: 0.01 for gains per layer, 0.02 per head or factored, 0.03 per rotary pair."""
+    """null: 0.01 for gains per layer, 0.02 per head, 0.03 per rotary pair."""
     phase: Rate = 0.03
     lora: Rate = 0.002
     """Rate of the factors themselves, not in log space."""

@@ -12,7 +12,7 @@ from typing import Any
 from ..recipe import Decays, Lora, Rates, Rope, Train
 from .parameters import Adjustment
 from .qk_bias import biases_for
-from .query_gains import PHASED, gains_for
+from .query_gains import gains_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Kind:
 
 def _gain_rate(rope: Rope) -> float:
     """The rate of log gains: numbers that scale more of the queries get a lower rate."""
-    return {"layer": 0.01, "head": 0.02, "factored": 0.02}.get(rope.query_gains, 0.03)
+    return {"layer": 0.01, "head": 0.02}.get(rope.query_gains, 0.03)
 
 
 KINDS: dict[str, Kind] = {
@@ -97,7 +97,7 @@ KINDS: dict[str, Kind] = {
             key="rope.query_gains",
             label="phases of the queries",
             identity=0.0,
-            learned=lambda rope, lora: rope.query_gains in PHASED,
+            learned=lambda rope, lora: rope.query_gains == "pair_phase",
             rate=lambda rope: Rates.phase,
             decay=Decays.phase,
             folded_into="query projection",

@@ -12,11 +12,9 @@ The parameters are offsets from the identity, float32, all zero at the start:
     head          log of one gain per layer and query head                            layers x heads
     pair          log of one gain per layer, head and rotary pair                     layers x heads x d/2
     pair_phase    log of one gain, and one angle in radians, per layer, head and pair   layers x heads x d
-    factored      those of pair_phase as products of gains and sums of angles: one   layers x (heads + d/2) x 2
-                  per layer and pair, and one per layer and head
 
-Where all heads share one norm of the queries, `pair` learns one gain per layer and pair, and `head`, `pair_phase` and
-`factored` are refused.
+Where all heads share one norm of the queries, `pair` learns one gain per layer and pair. `head` and `pair_phase` are
+refused.
 
 Shapes: gains are `[tuned layers, groups, d/2]`, complex with phases; groups are query heads, or 1 for a shared norm.
 """
@@ -31,9 +29,6 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..models import QuerySite, query_site, scaled
 from .parameters import Adjustment, WeightFold
-
-PHASED = ("pair_phase", "factored")
-"""Values of `rope.query_gains` with phases."""
 
 
 @dataclass(frozen=True)
@@ -89,23 +84,14 @@ class Gains(Adjustment):
         self.site = site
         layers, groups, pairs = len(site.layers), site.groups, site.pairs.numel() // 2
         self._whole = (layers, groups, pairs)
-        by_head = (layers, groups, 1)
-        shapes = {"layer": (layers, 1, 1), "head": by_head, "factored": (layers, 1, pairs)}
-        shape = shapes.get(query_gains, self._whole)
+        shape = {"layer": (layers, 1, 1), "head": (layers, groups, 1)}.get(query_gains, self._whole)
         self.log_gain = nn.Parameter(torch.zeros(shape))
-        self.phase = nn.Parameter(torch.zeros(shape)) if query_gains in PHASED else None
-        if query_gains == "factored":
-            self.head_log_gain = nn.Parameter(torch.zeros(by_head))
-            self.head_phase = nn.Parameter(torch.zeros(by_head))
-        self._factored = query_gains == "factored"
+        self.phase = nn.Parameter(torch.zeros(shape)) if query_gains == "pair_phase" else None
 
     def _gains(self, of: Callable[[Tensor], Tensor]) -> Tensor:
         """The gains, `[tuned layers, groups, d/2]`, from the parameters after `of`."""
-        groups = {kind: [of(p) for p in members] for kind, members in self.parameter_groups().items()}
-        magnitude = sum(groups["gain"][1:], groups["gain"][0]).exp().expand(self._whole)
-        if "phase" not in groups:
-            return magnitude
-        return torch.polar(magnitude, sum(groups["phase"][1:], groups["phase"][0]).expand(self._whole))
+        magnitude = of(self.log_gain).exp().expand(self._whole)
+        return magnitude if self.phase is None else torch.polar(magnitude, of(self.phase))
 
     def forward(self) -> GainFold:
         """The current gains, differentiable; complex with phases."""
@@ -121,8 +107,6 @@ class Gains(Adjustment):
         groups = {"gain": [self.log_gain]}
         if self.phase is not None:
             groups["phase"] = [self.phase]
-        if self._factored:
-            groups = {"gain": [*groups["gain"], self.head_log_gain], "phase": [*groups["phase"], self.head_phase]}
         return groups
 
 
@@ -144,7 +128,7 @@ def gains_for(config: dict[str, Any], query_gains: str) -> Gains | None:
         reason = str(error).removeprefix("folding: ")
         raise UserError(f"rope.query_gains: {query_gains} is folded into the queries, and {reason}") from error
     model_type = config["model_type"]
-    if site.normed and query_gains in PHASED:
+    if site.normed and query_gains == "pair_phase":
         raise UserError(
             f"rope.query_gains: {query_gains} cannot be folded here: {model_type} normalises queries; use pair"
         )
