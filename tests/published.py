@@ -85,6 +85,13 @@ PUBLISHED: dict[str, tuple[str, dict[str, object]]] = {
          "num_key_value_heads": 8, "head_dim": 256, "vocab_size": 262208, "max_position_embeddings": 131072,
          "sliding_window": 1024},
     ),
+    "gemma-4-e4b-256k": (
+        "gemma4_text",
+        {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 42, "num_attention_heads": 8,
+         "num_key_value_heads": 2, "head_dim": 256, "global_head_dim": 512, "num_kv_shared_layers": 18,
+         "hidden_size_per_layer_input": 256, "vocab_size": 262144, "vocab_size_per_layer_input": 262144,
+         "max_position_embeddings": 131072, "sliding_window": 512},
+    ),
     "command-r-256k": (
         "cohere",
         {"hidden_size": 8192, "intermediate_size": 24576, "num_hidden_layers": 40, "num_attention_heads": 64,

@@ -168,6 +168,14 @@ THETA_ONLY: dict[str, dict[str, object]] = {
         "layer_types": ["sliding_attention", "full_attention"] * 2, "hidden_size_per_layer_input": 16,
         "vocab_size_per_layer_input": VOCABULARY,
     },
+    "gemma4_unified_text": {
+        "head_dim": 16, "global_head_dim": 32, "sliding_window": 32, "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "lfm3": {
+        "head_dim": 32, "sliding_window": 32, "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention", "conv", "full_attention"],
+    },
 }  # fmt: skip
 """The same for families whose configs carry only another theta."""
 YARN_ALONE = sorted({each for each in FAMILY_SIZES if FAMILIES[each].interleaved} | {"gpt_oss"})

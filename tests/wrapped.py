@@ -1,9 +1,11 @@
 """Tiny random multimodal models of every wrapper that can be tuned."""
 
 import copy
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import DELTA, EXPERTS, HYBRID, LATENT, SLIDING, SMALL, THETA_ONLY, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
@@ -44,6 +46,21 @@ SIZES: dict[str, dict[str, object]] = {
     "gemma3": {
         "text_config": {**SMALL, "head_dim": 16, "query_pre_attn_scalar": 16, **SLIDING}, "vision_config": TOWER,
         "mm_tokens_per_image": 4, "image_token_index": IMAGE, "boi_token_index": START, "eoi_token_index": END,
+    },
+    "kimi_k25": {
+        "text_config": {
+            **SMALL, **LATENT, "model_type": "deepseek_v3", "q_lora_rank": 24,
+            "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 5e4, "factor": 2.0, "original_max_position_embeddings": 32,
+                "beta_fast": 4.0, "beta_slow": 0.5, "mscale": 1.0, "mscale_all_dim": 1.0,
+            },
+        },
+        "vision_config": {
+            "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "patch_size": 4, "pos_emb_height": 8, "pos_emb_width": 8,
+        },
+        "projection_hidden_size": 32, "image_token_id": IMAGE, "video_token_id": VIDEO,
+        "vision_start_token_id": START, "vision_end_token_id": END, "tie_word_embeddings": False,
     },
     "mistral3": {
         "text_config": {**SMALL, "model_type": "mistral", "head_dim": 16, "sliding_window": None}, **MISTRAL,
@@ -91,6 +108,14 @@ THETA_ONLY_SIZES: dict[str, dict[str, object]] = {
         "audio_config": None, "image_token_id": IMAGE, "video_token_id": VIDEO, "audio_token_id": 124,
         "boi_token_id": START, "eoi_token_id": END,
     },
+    "gemma4_unified": {
+        "text_config": {**SMALL, **THETA_ONLY["gemma4_unified_text"]},
+        "vision_config": {
+            "patch_size": 4, "pooling_kernel_size": 1, "mm_embed_dim": 64, "mm_posemb_size": 16, "output_proj_dims": 64,
+        },
+        "audio_config": None, "image_token_id": IMAGE, "video_token_id": VIDEO, "audio_token_id": 124,
+        "boi_token_id": START, "eoi_token_id": END,
+    },
 }  # fmt: skip
 """The same for wrappers of language models whose configs carry only another theta."""
 
@@ -116,11 +141,36 @@ def wrapped_model(name: str, dtype: torch.dtype = torch.float32, **text: object)
     return model.eval()
 
 
+RELEASED = {
+    "kimi_k25": {
+        "language_model.model.blocks.": "language_model.model.layers.", "model.mm_projector.": "mm_projector.",
+        "vision_tower.encoder.patch_embed.": "vision_tower.patch_embed.",
+    },
+}  # fmt: skip
+"""Prefixes under which transformers saves tensors, and those of released checkpoints where they differ."""
+PROCESSOR = {
+    "kimi_k25": {
+        "media_proc_cfg": {
+            "patch_size": 4, "merge_kernel_size": 2, "temporal_merge_kernel_size": 4, "num_frames_per_chunk": 4,
+            "in_patch_limit": 64, "in_patch_limit_each_frame": 16, "in_patch_limit_video": 64,
+            "patch_limit_on_one_side": 64, "fixed_output_tokens": None, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+        },
+    },
+}  # fmt: skip
+"""Configs of image processors that vLLM needs even to serve text."""
+
+
 def save_wrapped(folder: Path, name: str, **text: object) -> Path:
     """A checkpoint folder with model and tokenizer, its tensors under the names that released checkpoints have."""
     wrapped_model(name, **text).save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for saved, released in RELEASED.get(name, {}).items():
+        tensors = {key.replace(saved, released): tensor for key, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = folder / "config.json"  # vLLM and others know the model by the name in released configs
+    config.write_text(config.read_text().replace("Kimi_K25ForConditional", "KimiK25ForConditional"))
     tiny_tokenizer().save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text('{"patch_size": 4}')
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR.get(name, {"patch_size": 4})))
     return folder
 
 
@@ -128,7 +178,12 @@ def image_inputs(name: str) -> dict[str, torch.Tensor]:
     """A prompt with one image, as the wrapper's processor would prepare it."""
     generator = torch.Generator().manual_seed(3)
     words = torch.randint(1, 100, (40,), generator=generator).tolist()
-    if name.startswith("qwen"):
+    if name == "kimi_k25":
+        image = [IMAGE] * 8  # a token holds 2 x 2 of 4 x 8 patches
+        given = {
+            "pixel_values": torch.randn(32, 3, 4, 4, generator=generator), "image_grid_thw": torch.tensor([[1, 4, 8]]),
+        }  # fmt: skip
+    elif name.startswith("qwen"):
         rows, columns = 4, 8  # patches; a token holds 2 x 2 of them
         image = [START, *[IMAGE] * (rows * columns // 4), END]
         pixels = torch.randn(rows * columns, 3 * 2 * 4 * 4, generator=generator)
@@ -141,7 +196,7 @@ def image_inputs(name: str) -> dict[str, torch.Tensor]:
             given["image_sizes"] = torch.tensor([[16, 16]])
     ids = torch.tensor([[*words[:10], *image, *words[10:]]])
     types = (ids == IMAGE).long()
-    if name.startswith("mistral3"):
+    if name.startswith(("mistral3", "kimi")):
         return {"input_ids": ids, **given}
     key = "token_type_ids" if name.startswith("gemma3") else "mm_token_type_ids"
     return {"input_ids": ids, key: types, **given}

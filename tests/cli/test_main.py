@@ -240,7 +240,15 @@ def test_retrieve_and_lm_eval(recipe, capsys):
     assert main(["lm-eval", base]) == 0
     lines = capsys.readouterr().out
     assert f"--model_args pretrained={base},max_length={NATIVE}" in lines
+    assert "--model hf --" in lines
     assert "--model vllm" in lines
+    # lm-eval's hf loads AutoModelForCausalLM, which has Gemma 3 with its vision tower and not Qwen3-VL.
+    for kind, reader in (("gemma3", "hf"), ("qwen3_vl", "hf-multimodal")):
+        text = {"model_type": f"{kind}_text", "max_position_embeddings": NATIVE}
+        Path("wrapped").mkdir(exist_ok=True)
+        Path("wrapped/config.json").write_text(json.dumps({"model_type": kind, "text_config": text}))
+        assert main(["lm-eval", "wrapped"]) == 0
+        assert f"--model {reader} --model_args pretrained=wrapped" in capsys.readouterr().out
     config = Path(base) / "config.json"
     config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if "max_pos" not in k}))
     assert "its config has no max_position_embeddings" in fails(capsys, "lm-eval", base)

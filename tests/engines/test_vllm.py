@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import GROWING, YARN_ALONE, finished_run, save_tiny
+from tiny import GROWING, THETA_ONLY, YARN_ALONE, finished_run, save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from yarn_tune.cli.main import main
 from yarn_tune.engines.agreement import agreement, compare_with_transformers, random_prompts, transformers_logprobs
@@ -63,6 +63,17 @@ EXTRA = {
     "gemma3n_text": SLIDING | {"activation_sparsity_pattern": [0.0] * 2, "num_kv_shared_layers": 0},
     "solar_open": {"head_dim": 64, "first_k_dense_replace": 1},
     "cwm": SLIDING,
+    "gemma4_text": SLIDING | {
+        "global_head_dim": 128, "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "hy_v3": {  # with keys of its releases that transformers does not write
+        "head_dim": 64, "first_k_dense_replace": 1, "expert_hidden_dim": 32, "qk_norm": True, "route_norm": True,
+        "num_shared_experts": 1,
+    },
+    **dict.fromkeys(("qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"), {
+        "head_dim": 64, "layer_types": ["linear_attention", "full_attention"], "linear_num_value_heads": 2,
+        "linear_num_key_heads": 2, "linear_key_head_dim": 64, "linear_value_head_dim": 64,
+    }),
     "vaultgemma": SLIDING | {"query_pre_attn_scalar": 64},
     "granitemoehybrid": {**MAMBA, "layer_types": ["mamba", "attention"]},
     "falcon_h1": {**MAMBA, "head_dim": 64, "mamba_d_ssm": 256},
@@ -82,19 +93,22 @@ FAMILIES = ("llama", "qwen3", "gpt_neox", "gemma3_text", "cohere", "phi3")
 """With every parameterisation they have."""
 ONCE = {
     **dict.fromkeys(
-        ("arcee", "exaone4", "falcon", "gemma", "gemma2", "granite", "granitemoe", "ministral", "mistral", "mixtral",
-         "nemotron", "olmo", "olmo2", "olmo3", "persimmon", "phi", "qwen2", "qwen2_moe", "qwen3_moe", "seed_oss",
-         "smollm3", "stablelm", "starcoder2", "cwm", "doge", "dots1", "falcon_h1", "flex_olmo", "gemma3n_text",
-         "glm4_moe", "granitemoehybrid", "granitemoeshared", "hyperclovax", "jais2", "ministral3", "olmoe",
-         "solar_open", "vaultgemma"),
+        ("arcee", "bitnet", "exaone4", "falcon", "gemma", "gemma2", "granite", "granitemoe", "ministral",
+         "mistral", "mixtral", "nemotron", "olmo", "olmo2", "olmo3", "persimmon", "phi", "qwen2", "qwen2_moe",
+         "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2", "cwm", "doge", "dots1", "falcon_h1",
+         "flex_olmo", "gemma3n_text", "glm4_moe", "granitemoehybrid", "granitemoeshared", "hy_v3",
+         "hyperclovax", "jais2", "ministral3", "olmoe", "solar_open", "vaultgemma"),
         "per_pair",
     ),
     **dict.fromkeys(
         ("deepseek_v2", "deepseek_v3", "ernie4_5", "ernie4_5_moe", "glm", "glm4", "glm4_moe_lite", "gpt_oss", "helium"),
         "scale-above",
     ),
+    "gemma4_text": "pair",
 }  # fmt: skip
 """With one: lists of factors where vLLM takes them."""
+IN_BFLOAT16 = ("qwen3_5_moe_text", "qwen3_5_text", "qwen3_next")
+"""vLLM's kernels for linear attention on a CPU compute in bfloat16 only."""
 RUNGS = [
     *(("llama", rung) for rung in ("layer", "head", "pair", "pair_phase")),
     ("qwen2", "pair_phase"),  # with biases
@@ -129,6 +143,8 @@ def exported(folder: Path, family: str, learned: str, base: Path | None = None, 
     frequencies, offsets = LEARNED.get(learned, LEARNED["scale-above" if family in YARN_ALONE else "per_pair"])
     if rung != learned and rung != "none":
         frequencies, offsets = "fixed", {"log_temperature": 0.0, "offsets.log_scale": 0.0}
+    if family in THETA_ONLY:
+        frequencies, offsets = "fixed", {"log_temperature": 0.0}
     biases = learned == "qk_bias"
     if biases:
         rung, frequencies = "none", LEARNED["scale-above" if family in YARN_ALONE else "per_pair"][0]
@@ -138,6 +154,7 @@ def exported(folder: Path, family: str, learned: str, base: Path | None = None, 
     settings = (
         "export.tolerance=1e-3",
         f"rope.query_gains={rung}",
+        f"rope.init={'ntk' if family in THETA_ONLY else 'yarn'}",
         f"rope.qk_bias={str(biases).lower()}",
         f"export.as_llama={str(biases and family == 'mistral').lower()}",
     )  # random weights; the comparison with vLLM is the test here
@@ -168,12 +185,16 @@ def checkpoints(tmp_path_factory) -> dict[tuple[str, str], Path]:
     made = {(family, learned): exported(folder / f"{family}-{learned}", family, learned) for family, learned in CASES}
     for learned in DEMO_LEARNED:
         made["demo", learned] = exported(folder / f"demo-{learned}", "llama", learned, DEMO, window=2048)
+    for family in IN_BFLOAT16:
+        made[family, "bfloat16"] = exported(folder / f"{family}-bfloat16", family, "per_pair")
     return made
 
 
 @pytest.fixture(scope="module")
 def served(checkpoints, vllm_python):
     jobs = {case: demo_job(path) if case[0] == "demo" else job(path) for case, path in checkpoints.items()}
+    for family in IN_BFLOAT16:
+        jobs[family, "bfloat16"] = job(checkpoints[family, "bfloat16"], dtype="bfloat16")
     long = demo_job(checkpoints["demo", "ramp"], kv_cache_dtype="fp8")
     jobs["fp8", "ramp"] = long
     jobs["fp8", "base"] = Job(str(DEMO), [prompt[:255] for prompt in long.prompts], long.options)
@@ -208,6 +229,34 @@ def test_vllm_computes_what_transformers_does(served, checkpoints, case):
     assert len(found.differences) >= 4
     # Where the CPU's kernels make float32 itself coarser than that, both engines are as far from float64.
     assert found.worst <= TOLERANCE or found.worst <= 2 * rounding(asked) <= 4e-4, found
+
+
+@torch.no_grad()
+def in_bfloat16(asked: Job, compute: torch.dtype, **config: object) -> torch.Tensor:
+    """Log-probabilities by transformers of all prompts, with weights rounded to bfloat16."""
+    model = AutoModelForCausalLM.from_pretrained(asked.checkpoint, dtype=torch.bfloat16, **config).to(compute).eval()
+    found = []
+    for prompt in asked.prompts:
+        ids = torch.tensor(prompt)
+        logits = model(ids[None], use_cache=False).logits[0, :-1].double()
+        found.append(logits.log_softmax(-1).gather(1, ids[1:, None])[:, 0])
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("family", IN_BFLOAT16)
+def test_linear_attention_is_as_far_from_float32_as_transformers_in_bfloat16(served, checkpoints, family):
+    """In the mean square over all tokens, of which single ones move by up to 1; a wrong RoPE moves them further."""
+    asked, said = served[family, "bfloat16"]
+    exact = in_bfloat16(asked, torch.float32)
+
+    def apart(other: torch.Tensor) -> float:
+        return (other - exact).square().mean().sqrt().item()
+
+    rounding = apart(in_bfloat16(asked, torch.bfloat16))
+    base = config_json(str(checkpoints[family, "bfloat16"].parents[1] / "base"))
+    assert apart(in_bfloat16(asked, torch.float32, rope_parameters=base["rope_parameters"])) > 3 * rounding
+    assert "error" not in said, said
+    assert apart(torch.tensor([each for prompt in said["logprobs"] for each in prompt])) < 1.5 * rounding
 
 
 @pytest.fixture(scope="module")

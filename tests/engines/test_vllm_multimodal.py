@@ -1,7 +1,7 @@
 """Exports of multimodal models, served by the real vLLM on text: the same log-probabilities as transformers.
 
 vLLM runs the language model with its positions per axis, without the vision tower: its processors need a torchvision
-that imports beside a CPU build of torch, in whose place `without_torchvision` has an empty one.
+that imports beside a CPU build of torch, in whose place `without_torchvision` has an empty one (and an empty numba).
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import finished_run
-from wrapped import SIZES, axes, save_wrapped, wrapped_config
+from wrapped import SIZES, THETA_ONLY_SIZES, axes, save_wrapped, wrapped_config
 from yarn_tune.engines.agreement import TEXT_ONLY, agreement, random_prompts
 from yarn_tune.engines.vllm_runner import QUIET, Job, vllm_logprobs
 from yarn_tune.export.checkpoint import export
@@ -25,19 +25,34 @@ TEXT = {
     "max_position_embeddings": NATIVE,
 }  # fmt: skip
 """Sizes that vLLM's CPU kernels run."""
+YARN = SIZES["kimi_k25"]["text_config"]["rope_parameters"]
+GEMMA_4 = {"global_head_dim": 128, "sliding_window": 64}
 WRAPPED = {
     "gemma3": {"query_pre_attn_scalar": 64, "sliding_window": 64},
+    "gemma4": {**GEMMA_4, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0},
+    "gemma4_unified": GEMMA_4,
+    "kimi_k25": {
+        "rope_parameters": {**YARN, "original_max_position_embeddings": NATIVE // 2},
+        "kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128,
+        "topk_method": "noaux_tc", "scoring_func": "sigmoid",
+    },
     "mistral3": {},
     "qwen3_vl": axes(12, 10, 10, mrope_interleaved=True),
-}
-"""With a scale, and gains per pair in the weights."""
+}  # fmt: skip
+"""With a scale (Gemma 4: another theta), and gains per pair in the weights."""
+WIDTHS = {"out_hidden_size", "mm_embed_dim", "output_proj_dims"}
+"""Keys of vision configs that hold the hidden size of the language model."""
 
 
 def exported(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    if "out_hidden_size" in SIZES[name]["vision_config"]:
-        monkeypatch.setitem(SIZES[name]["vision_config"], "out_hidden_size", TEXT["hidden_size"])
+    vision = (SIZES | THETA_ONLY_SIZES)[name]["vision_config"]
+    for key in WIDTHS & vision.keys():
+        monkeypatch.setitem(vision, key, TEXT["hidden_size"])
     base = save_wrapped(folder / "base", name, **{**TEXT, **WRAPPED[name]})
     settings = ("rope.query_gains=pair", "export.tolerance=1e-3")  # the comparison with vLLM is the test here
+    if name in THETA_ONLY_SIZES:
+        settings, offsets = (*settings, "rope.init=ntk"), {"log_temperature": 0.0}
+        return export(finished_run(folder, "fixed", window=WINDOW, base=base, settings=settings, **offsets))
     return export(finished_run(folder, "scale", window=WINDOW, base=base, settings=settings))
 
 

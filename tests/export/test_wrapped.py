@@ -134,7 +134,7 @@ def test_an_identity_leaves_images_as_they_were(name, tmp_path):
 
     Where the sum of both ends of YaRN's ramp rounds a frequency, within what that rounding explains.
     """
-    factor = 2.0 if name.endswith(("ministral3", "mistral4")) else 1.0  # that of its own YaRN
+    factor = 2.0 if name.endswith(("ministral3", "mistral4", "kimi_k25")) else 1.0  # that of its own YaRN
     settings = (f"rope.factor={factor}",)
     run = finished_run(tmp_path, "scale", base=base_of(tmp_path / "base", name), window=NATIVE, settings=settings)
     run.numbers_path.write_bytes(save_tensors(at_start(run.base, run.recipe.rope).numbers()))

@@ -181,7 +181,7 @@ def test_nothing_is_folded_into_quantised_weights(tmp_path, monkeypatch, capsys,
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe_tree(base, tmp_path)))
     assert main([command, "recipe.yaml", "rope.frequencies=scale", setting]) == 2
     said = capsys.readouterr().err
-    assert f"quantised in this base ({method['quant_method']})" in said
+    assert f"quantised base ({method['quant_method']})" in said
     assert "tune the unquantised base, then quantise the export" in said
 
 

@@ -14,6 +14,7 @@ from yarn_tune.cli.main import main
 from yarn_tune.errors import UserError
 from yarn_tune.models.loading import load_config
 from yarn_tune.models.rope_config import rope_facts
+from yarn_tune.models.wrappers import text_section, with_text_section
 from yarn_tune.models.written_config import check_types
 from yarn_tune.serving.verification import reading_of, verify
 
@@ -156,6 +157,15 @@ ANSWERS: dict[str, tuple[int, list[str], list[str]]] = {
     "25d-parameters-no-type": (3, ["no rope_type: nothing is scaled", "| 524288 |"], []),
     "25e-linear-missing-factor": (2, ["Missing required keys", "'factor'"], []),
     "25f-phi3-su-and-longrope": (3, ["short_factor and long_factor differ"], []),
+    "26-kimi-k25": (
+        0,
+        [
+            "transformers (>= 5.0) | 0.0e+00 | 1 | 262144 | ok |",
+            "vllm (>= 0.30) | 0.0e+00 | 1 | 262144 | ok |",
+            "not checked: transformers-4.57 has no kimi_k25 in these releases",
+        ],
+        ["MISMATCH", "no model type", "custom code"],
+    ),
 }  # fmt: skip
 
 
@@ -359,6 +369,27 @@ def test_init_takes_a_shorter_native_window_than_the_config_states(tmp_path, cap
     assert "native window must not exceed" in capsys.readouterr().err
     assert main([*order, "--gpu-memory", "100000", "--native", "131072"]) == 0
     assert "native: 131072" in Path("made.yaml").read_text()
+
+
+def test_kimi_k25_is_planned_as_released(tmp_path, capsys):
+    """Its text model is named kimi_k2 and comes with code; it is quantised, so that nothing is folded into it."""
+    base = checkpoint(tmp_path / "base", config_of("26-kimi-k25"))
+    facts = rope_facts(load_config(base))
+    assert (facts.model_type, facts.native, facts.ramp.factor, facts.ramp.original) == (
+        "deepseek_v3", 262144, 64.0, 4096
+    )  # fmt: skip
+    assert facts.softmax_gain == pytest.approx((0.1 * math.log(64) + 1) ** 2)
+    text = text_section(config_of("26-kimi-k25"))
+    changed = with_text_section(config_of("26-kimi-k25"), text | {"max_position_embeddings": 524288})
+    written = config_of("26-kimi-k25")
+    written["text_config"]["max_position_embeddings"] = 524288
+    assert changed == written, "the name of the text model stays kimi_k2"
+    files = [str(write_documents(tmp_path / name, [50], seed=i)) for i, name in enumerate(["a.jsonl", "b.jsonl"])]
+    order = ["init", base, "--window", "524288", "--train", files[0], "--heldout", files[1], "--gpu-memory", "100000"]
+    assert main([*order, "--out", str(tmp_path / "made.yaml")]) == 0
+    made = (tmp_path / "made.yaml").read_text()
+    assert "those of a quantised base (compressed-tensors) are left as they are; tune the unquantised base" in made
+    assert "frequencies: scale\n  query_gains: none" in made
 
 
 def test_kimi_k2_is_told_to_be_renamed_and_then_works(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Gemma 4, whose configs carry another theta only: theta in the config, gains in the norm, all else refused."""
+"""Gemma 4 and LFM3, whose configs carry another theta only: theta in them, gains in the norm, all else refused."""
 
 import copy
 import json
@@ -9,8 +9,9 @@ import yaml
 from safetensors.torch import load_file
 from tiny import NATIVE, SMALL, THETA_ONLY, VOCABULARY, finished_run, save_tiny, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-from wrapped import save_wrapped, wrapped_model
+from wrapped import THETA_ONLY_SIZES, save_wrapped, wrapped_model
 from yarn_tune.errors import UserError
+from yarn_tune.evaluation.methods import search_free_methods
 from yarn_tune.export.checkpoint import export
 from yarn_tune.models.base import BaseModel
 from yarn_tune.models.rope_config import layout_of, rope_facts
@@ -27,37 +28,51 @@ from yarn_tune.tunable.query_gains import gains_for
 from yarn_tune.tunable.rotary import at_start
 
 KIND = "gemma4_text"
+SHARE = {"gemma4_text": 0.25, "gemma4_unified_text": 0.25, "lfm3": 0.5}
+"""The rotated share of a head of 32 in full-attention layers (1 and 3), by model type."""
+WRAPPED = ("gemma4", "gemma4_unified")
 WINDOW, FACTOR = 4 * NATIVE, 4.0
 IDS = torch.randint(1, VOCABULARY, (2, 150), generator=torch.Generator().manual_seed(0))
 SETTINGS = ("rope.init=ntk", "rope.query_gains=pair")
 PLAIN = {"rope_type": "default", "rope_theta": 10_000.0}
 HALF = 16
-"""Pairs of a full-attention head; a quarter of them, the first 4, rotate."""
+"""Pairs of a full-attention head; the first rotate."""
 
 
-def stretched(theta: float) -> float:
-    """The theta at which the slowest of 4 pairs, theta^(-6/32), is `FACTOR` times slower."""
-    return theta * FACTOR ** (32 / 6)
+def pairs_of(kind: str) -> int:
+    """The number of rotated pairs."""
+    return round(HALF * SHARE[kind])
 
 
-def with_theta(theta: float):
+def stretched(theta: float, pairs: int = 4) -> float:
+    """The theta at which the slowest of the first pairs, theta^(-2 (pairs - 1) / 32), is `FACTOR` times slower."""
+    return theta * FACTOR ** (HALF / (pairs - 1))
+
+
+def with_theta(kind: str, theta: float):
     """The stock model under a config with another theta in full-attention layers."""
-    section = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": theta}
-    return tiny_model(KIND, rope_parameters={"full_attention": section, "sliding_attention": dict(PLAIN)})
+    section = {"rope_type": "proportional", "partial_rotary_factor": SHARE[kind], "rope_theta": theta}
+    return tiny_model(kind, rope_parameters={"full_attention": section, "sliding_attention": dict(PLAIN)})
 
 
-def tuned(gains: str = "pair", init: str = "ntk"):
-    model = tiny_model(KIND)
+def tuned(kind: str, gains: str = "pair", init: str = "ntk"):
+    model = tiny_model(kind)
     start = Start.of(rope_facts(model.config), Rope(window=WINDOW, frequencies="fixed", init=init, query_gains=gains))
     return model, attach(model, start, "fixed", [gains_for(model.config.to_dict(), gains)])
 
 
-def test_the_start_is_the_stock_model_with_another_theta():
-    model, rotary = tuned()
+def test_every_such_family_is_tested():
+    assert {*SHARE} == {*THETA_ONLY}
+    assert {*WRAPPED} == {*THETA_ONLY_SIZES}
+
+
+@pytest.mark.parametrize("kind", SHARE)
+def test_the_start_is_the_stock_model_with_another_theta(kind):
+    model, rotary = tuned(kind)
     with torch.no_grad():
-        expected = with_theta(stretched(1e6))(IDS, use_cache=False).logits
+        expected = with_theta(kind, stretched(1e6, pairs_of(kind)))(IDS, use_cache=False).logits
         found = model(IDS, use_cache=False).logits
-        base = tiny_model(KIND)(IDS, use_cache=False).logits
+        base = tiny_model(kind)(IDS, use_cache=False).logits
         assert (found - expected).abs().max() < 1e-4
         assert (found - base).abs().max() > 1e-2
         with base_model_active(rotary):
@@ -69,13 +84,13 @@ def loss_of(model):
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
 
 
-@pytest.mark.parametrize("gains", ["layer", "pair"])
-def test_gradients_match_finite_differences(gains):
-    """In float64 (norms compute in float32); one of the two tuned layers reuses keys and values of the other."""
-    model = tiny_model(KIND, dtype=torch.float64)
+@pytest.mark.parametrize(("kind", "gains"), [*((kind, "pair") for kind in SHARE), (KIND, "layer")])
+def test_gradients_match_finite_differences(kind, gains):
+    """In float64 (norms compute in float32); in Gemma 4 a tuned layer reuses keys and values of the other."""
+    model = tiny_model(kind, dtype=torch.float64)
     start = Start.of(rope_facts(model.config), Rope(window=WINDOW, frequencies="fixed", init="ntk", query_gains=gains))
     rotary = attach(model, start, "fixed", [gains_for(model.config.to_dict(), gains)])
-    assert rotary.count() == {"gain": 2 * (4 if gains == "pair" else 1)}
+    assert rotary.count() == {"gain": 2 * (pairs_of(kind) if gains == "pair" else 1)}
     (numbers,) = rotary.trainable()
     (gradient,) = torch.autograd.grad(loss_of(model), [numbers])
     assert (gradient.flatten(1).abs().amax(1) > 0).all()
@@ -88,41 +103,44 @@ def test_gradients_match_finite_differences(gains):
     assert (sides[0] - sides[1]) / 4e-3 == pytest.approx(gradient.norm().item(), rel=2e-3)
 
 
-def check_folds(before: dict, after: dict, prefix: str) -> None:
+def check_folds(before: dict, after: dict, prefix: str, pairs: int = 4) -> None:
     """The norms of full-attention layers hold the gains of the rotated pairs; other tensors are the base's."""
     for name, tensor in before.items():
         if name not in (f"{prefix}layers.{layer}.self_attn.q_norm.weight" for layer in (1, 3)):
             assert torch.equal(after[name], tensor), name
             continue
         ratio = after[name] / tensor
-        assert torch.allclose(ratio[:4], ratio[HALF : HALF + 4], rtol=1e-6)
-        assert (ratio[:4] != 1).all()
-        rest = [*range(4, HALF), *range(HALF + 4, 2 * HALF)]
+        assert torch.allclose(ratio[:pairs], ratio[HALF : HALF + pairs], rtol=1e-6)
+        assert (ratio[:pairs] != 1).all()
+        rest = [*range(pairs, HALF), *range(HALF + pairs, 2 * HALF)]
         assert torch.equal(ratio[rest], torch.ones(len(rest)))
 
 
-def test_the_export_is_a_stock_checkpoint(tmp_path):
-    run = finished_run(tmp_path, "fixed", KIND, WINDOW, settings=SETTINGS, log_temperature=0.0)
+@pytest.mark.parametrize("kind", SHARE)
+def test_the_export_is_a_stock_checkpoint(kind, tmp_path):
+    run = finished_run(tmp_path, "fixed", kind, WINDOW, settings=SETTINGS, log_temperature=0.0)
     out = tmp_path / "export"
     export(run, out=out)
     base = json.loads((tmp_path / "base" / "config.json").read_text())
     config = json.loads((out / "config.json").read_text())
     full = config["rope_parameters"]["full_attention"]
-    assert full["rope_theta"] == pytest.approx(stretched(1e6), rel=1e-5)
-    assert full == {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": full["rope_theta"]}
+    assert full["rope_theta"] == pytest.approx(stretched(1e6, pairs_of(kind)), rel=1e-5)
+    share = SHARE[kind]
+    assert full == {"rope_type": "proportional", "partial_rotary_factor": share, "rope_theta": full["rope_theta"]}
     changed = {key for key in config if config[key] != base.get(key)}
     assert changed == {"rope_parameters", "max_position_embeddings"}
     assert config["rope_parameters"]["sliding_attention"] == base["rope_parameters"]["sliding_attention"]
     files = [load_file(folder / "model.safetensors") for folder in (tmp_path / "base", out)]
-    check_folds(*files, "model.")
-    served, model = AutoModelForCausalLM.from_pretrained(out).eval(), tuned()
+    check_folds(*files, "model.", pairs_of(kind))
+    served, model = AutoModelForCausalLM.from_pretrained(out).eval(), tuned(kind)
     model[1].load_numbers(load_file(run.numbers_path))
     with torch.no_grad():
         assert (served(IDS).logits - model[0](IDS, use_cache=False).logits).abs().max() < 1e-4
 
 
-def test_the_language_model_in_the_wrapper_gives_the_logits_of_the_whole():
-    model, ids = wrapped_model("gemma4"), IDS % 100  # no placeholders of images
+@pytest.mark.parametrize("name", WRAPPED)
+def test_the_language_model_in_the_wrapper_gives_the_logits_of_the_whole(name):
+    model, ids = wrapped_model(name), IDS % 100  # no placeholders of images
     with torch.no_grad():
         alone = model.get_output_embeddings()(hidden_states(model, ids))
         whole = model(input_ids=ids, use_cache=False).logits
@@ -130,8 +148,9 @@ def test_the_language_model_in_the_wrapper_gives_the_logits_of_the_whole():
     assert len(decoder_layers(model)) == 4
 
 
-def test_the_wrapper_is_exported_as_a_whole(tmp_path):
-    save_wrapped(tmp_path / "base", "gemma4")
+@pytest.mark.parametrize("name", WRAPPED)
+def test_the_wrapper_is_exported_as_a_whole(name, tmp_path):
+    save_wrapped(tmp_path / "base", name)
     run = finished_run(tmp_path, "fixed", window=WINDOW, base=tmp_path / "base", settings=SETTINGS, log_temperature=0.0)
     out = tmp_path / "export"
     export(run, out=out)
@@ -179,18 +198,31 @@ def test_init_proposes_gains_of_pairs_over_another_theta(tmp_path):
     assert (recipe.rope.init, recipe.rope.frequencies, recipe.rope.query_gains) == ("ntk", "fixed", "pair")
 
 
+def test_compare_measures_only_methods_that_its_configs_can_carry():
+    names = ["linear", "ntk", "dynamic", "abf"]
+    found = {
+        kind: [*search_free_methods(Start.of(rope_facts(tiny_config(kind)), Rope(window=WINDOW)), names)]
+        for kind in (KIND, "llama")
+    }
+    assert found == {KIND: ["none", "ntk", "abf"], "llama": ["none", "linear", "ntk", "dynamic", "abf", "yarn"]}
+
+
 @pytest.mark.rope_warnings  # transformers reads the factor, and calls it unrecognized
-@pytest.mark.parametrize("factor", [1.0, 2.0])
-def test_readers_agree_with_transformers_module_for_both_spellings_of_the_head(factor):
+@pytest.mark.parametrize(("kind", "factor"), [(kind, factor) for kind in SHARE for factor in (1.0, 2.0)])
+def test_readers_agree_with_transformers_module_for_both_spellings_of_the_head(kind, factor):
     """transformers saves `per_layer_config`, releases have `global_head_dim`; vLLM does not read `factor`."""
-    section = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6, "factor": factor}
+    section = {"rope_type": "proportional", "partial_rotary_factor": SHARE[kind], "rope_theta": 1e6, "factor": factor}
     sections = {"full_attention": section, "sliding_attention": dict(PLAIN)}
-    saved = tiny_config(KIND, rope_parameters=sections).to_dict()
-    released = {**SMALL, **THETA_ONLY[KIND], "model_type": KIND, "rope_parameters": copy.deepcopy(sections)}
-    expected = tiny_model(KIND, rope_parameters=copy.deepcopy(sections)).model.rotary_emb.full_attention_inv_freq
+    saved = tiny_config(kind, rope_parameters=sections).to_dict()
+    released = {**SMALL, **THETA_ONLY[kind], "model_type": kind, "rope_parameters": copy.deepcopy(sections)}
+    expected = tiny_model(kind, rope_parameters=copy.deepcopy(sections)).model.rotary_emb.full_attention_inv_freq
     for config in (json.loads(json.dumps(saved)), released):
         assert layout_of(config).full_head_dim == 2 * HALF
         (own,) = read(STACKS["transformers"], config).tables["full_attention"]
-        (other,) = read(STACKS["vllm"], config).tables["full_attention"]
         assert torch.allclose(own.inv_freq, expected, rtol=1e-6, atol=0)
-        assert torch.allclose(other.inv_freq, factor * expected, rtol=1e-6, atol=0)
+        vllm = read(STACKS["vllm"], config)
+        if kind == "lfm3":
+            assert vllm.refusal == "it has no lfm3"
+        else:
+            (other,) = vllm.tables["full_attention"]
+            assert torch.allclose(other.inv_freq, factor * expected, rtol=1e-6, atol=0)

@@ -189,16 +189,19 @@ def lm_eval_command(options: argparse.Namespace) -> CommandResult:
     """Print the commands that run lm-evaluation-harness."""
     check_model("CHECKPOINT", options.checkpoint)
 
-    from ..models import config_json, text_section
+    from ..models import config_json, needs_own_auto_class, text_section
 
-    window = text_section(config_json(options.checkpoint)).get("max_position_embeddings")
+    config = config_json(options.checkpoint)
+    window = text_section(config).get("max_position_embeddings")
     if window is None:
         raise UserError(f"{options.checkpoint}: its config has no max_position_embeddings, so its window is unknown")
     metadata = json.dumps({"max_seq_lengths": [window]})
     common = f"--tasks {options.tasks} --metadata '{metadata}' --batch_size 1"
     path = options.checkpoint
+    # lm-eval's hf loads AutoModelForCausalLM; hf-multimodal answers tasks without images as hf does.
+    reader = "hf-multimodal" if needs_own_auto_class(config.get("model_type", "")) else "hf"
     lines = [
-        f"lm_eval --model hf --model_args pretrained={path},max_length={window},dtype=bfloat16 {common}",
+        f"lm_eval --model {reader} --model_args pretrained={path},max_length={window},dtype=bfloat16 {common}",
         f"lm_eval --model vllm --model_args pretrained={path},max_model_len={window},dtype=bfloat16 {common}",
     ]
     return CommandResult("\n".join(lines), {"commands": lines}, "pip install 'lm-eval[hf,ruler]', then one of these")

@@ -2,7 +2,7 @@
 
 from .comparison import compare, named_rows
 from .factor_sweep import check_factors, sweep, sweep_table
-from .methods import Method, search_free_methods
+from .methods import Method, search_free_methods, servable
 from .native_adapted import has_control, learn_native_adapted
 from .nll_cache import NllCache
 from .perplexity import NllSum, bucket_edges, by_position, full_nll, slid_nll
@@ -47,6 +47,7 @@ __all__ = [
     "score_server",
     "score_transformers",
     "search_free_methods",
+    "servable",
     "slid_nll",
     "sweep",
     "sweep_table",

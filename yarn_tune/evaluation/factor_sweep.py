@@ -68,7 +68,9 @@ def sweep(run: Run, factors: list[float]) -> list[SweepCell]:
         slid = _mean([cache.slid(document, begin.native, stride)[0] for document in documents], length)
         at = replace(begin, factor=factor * begin.factor / begin.stretch, window=length)
         methods = search_free_methods(at, SWEPT)
-        for name in SWEPT:
+        for name in methods:
+            if name == "none":
+                continue
             nll = [cache.full(methods[name], document, shared=True)[0] for document in documents]
             cells.append(SweepCell(name, factor, length, _mean(nll, length), slid))
     return cells
@@ -83,10 +85,11 @@ def sweep_table(cells: list[SweepCell]) -> str:
     factors = sorted({cell.factor for cell in cells})
     at = {(cell.method, cell.factor): cell for cell in cells}
     slid = {cell.factor: math.exp(cell.slid_nll) for cell in cells}
-    titles = [f"factor {factor:g} ({at[SWEPT[0], factor].length} tokens)" for factor in factors]
+    methods = [name for name in SWEPT if any(cell.method == name for cell in cells)]
+    titles = [f"factor {factor:g} ({at[methods[0], factor].length} tokens)" for factor in factors]
     lines = [f"| method | {' | '.join(titles)} |", "|---" * (len(factors) + 1) + "|"]
     lines.append(f"| native window, slid | {' | '.join(f'{slid[factor]:.2f}' for factor in factors)} |")
-    for method in SWEPT:
+    for method in methods:
         row = [at[method, factor] for factor in factors]
         lines.append(f"| {method} | " + " | ".join(f"{math.exp(c.nll):.2f} ({c.rise:+.1f}%)" for c in row) + " |")
     return "\n".join(lines)

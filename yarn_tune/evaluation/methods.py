@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..recipe import METHODS, YARN
 from ..rope import dynamic_ntk_inv_freq
-from ..tunable import Factors, Learned, Start, WeightFold, attach_fixed, detach, with_lora
+from ..tunable import THETAS, Factors, Learned, Start, WeightFold, attach_fixed, detach, with_lora
 
 TableOf = Callable[[int], tuple[Tensor, float]]
 """Length read in tokens -> (inverse frequencies `[d/2]` in radians per token, attention factor)."""
@@ -73,7 +73,7 @@ def search_free_methods(start: Start, names: Sequence[str]) -> dict[str, Method]
     """`none` (the base as it is), the search-free methods of `names` and `yarn`, in the order of the tables.
 
     All are at the factor of `start`, except `cope`, which has no factor. Over a base that is scaled already, each
-    method is applied to the base's own table.
+    method is applied to the base's own table. Methods that no config of the family can carry are left out (`servable`).
 
     Args:
         start: the base and the factor.
@@ -90,4 +90,10 @@ def search_free_methods(start: Start, names: Sequence[str]) -> dict[str, Method]
         "dynamic": Method(dynamic, by_length=True),
         **{name: Method.fixed(*replace(start, method=name).table()) for name in METHODS if name in (*names, YARN)},
     }
-    return {name: methods[name] for name in ORDER if name in methods and name in ("none", YARN, *names)}
+    named = servable(("none", YARN, *names), facts.theta_only)
+    return {name: methods[name] for name in ORDER if name in methods and name in named}
+
+
+def servable(names: Sequence[str], theta_only: bool) -> list[str]:
+    """The methods of `names` that a config of the family can carry; with `theta_only`, those that change theta."""
+    return [name for name in names if not theta_only or name in ("none", *THETAS)]

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..errors import UserError
 from .families import FAMILIES, FULL, family_of
@@ -70,6 +71,8 @@ WRAPPERS: dict[str, Wrapper] = {
     for row in (
         Wrapper(model_type="gemma3", texts=("gemma3_text",), saved=LLAVA),
         Wrapper(model_type="gemma4", texts=("gemma4_text",)),
+        Wrapper(model_type="gemma4_unified", texts=("gemma4_unified_text",)),
+        Wrapper(model_type="kimi_k25", texts=("deepseek_v3",), saved=LLAVA),
         Wrapper(model_type="mistral3", texts=("ministral3", "mistral", "mistral4"), saved=LLAVA),
         Wrapper(model_type="qwen2_vl", texts=("qwen2_vl_text",), saved=("model",), axes=4),
         Wrapper(model_type="qwen2_5_vl", texts=("qwen2_5_vl_text",), saved=("model",), axes=4),
@@ -84,6 +87,11 @@ WRAPPERS: dict[str, Wrapper] = {
 def wrapper_of(config: PreTrainedConfig) -> Wrapper | None:
     """The row of a config's model type; None if it is no wrapper that can be tuned."""
     return WRAPPERS.get(config.model_type)
+
+
+def needs_own_auto_class(model_type: str) -> bool:
+    """Whether AutoModelForCausalLM does not load a wrapper, and AutoModelForImageTextToText must."""
+    return model_type in WRAPPERS and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def inside_wrapper(module: str) -> bool:
@@ -150,9 +158,9 @@ def with_text_section(config: dict[str, Any], text: dict[str, Any]) -> dict[str,
         return text
     whole = bare_config(config)
     key = _key_of_text(config, whole, whole.get_text_config(decoder=True))
-    if key:
-        written = text if "model_type" in config[key] else {k: v for k, v in text.items() if k != "model_type"}
-        return config | {key: written}
+    if key:  # with its own model type, which `text_section` may have translated, or without one
+        own = {"model_type": config[key].get("model_type")}
+        return config | {key: {k: v for k, v in (text | own).items() if k != "model_type" or v is not None}}
     kept = {k: v for k, v in config.items() if k in (*whole.sub_configs, "model_type")}
     return text | kept
 

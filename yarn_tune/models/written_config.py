@@ -52,7 +52,8 @@ def is_foreign(config: dict[str, Any]) -> bool:
     """Whether transformers lacks the model type, also that of the language model in a wrapper."""
     text = config.get("text_config")
     inner = text.get("model_type") if isinstance(text, dict) else None
-    return config.get("model_type", "") not in CONFIG_MAPPING or (inner is not None and inner not in CONFIG_MAPPING)
+    known = {None, *CONFIG_MAPPING, *ALIASES}  # the config class of a wrapper translates an alias itself
+    return config.get("model_type", "") not in CONFIG_MAPPING or inner not in known
 
 
 def language_model(config: dict[str, Any]) -> tuple[dict[str, Any], Layout]:

@@ -7,7 +7,7 @@ from ..recipe import METHODS, Recipe
 from ..serving import Target
 from ..tunable import Start
 from .cost import Cost
-from .results_cost import READERS, ResultsCost
+from .results_cost import ResultsCost
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _times(flops: float, rate: float = GPU) -> str:
 
 
 def _results_lines(results: ResultsCost) -> list[str]:
-    prompts = f" and {results.prompts} prompts x {READERS} methods" if results.prompts else ""
+    prompts = f" and {results.prompts} prompts x {results.readers} methods" if results.prompts else ""
     return [
         f"  compare   {results.excerpts} excerpts x {results.methods} methods ({results.passes} passes){prompts}, "
         f"{results.compare_flops / 1e15:.3g} PFLOP: {_times(results.compare_flops)}; what was measured before is not "

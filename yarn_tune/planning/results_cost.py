@@ -8,16 +8,13 @@ base, search-free YaRN and the learned numbers. Results that are kept already (`
 from dataclasses import dataclass, replace
 
 from ..data import excerpt_lengths, grid_lengths
-from ..evaluation import has_control
+from ..evaluation import has_control, servable
 from ..export import prompt_lengths
 from ..models import GIB
 from ..recipe import Recipe
 from ..training import windows
 from .operations import Forward, step_operations
 from .shape import Shape
-
-READERS = 3
-"""Methods that answer the prompts of `eval.retrieval`: the base, search-free YaRN and the learned numbers."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +29,8 @@ class ResultsCost:
     """Forward passes over excerpts or windows of them, of all rows."""
     prompts: int
     """Retrieval prompts per method."""
+    readers: int
+    """Methods that answer them: the base, search-free YaRN where a config can carry it, and the learned numbers."""
     compare_flops: float
     """With the training of the control (`eval.native_adapted`)."""
     export_flops: float
@@ -53,14 +52,14 @@ def estimate_results(recipe: Recipe, shape: Shape) -> ResultsCost:
     longest = max(lengths)
     inside = min(native, longest)
     slid = windows(longest, native, settings.stride_over(native))
-    search_free = {"none", "yarn", *settings.methods}
+    search_free = {*servable(("none", "yarn", *settings.methods), shape.theta_only)}
     control = has_control(recipe)
     at_lengths = sorted({*lengths, inside} - {longest}) if "dynamic" in search_free else []
     slid_rows = 3 if control else 2  # of the base, of the learned numbers, of the control
     whole_rows = len(search_free) + 1
     excerpts = settings.documents * (2 if recipe.data.heldout_unlike else 1)
     of_excerpt = whole_rows * forward(longest) + sum(map(forward, at_lengths)) + slid_rows * len(slid) * forward(inside)
-    prompts = []
+    prompts, readers = [], 1 + len({"none", "yarn"} & search_free)
     if settings.retrieval is not None:
         grid = settings.retrieval
         per_length = len(grid.tasks) * len(set(grid.depths)) * grid.per_cell
@@ -74,7 +73,8 @@ def estimate_results(recipe: Recipe, shape: Shape) -> ResultsCost:
         methods=whole_rows + slid_rows,
         passes=excerpts * (whole_rows + len(at_lengths) + slid_rows * len(slid)),
         prompts=len(prompts),
-        compare_flops=excerpts * of_excerpt + READERS * sum(map(forward, prompts)) + training,
+        readers=readers,
+        compare_flops=excerpts * of_excerpt + readers * sum(map(forward, prompts)) + training,
         export_flops=2 * sum(map(forward, prompt_lengths(native, window))),
         export_gib=shape.parameters * (2 if recipe.base.dtype == "bfloat16" else 4) / GIB,
     )

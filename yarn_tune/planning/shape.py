@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedConfig
 
-from ..models import empty_model, has_sliding_layers, head_dim_of, language_tower, rope_facts
+from ..models import empty_model, family_of, has_sliding_layers, head_dim_of, language_tower, rope_facts
 from ..tunable import NO_LORA, LoraSize
 
 
@@ -42,6 +42,8 @@ class Shape:
     vocabulary: int
     sliding: bool
     """Whether some layers have a sliding window."""
+    theta_only: bool
+    """Whether its configs carry only another theta, so that few search-free methods are measured."""
     lora: LoraSize
 
     @classmethod
@@ -77,6 +79,7 @@ class Shape:
             rotary=rotary,
             vocabulary=config.vocab_size,
             sliding=has_sliding_layers(config),
+            theta_only=family_of(config.model_type).theta_only,
             lora=lora,
         )
 

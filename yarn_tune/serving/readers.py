@@ -148,6 +148,9 @@ def read(stack: Stack, config: dict[str, Any], modelling: Stack | None = None) -
     """
     text, layout = language_model(config)
     longest = text["max_position_embeddings"]
+    if config.get("model_type") in stack.lacks:
+        reason = f"it has no {config['model_type']}"
+        return EffectiveRope(longest, state="not run by this release", reason=reason)
     if layout.model_type in stack.modelling and modelling is not None:
         inner = read(modelling, text)
         return replace(inner, rows=None)

@@ -65,6 +65,8 @@ class Target:
         for name in default_stacks():
             text, layout = language_model(base)
             reason = left_out_reason(STACKS[name], text, layout)
+            if base.get("model_type") in STACKS[name].lacks:
+                reason = f"has no {base['model_type']} in these releases"
             if qk_bias and not STACKS[name].reads_biases(layout.family):
                 reason = reason or f"is not known to read biases of queries and keys in {layout.model_type}"
             if reason:
@@ -291,7 +293,7 @@ def check_mergeable(base: dict[str, Any], lora: Lora | None) -> None:
 
 def _quantised(key: str, method: str) -> str:
     return (
-        f"{key}: it changes weights that are quantised in this base ({method}), which would damage them; "
+        f"{key}: it changes weights, and those of a quantised base ({method}) are left as they are; "
         f"{UNQUANTISED}. Numbers that stay in config.json (rope.frequencies with rope.query_gains: none) can be "
         "learned on it"
     )

@@ -75,12 +75,12 @@ AFTER_4_57 = frozenset(
      "emu3_text_model", "ernie4_5_vl_moe_text", "exaone_moe", "flint", "gemma4_text", "gemma4_unified_text",
      "glm4_moe_lite", "glm_moe_dsa", "glm_ocr_text", "granite4_vision_text", "granite_docling_text", "granite_swa",
      "granitemoe_swa", "hrm_text", "hunyuan_vl_text", "hy_v3", "hy_v4", "hyperclovax", "internlm3", "iquestcoder",
-     "jais2", "kolibri1", "laguna", "lfm2_moe", "lfm3", "mellum", "mimo_v2_flash", "minicpm3", "minimax_m2",
+     "jais2", "kimi_k25", "kolibri1", "laguna", "lfm2_moe", "lfm3", "mellum", "mimo_v2_flash", "minicpm3", "minimax_m2",
      "minimax_m3_vl_text", "ministral3", "mistral4", "mistral_large4_text", "molmo2_text", "muse_glimmer_text",
      "muse_spark_text", "nanochat", "olmo_hybrid", "paddleocr_vl_text", "qwen3_5_moe_text", "qwen3_5_text",
      "qwen4_exp_text", "solar_open", "step3p5", "t5gemma2_decoder", "unlimited_ocr_text", "youtu", "zaya"}
 )  # fmt: skip
-"""Types of language models in transformers 5.23 that 4.57.6 does not have."""
+"""Types of language models in transformers 5.23 that 4.57.6 does not have, and of wrappers of older ones."""
 AFTER_4_55 = AFTER_4_57 | frozenset(
     {"apertus", "blt", "flex_olmo", "glm4v_moe_text", "hunyuan_v1_dense", "hunyuan_v1_moe", "longcat_flash",
      "ministral", "olmo3", "qwen3_next", "qwen3_omni_moe_text", "qwen3_vl_moe_text", "qwen3_vl_text", "seed_oss",
@@ -157,7 +157,7 @@ STACKS: dict[str, Stack] = {
             "run: 0.32.0", vllm_sections, Yarn(hf_multiplier, betas="strict"),
             Longrope("mscale", selects="by window"), vllm_window, vllm_rows, nested=True,
             modelling=VLLM_MODELLING, interleaved_longrope=False, hardwired=VLLM_OWN, latent=VLLM_LATENT,
-            softmax_key="attention_factor", softmax_off=1.0, current_config=True,
+            softmax_key="attention_factor", softmax_off=1.0, current_config=True, lacks=frozenset({"lfm3"}),
             types=VLLM_TYPES | {"vllm proportional"}, mrope=True, mrope_ramp=VLLM_MROPE_RAMP, query_growth="top level",
             biases=VLLM_BIASES,
             overrides=True, foreign=VLLM_FOREIGN, other_types=VLLM_OTHER,
@@ -169,7 +169,7 @@ STACKS: dict[str, Stack] = {
             vllm_sections, Yarn(old_vllm_multiplier, betas="strict"),
             Longrope("mscale", selects="by window"), old_vllm_window, vllm_rows, nested=True,
             interleaved_longrope=False, hardwired=VLLM_OWN, latent=VLLM_LATENT,
-            softmax_key="apply_yarn_scaling", softmax_off=False, current_config=True,
+            softmax_key="apply_yarn_scaling", softmax_off=False, current_config=True, lacks=frozenset({"lfm3"}),
             types=VLLM_TYPES, mrope=True, mrope_ramp=frozenset(), query_growth="top level",
             biases=VLLM_BIASES | {"arcee"},
             overrides=True, foreign=VLLM_FOREIGN, other_types=VLLM_OTHER,
@@ -182,7 +182,9 @@ STACKS: dict[str, Stack] = {
             vllm_v4_sections, Yarn(old_vllm_multiplier, betas="strict"),
             Longrope("mscale", selects="by window"), old_vllm_window, vllm_rows, top_partial=True,
             interleaved_longrope=False, hardwired=VLLM_OWN, latent=VLLM_LATENT - AFTER_4_57 | {"deepseek_v32"},
-            softmax_key="apply_yarn_scaling", softmax_off=False, lacks=AFTER_4_57 - {"deepseek_v32"},
+            softmax_key="apply_yarn_scaling", softmax_off=False,
+            # It has config classes of its own for these, in the last releases for kimi_k25.
+            lacks=AFTER_4_57 - {"deepseek_v32", "kimi_k25"},
             types=frozenset({"default", "linear", "llama3"}), mrope=True, mrope_ramp=frozenset(),
             biases=frozenset({"llama"}),
             foreign=VLLM_FOREIGN, other_types=VLLM_OTHER,

@@ -8,12 +8,13 @@ from .parameters import Adjustment, Learned, Start, WeightFold
 from .qk_bias import check_biased
 from .query_gains import GainFold, gains_for
 from .replacement import RotaryProxy, move_only
-from .rotary import TunableRotary, at_start, is_offset
+from .rotary import THETAS, TunableRotary, at_start, is_offset
 
 __all__ = [
     "KINDS",
     "NO_LORA",
     "PREFIX",
+    "THETAS",
     "Adjustment",
     "Factors",
     "Folded",

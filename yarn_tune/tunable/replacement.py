@@ -82,6 +82,11 @@ class RotaryProxy(nn.Module):
         """The module with the parameters."""
         return self._rotary[0]
 
+    @property
+    def layer_types(self) -> Any:
+        """The kinds of layers with a table each, which models read from the stock module (LFM3)."""
+        return self.rotary.stock.layer_types
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call `RotaryReplacement.forward`."""
         return self.rotary(*args, **kwargs)

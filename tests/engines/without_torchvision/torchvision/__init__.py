@@ -20,7 +20,9 @@ class InterpolationMode(enum.Enum):
 
 
 class Absent:
-    """Stands for any function or class."""
+    """Stands for any function, class or module."""
+
+    InterpolationMode = InterpolationMode
 
 
 def _any(name: str) -> object:
