@@ -102,7 +102,7 @@ THETA_ONLY_SIZES: dict[str, dict[str, object]] = {
         "text_config": {**SMALL, **THETA_ONLY["gemma4_text"]},
         "vision_config": {
             "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "pooling_kernel_size": 1,
+            "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "pooling_kernel_size": 2,
             "position_embedding_size": 16,
         },
         "audio_config": None, "image_token_id": IMAGE, "video_token_id": VIDEO, "audio_token_id": 124,
@@ -183,6 +183,11 @@ def image_inputs(name: str) -> dict[str, torch.Tensor]:
         given = {
             "pixel_values": torch.randn(32, 3, 4, 4, generator=generator), "image_grid_thw": torch.tensor([[1, 4, 8]]),
         }  # fmt: skip
+    elif name.startswith("gemma4"):
+        image, side = [IMAGE] * 4, 2 if name == "gemma4_unified" else 4  # patches, merged already or 2 x 2 per token
+        pixels = torch.rand(1, side * side, 3 * 4 * 4, generator=generator)
+        at = [[column, row] for row in range(side) for column in range(side)]
+        given = {"pixel_values": pixels, "image_position_ids": torch.tensor([at])}
     elif name.startswith("qwen"):
         rows, columns = 4, 8  # patches; a token holds 2 x 2 of them
         image = [START, *[IMAGE] * (rows * columns // 4), END]

@@ -93,7 +93,7 @@ FAMILIES = ("llama", "qwen3", "gpt_neox", "gemma3_text", "cohere", "phi3")
 """With every parameterisation they have."""
 ONCE = {
     **dict.fromkeys(
-        ("arcee", "bitnet", "exaone4", "falcon", "gemma", "gemma2", "granite", "granitemoe", "ministral",
+        ("arcee", "exaone4", "falcon", "gemma", "gemma2", "granite", "granitemoe", "ministral",
          "mistral", "mixtral", "nemotron", "olmo", "olmo2", "olmo3", "persimmon", "phi", "qwen2", "qwen2_moe",
          "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2", "cwm", "doge", "dots1", "falcon_h1",
          "flex_olmo", "gemma3n_text", "glm4_moe", "granitemoehybrid", "granitemoeshared", "hy_v3",
@@ -101,7 +101,8 @@ ONCE = {
         "per_pair",
     ),
     **dict.fromkeys(
-        ("deepseek_v2", "deepseek_v3", "ernie4_5", "ernie4_5_moe", "glm", "glm4", "glm4_moe_lite", "gpt_oss", "helium"),
+        ("bitnet", "deepseek_v2", "deepseek_v3", "ernie4_5", "ernie4_5_moe", "glm", "glm4", "glm4_moe_lite",
+         "gpt_oss", "helium"),
         "scale-above",
     ),
     "gemma4_text": "pair",

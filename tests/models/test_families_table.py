@@ -61,7 +61,7 @@ REFUSED = """
 
 `train`, `plan` and `init` refuse these model types with the reason given here; `verify` reads the configs of those that
 have RoPE. Other multimodal models than those above are refused as a whole: take the language model out of the
-checkpoint.
+checkpoint, where transformers has a class for it alone.
 
 | model types | reason |
 |---|---|"""

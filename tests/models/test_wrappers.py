@@ -190,6 +190,11 @@ def test_missing_and_unknown_weights_are_named(name, tmp_path):
 def test_other_language_models_in_a_wrapper_are_refused():
     config = wrapped_config("mistral3", model_type="llama")
     assert "it is multimodal; extract its language model (model type llama)" in refusal(config)
+    for kind, reason in (
+        ("cohere2", "(model type cohere2) cannot be tuned: its full-attention layers have no positions"),
+        ("glm4v_text", "transformers has no class for its language model (model type glm4v_text) alone"),
+    ):
+        assert reason in refusal(wrapped_config("mistral3", model_type=kind))
     text = wrapped_config("qwen3_vl").get_text_config()
     assert "no class for this language model alone" in refusal(text)
 

@@ -6,6 +6,7 @@ reports; what vLLM 0.32's own code computes from each config is in `vllm_0.32_re
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,18 @@ def test_init_refuses_wrong_types_as_verify_does(case, tmp_path, capsys):
     assert main(["verify", base]) == 2
     other = capsys.readouterr().err
     assert said.replace("rope_parameters", "rope_scaling").split(" is ")[1] == other.split(" is ")[1]
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("08f-qwen35-override-toplevel", "rope_parameters is at the top level of a qwen3_5 config"),
+        ("13b-phi3-su", "rope_scaling has type 'su', by which transformers 5 does not find the original length"),
+    ],
+)
+def test_init_says_why_transformers_does_not_load_it(case, reason, tmp_path):
+    with pytest.raises(UserError, match=re.escape(reason)):
+        load_config(checkpoint(tmp_path, config_of(case)))
 
 
 # What vLLM 0.32 makes of --hf-overrides: window and theta from its own ModelConfig.

@@ -9,10 +9,11 @@ import yaml
 from safetensors.torch import load_file
 from tiny import NATIVE, SMALL, THETA_ONLY, VOCABULARY, finished_run, save_tiny, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-from wrapped import THETA_ONLY_SIZES, save_wrapped, wrapped_model
+from wrapped import THETA_ONLY_SIZES, image_inputs, save_wrapped, wrapped_model
 from yarn_tune.errors import UserError
 from yarn_tune.evaluation.methods import search_free_methods
 from yarn_tune.export.checkpoint import export
+from yarn_tune.files import save_tensors
 from yarn_tune.models.base import BaseModel
 from yarn_tune.models.rope_config import layout_of, rope_facts
 from yarn_tune.models.token_loss import hidden_states
@@ -20,9 +21,10 @@ from yarn_tune.models.wrappers import decoder_layers
 from yarn_tune.planning.starter import propose
 from yarn_tune.recipe.loading import parse_recipe
 from yarn_tune.recipe.schema import Base, Rope
+from yarn_tune.runs.learned import learned_of
 from yarn_tune.serving.readers import read
 from yarn_tune.serving.stacks import STACKS
-from yarn_tune.tunable.attachment import attach, base_model_active
+from yarn_tune.tunable.attachment import attach, attach_fixed, base_model_active
 from yarn_tune.tunable.parameters import Start
 from yarn_tune.tunable.query_gains import gains_for
 from yarn_tune.tunable.rotary import at_start
@@ -148,6 +150,27 @@ def test_the_language_model_in_the_wrapper_gives_the_logits_of_the_whole(name):
     assert len(decoder_layers(model)) == 4
 
 
+def whole(model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Logits of the wrapper as any user calls it."""
+    with torch.no_grad():
+        return model(**inputs, use_cache=False).logits
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_factor_of_1_leaves_images_as_they_were(name, tmp_path):
+    base = save_wrapped(tmp_path / "base", name)
+    settings = (*SETTINGS, "rope.factor=1")
+    run = finished_run(tmp_path, "fixed", window=NATIVE, base=base, settings=settings, log_temperature=0.0)
+    run.numbers_path.write_bytes(save_tensors(at_start(run.base, run.recipe.rope).numbers()))
+    out = export(run)
+    assert (out / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
+    served = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32).eval()
+    before, after = (whole(model, image_inputs(name)) for model in (wrapped_model(name), served))
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
+    changed = {**image_inputs(name), "pixel_values": image_inputs(name)["pixel_values"].flip(1)}
+    assert (whole(served, changed) - after).abs().max() > 1e-3, "the image is read"
+
+
 @pytest.mark.parametrize("name", WRAPPED)
 def test_the_wrapper_is_exported_as_a_whole(name, tmp_path):
     save_wrapped(tmp_path / "base", name)
@@ -161,7 +184,13 @@ def test_the_wrapper_is_exported_as_a_whole(name, tmp_path):
     assert {key for key in config if config[key] != base.get(key)} == {"text_config"}
     files = [load_file(folder / "model.safetensors") for folder in (tmp_path / "base", out)]
     check_folds(*files, "model.language_model.")
-    served = AutoModelForImageTextToText.from_pretrained(out)
+    served = AutoModelForImageTextToText.from_pretrained(out).eval()
+    model, learned = run.base.load(), learned_of(run)
+    before = whole(model, image_inputs(name))
+    attach_fixed(model, lambda length: (learned.inv_freq(), learned.attention_factor), learned.folds)
+    for inputs in ({"input_ids": IDS % 100}, image_inputs(name)):
+        torch.testing.assert_close(whole(served, inputs), whole(model, inputs), rtol=0, atol=1e-4)
+    assert (whole(model, image_inputs(name)) - before).abs().max() > 1e-2
     inv_freq = served.model.language_model.rotary_emb.full_attention_inv_freq
     assert torch.allclose(inv_freq[:4], stretched(1e6) ** -(torch.arange(4) / HALF))
     assert not inv_freq[4:].any()

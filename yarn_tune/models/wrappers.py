@@ -111,7 +111,7 @@ def refusal(config: PreTrainedConfig) -> str | None:
     if text is not config:
         row = wrapper_of(config)
         if row is None or text.model_type not in row.texts:
-            return f"it is multimodal; extract its language model (model type {text.model_type}) from the checkpoint"
+            return _of_language_model(text.model_type)
         config, family = text, family_of(text.model_type)
     elif not family.alone:
         return "transformers has no class for this language model alone; tune the multimodal checkpoint that it is in"
@@ -128,6 +128,15 @@ def refusal(config: PreTrainedConfig) -> str | None:
             f"{transformers.__version__}"
         )
     return None
+
+
+def _of_language_model(model_type: str) -> str:
+    """The reason why a multimodal model cannot be tuned as a whole, from what is known of its language model."""
+    if model_type not in FAMILIES or not FAMILIES[model_type].alone:
+        return f"it is multimodal, and transformers has no class for its language model (model type {model_type}) alone"
+    if reason := FAMILIES[model_type].refused:
+        return f"it is multimodal, and its language model (model type {model_type}) cannot be tuned: {reason}"
+    return f"it is multimodal; extract its language model (model type {model_type}) from the checkpoint"
 
 
 # The config of the language model.

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from ..errors import UserError
+from .families import family_of
 from .rope_config import Layout, layout_of
 from .wrappers import ROPE_KEYS, text_section
 
@@ -134,6 +135,19 @@ def check_loadable(config: dict[str, Any]) -> None:
             f'copy of its config.json write "model_type": "{ALIASES[kind]}", and remove auto_map'
         )
     check_types(config)
+    for key in SECTIONS:
+        section = config.get(key)
+        if isinstance(section, dict) and isinstance(config.get("text_config"), dict):
+            raise UserError(
+                f"config.json: {key} is at the top level of a {kind} config, whose language model is configured in "
+                "text_config; write it there"
+            )
+        named = isinstance(section, dict) and section.get("rope_type", section.get("type"))
+        if named == "su" and family_of(kind).longrope_only:
+            raise UserError(
+                f"config.json: {key} has type 'su', by which transformers 5 does not find the original length at the "
+                'top level of the config; in a copy of it write "longrope"'
+            )
 
 
 def check_rope_types(config: PreTrainedConfig) -> None:
