@@ -114,18 +114,24 @@ def _filled(text: str, width: int = 124) -> str:
 
 
 def real_models() -> str:
-    """One row per real model that was run at full size."""
+    """One row per real model that was run at full size, and kind of text."""
     lines = [
-        "| real model | YaRN | native window, slid | tuned | short texts: YaRN | tuned |",
-        "|---|---|---|---|---|---|",
+        "| real model | text | YaRN | native window, slid | the control, slid | tuned | short texts: YaRN | tuned |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in ("smollm2-135m-16k", "smollm2-135m-32k"):
         found = Comparison.load(RESULTS / f"{name}-compare.json")
-        base, yarn, slid, tuned = (found.row(method) for method in ("none", "yarn", "native-window", "tuned"))
-        means = _best([yarn.longest, slid.longest, tuned.longest], "{:.3f}")
-        short = _best([row.short_nll - base.short_nll for row in (yarn, tuned)], "{:+.3f}")
-        lines.append(f"| SmolLM2-135M, {found.native} to {found.window} | {' | '.join([*means, *short])} |")
+        for kind, result in zip(("like", "unlike"), found.texts.values(), strict=False):
+            rows = [row for method in REAL for row in result.find(method)]
+            means = dict(zip((row.method for row in rows), _best([row.longest for row in rows], "{:.3f}"), strict=True))
+            base, yarn, tuned = (result.row(method).short_nll for method in ("none", "yarn", "tuned"))
+            cells = [f"SmolLM2-135M, {found.native} to {found.window}", kind, *(means.get(name, "") for name in REAL)]
+            lines.append(f"| {' | '.join([*cells, *_best([yarn - base, tuned - base], '{:+.3f}')])} |")
     return "\n".join(lines)
+
+
+REAL = ("yarn", "native-window", "native-adapted", "tuned")
+"""Rows of a comparison that the table of real models shows."""
 
 
 def _best(values: list[float], form: str) -> list[str]:

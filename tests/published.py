@@ -71,7 +71,7 @@ PUBLISHED: dict[str, tuple[str, dict[str, object]]] = {
         "phi3",
         {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 24,
          "num_key_value_heads": 8, "vocab_size": 200064, "max_position_embeddings": 131072, "sliding_window": None,
-         "tie_word_embeddings": True},
+         "tie_word_embeddings": True, "partial_rotary_factor": 0.75},
     ),
     "gemma-3-1b-128k": (
         "gemma3_text",

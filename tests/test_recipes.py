@@ -9,11 +9,13 @@ import yaml
 from published import PUBLISHED, published
 from tiny import NATIVE, save_tiny, write_documents
 from yarn_tune.cli.main import main
+from yarn_tune.models.base import BaseModel
 from yarn_tune.planning.cost import estimate_cost
 from yarn_tune.planning.memory import RESERVE
 from yarn_tune.planning.shape import Shape
+from yarn_tune.planning.starter import bias_is_served, with_rates
 from yarn_tune.recipe.loading import load_recipe
-from yarn_tune.recipe.schema import METHODS, YARN
+from yarn_tune.recipe.schema import METHODS, YARN, Base
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -91,6 +93,20 @@ def test_what_it_needs_is_what_plan_counts(stem):
     assert weights == pytest.approx(cost.weights_gib, abs=0.51)
     assert activations == pytest.approx(cost.activations_gib, abs=0.51)
     assert cost.weights_gib + cost.activations_gib <= (1 - RESERVE) * gpu
+
+
+@pytest.mark.parametrize("stem", [stem for stem in PUBLISHED if not stem.startswith(("tiny", "smollm2"))])
+def test_recipes_that_were_not_measured_learn_what_init_proposes(stem, tmp_path):
+    """Biases wherever they can be served, and the rates that were measured on SmolLM2, scaled to this model."""
+    recipe = load_recipe(ROOT / f"recipes/{stem}.yaml")
+    published(stem).save_pretrained(tmp_path)
+    base = BaseModel(Base(model=str(tmp_path)))
+    proposed = with_rates(base, recipe.to_dict() | {"base": {"model": str(tmp_path)}})
+    found, expected = recipe.train.learning_rate, proposed.train.learning_rate
+    assert (found.gain, found.phase) == (expected.gain, expected.phase)
+    assert recipe.rope.qk_bias is bias_is_served(base, recipe.to_dict() | {"base": {"model": str(tmp_path)}})
+    if recipe.rope.qk_bias:
+        assert found.bias == expected.bias
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)

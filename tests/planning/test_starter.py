@@ -129,26 +129,30 @@ def test_where_there_is_no_gain_to_learn_short_rows_are_not_proposed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("numbers", "batch_size", "rate"),
+    ("kind", "numbers", "batch_size", "rate"),
     [
-        (17_280, 1, 0.01),
-        (17_280, 4, 0.02),
-        (4 * 17_280, 4, 0.01),
-        (1_024, 4, 0.03),
-        (10**7, 1, 0.003),
-        (131_072, 8, 0.01),
+        ("gain", 17_280, 1, 0.01),
+        ("phase", 17_280, 4, 0.02),
+        ("gain", 4 * 17_280, 4, 0.01),
+        ("gain", 1_024, 4, 0.03),
+        ("gain", 10**7, 1, 0.003),
+        ("gain", 131_072, 8, 0.01),
+        ("bias", 23_040, 1, 0.004),
+        ("bias", 184_320, 8, 0.004),
+        ("bias", 1_536, 4, 0.012),
+        ("bias", 10**7, 1, 0.0012),
     ],
 )
-def test_rates_follow_the_batch_and_how_many_numbers_are_learned(numbers, batch_size, rate):
-    assert learning_rate(numbers, batch_size) == rate
+def test_rates_follow_the_batch_and_how_many_numbers_are_learned(kind, numbers, batch_size, rate):
+    assert learning_rate(kind, numbers, batch_size) == rate
 
 
 def test_a_big_model_gets_lower_rates_than_the_default(tmp_path):
     made = propose(str(seven_billion(tmp_path / "base")), 8192, ["a"], ["b"])
     rates = made.recipe.train.learning_rate
     assert (rates.gain, rates.phase) == (0.01, 0.01)  # 131,072 gains and phases, eight rows per step
-    assert (rates.frequency, rates.temperature, rates.bias) == (0.02, 0.01, 0.004)
-    assert "  learning_rate: {gain: 0.01, phase: 0.01, bias: 0.004}" in made.text
+    assert (rates.frequency, rates.temperature, rates.bias) == (0.02, 0.01, 0.0034)
+    assert "  learning_rate: {gain: 0.01, phase: 0.01, bias: 0.0034}" in made.text
 
 
 def test_a_native_window_that_the_config_overstates(tmp_path, monkeypatch, capsys):

@@ -24,8 +24,9 @@ QUERY_GAINS = ("pair_phase", "pair", "layer", "none")
 """Values of `rope.query_gains`, in order of preference."""
 SERVED = {"transformers", "vllm"}
 """Stacks that must read biases of queries and keys where they are proposed; others are left out of the default ones."""
-BIAS_SHARE = 0.4
-"""Rate of biases, as a share of the rate of gains and phases."""
+MEASURED_RATES = {"gain": (0.01, 17_280), "phase": (0.01, 17_280), "bias": (0.004, 23_040)}
+"""Kind -> the peak rate that worked best on SmolLM2-135M with one row per step, and how many numbers it moved there;
+gains and phases count together."""
 STEPS, BATCH_SIZE = 100, 8
 USABLE = 0.9
 """Share of a device's memory that a recipe may fill."""
@@ -95,28 +96,27 @@ def propose(
     )
 
 
-def learning_rate(numbers: int, batch_size: int) -> float:
-    """Peak rate for a number of gains and phases and a number of rows per step.
+def learning_rate(kind: str, numbers: int, batch_size: int) -> float:
+    """Peak rate for a kind of learned numbers (a key of `MEASURED_RATES`), how many there are, and the rows per step.
 
     AdamW moves every number by about the rate in each step, whether its gradient is signal or noise. On SmolLM2-135M
     (17,280 gains and phases, one row per step) rates of 0.03 to 0.04 moved them mostly by noise: on text unlike the
-    training text the tuned model was worse than search-free YaRN, by 0.008 and 0.021 in NLL on two documents. With a
-    rate of 0.01 and fewer steps it was better by 0.028 and 0.022. On the demo (1,024 of them, four rows per step) the
-    default of 0.03 works. The rule follows the SmolLM2 measurement: the noise of a gradient falls with the square root
-    of the batch size, and the length of a step by noise grows with the square root of the number of parameters. The
-    rate is limited to between 0.003, the lowest rate tried, and 0.03, the default.
-
-    Biases get 0.4 of this rate: on SmolLM2, with 0.01 for gains and phases, 0.004 lowered the NLL on unlike text by
-    0.002 to 0.003 more; 0.012 beside 0.04 brought nothing, and 0.05 raised it.
+    training text the tuned model was worse than search-free YaRN, by 0.008 and 0.021 in NLL on two documents. With
+    rates of 0.01, and 0.004 for biases, it was better by 0.039 and 0.041 on two others (recipes/README.md); biases at
+    0.012 beside 0.04 brought nothing. The noise of a gradient falls with the square root of the batch size, and the
+    length of a step by noise grows with the square root of the number of parameters; the rule follows both. It keeps
+    within 0.3 and 3 times the measured rate: 0.003 was the lowest tried for gains, and 0.03 works on the demo (1,024
+    gains and phases, four rows per step).
     """
-    rate = 0.01 * math.sqrt(batch_size) * math.sqrt(17_280 / max(numbers, 1))
-    return float(f"{min(max(rate, 0.003), 0.03):.2g}")
+    measured, count = MEASURED_RATES[kind]
+    rate = measured * math.sqrt(batch_size) * math.sqrt(count / max(numbers, 1))
+    return float(f"{min(max(rate, 0.3 * measured), 3 * measured):.2g}")
 
 
 def _richest(base: BaseModel, tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The `rope` section with the most learned numbers that can be served, and why richer ones cannot."""
     refusals: list[str] = []
-    biases = {"qk_bias": True} if _bias_is_served(base, tree) else {}
+    biases = {"qk_bias": True} if bias_is_served(base, tree) else {}
     begin = {"init": "ntk"} if base.facts.theta_only else {}
     for frequencies, query_gains in itertools.product(("fixed",) if begin else FREQUENCIES, QUERY_GAINS):
         if frequencies == "fixed" and query_gains == "none":
@@ -132,7 +132,7 @@ def _richest(base: BaseModel, tree: dict[str, Any]) -> tuple[dict[str, Any], lis
     raise UserError("\n".join([f"{base.source.model}: nothing can be learned and served:", *refusals]))
 
 
-def _bias_is_served(base: BaseModel, tree: dict[str, Any]) -> bool:
+def bias_is_served(base: BaseModel, tree: dict[str, Any]) -> bool:
     """Whether biases of queries and keys can be learned, and are read by transformers and vLLM."""
     section = tree["rope"] | {"frequencies": "fixed", "qk_bias": True}
     recipe = parse_recipe(tree | {"rope": section}, [], "init")
@@ -157,7 +157,7 @@ def _fitted(base: BaseModel, tree: dict[str, Any], hardware: Hardware) -> tuple[
         rows = {"batch_size": gpus * math.ceil(tree["train"]["batch_size"] / gpus)}
         spread = [{"train": rows}, {"train": rows, "runtime": {"zero": 3, "processes": gpus}}]
     for way, over in itertools.product(_ways(tree), spread):
-        recipe = _with_rates(base, _merged(_merged(tree, over), way))
+        recipe = with_rates(base, _merged(_merged(tree, over), way))
         numbers = sum(at_start(base, recipe.rope).count().values())
         cost = estimate_cost(recipe, shape, numbers)
         if cost.memory_gib <= USABLE * hardware.gpu_gib:
@@ -174,17 +174,15 @@ def _merged(tree: dict[str, Any], changes: Changes) -> dict[str, Any]:
     return tree | {section: tree.get(section, {}) | values for section, values in changes.items()}
 
 
-def _with_rates(base: BaseModel, tree: dict[str, Any]) -> Recipe:
+def with_rates(base: BaseModel, tree: dict[str, Any]) -> Recipe:
     """The recipe of a tree, with learning rates for its gains, phases and biases."""
     recipe = parse_recipe(tree, [], "init")
-    counts = at_start(base, recipe.rope).count()
-    rate = learning_rate(
-        sum(counts.get(kind, 0) for kind in ("gain", "phase")) or counts.get("bias", 0), recipe.train.batch_size
-    )
+    counts, batch_size = at_start(base, recipe.rope).count(), recipe.train.batch_size
     by_pair = recipe.rope.query_gains.startswith("pair")
-    rates: dict[str, float] = {kind: rate for kind in ("gain", "phase") if kind in counts and by_pair}
+    kinds = [kind for kind in ("gain", "phase") if kind in counts and by_pair]
+    rates = {kind: learning_rate(kind, sum(counts[k] for k in kinds), batch_size) for kind in kinds}
     if "bias" in counts:
-        rates["bias"] = float(f"{BIAS_SHARE * rate:.2g}")
+        rates["bias"] = learning_rate("bias", counts["bias"], batch_size)
     return parse_recipe(_merged(tree, {"train": {"learning_rate": rates}}), [], "init") if rates else recipe
 
 
