@@ -179,8 +179,9 @@ def with_rates(base: BaseModel, tree: dict[str, Any]) -> Recipe:
     recipe = parse_recipe(tree, [], "init")
     counts, batch_size = at_start(base, recipe.rope).count(), recipe.train.batch_size
     by_pair = recipe.rope.query_gains.startswith("pair")
-    kinds = [kind for kind in ("gain", "phase") if kind in counts and by_pair]
-    rates = {kind: learning_rate(kind, sum(counts[k] for k in kinds), batch_size) for kind in kinds}
+    kinds: list[str] = [kind for kind in ("gain", "phase") if kind in counts and by_pair]
+    together = sum(counts[kind] for kind in kinds)
+    rates = {kind: learning_rate(kind, together, batch_size) for kind in kinds}
     if "bias" in counts:
         rates["bias"] = learning_rate("bias", counts["bias"], batch_size)
     return parse_recipe(_merged(tree, {"train": {"learning_rate": rates}}), [], "init") if rates else recipe
