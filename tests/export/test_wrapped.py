@@ -147,11 +147,12 @@ def test_an_identity_leaves_images_as_they_were(name, tmp_path):
     torch.testing.assert_close(after, before, rtol=0, atol=2e-5 if rounded else 0)
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3", "qwen3_5"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3", "qwen3_5", "kimi_k25"])
 def test_a_run_trains_compares_and_exports(name, tmp_path):
     ids = name == "qwen3_5"  # its tokenizer class splits words in its own way
     tree = recipe_tree(base_of(tmp_path / "base", name), tmp_path, ids=ids, steps=2)
-    recipe = parse_recipe(tree, ["rope.query_gains=pair", "rope.frequencies=scale", *LORA])
+    targets = "lora.targets=[q_b_proj, o_proj]" if name == "kimi_k25" else LORA[1]
+    recipe = parse_recipe(tree, ["rope.query_gains=pair", "rope.frequencies=scale", LORA[0], targets])
     run = Run(recipe, tmp_path / "run")
     train(run)
     learned = learned_of(run)

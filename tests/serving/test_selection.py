@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import tiny_config
+from tiny import finished_run, save_tiny, tiny_config
 from transformers import AutoConfig, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from yarn_tune.errors import UserError
 from yarn_tune.models.rope_config import RopeFacts, rope_facts
 from yarn_tune.rope import longrope_attention_factor, snapped_betas
+from yarn_tune.runs.learned import learned_of
 from yarn_tune.serving.encodings import lengths_for, longest
 from yarn_tune.serving.selection import Target, choose_encoding, make_representable, unserved
 from yarn_tune.serving.stacks import STACKS, default_stacks, reading
@@ -262,3 +263,21 @@ def test_partial_rotary_stands_where_old_and_new_readers_look():
     assert config["partial_rotary_factor"] == config["rope_parameters"]["partial_rotary_factor"] == share
     loaded = AutoConfig.for_model(**config)
     assert loaded.rope_parameters["partial_rotary_factor"] == share
+
+
+@pytest.mark.parametrize(("original", "betas"), [(64, (32.0, 1.0)), (32, (4.0, 0.5)), (4096, (32.0, 1.0))])
+def test_a_ramp_that_begins_at_the_first_pair_is_read_alike_with_and_without_rounding(original, betas, tmp_path):
+    """vLLM rounds the ends of the ramp of latent attention, transformers as the config says."""
+    section = {
+        "rope_type": "yarn", "rope_theta": 5e4, "factor": 2.0, "original_max_position_embeddings": original,
+        "beta_fast": betas[0], "beta_slow": betas[1], "mscale": 1.0, "mscale_all_dim": 1.0,
+    }  # fmt: skip
+    base = save_tiny(tmp_path / "base", "deepseek_v3", qk_rope_head_dim=64, max_position_embeddings=2 * original,
+                     rope_parameters=section)  # fmt: skip
+    run = finished_run(tmp_path, "scale", window=16 * original, base=base)
+    learned, target = learned_of(run), Target.of_model(run.base, run.recipe.export, run.recipe.rope)
+    assert {"transformers", "vllm", "vllm-0.29", "vllm-0.19"} <= {*target.stacks}
+    config = choose_encoding(learned, target).config(run.base.written)
+    for stack in ("transformers", "vllm"):
+        (found,) = reading(stack, config).tables[""]
+        torch.testing.assert_close(found.inv_freq, learned.inv_freq(), rtol=1e-6, atol=0)

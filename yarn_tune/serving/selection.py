@@ -247,9 +247,10 @@ def _whole_pairs(learned: Learned) -> Learned:
     ends = correction_range(theta, dim, original, learned.beta_fast, learned.beta_slow, truncate=False)
     low, high = (end.item() for end in ends)
     whole = abs(low - round(low)) < 1e-5 and abs(high - round(high)) < 1e-5
-    if learned.truncate or not whole or not 0 < round(low) < round(high) < dim - 1:
+    if learned.truncate or not whole or not 0 <= round(low) < round(high) < dim - 1:
         return learned
-    inwards = (round(low) + 1e-6, round(high) - 1e-6)
+    # Readers clamp the first end at pair 0, where nothing is left of it to round.
+    inwards = (round(low) + 1e-6 if round(low) else -0.5, round(high) - 1e-6)
     fast, slow = (original / (2 * math.pi * theta ** (2 * end / dim)) for end in inwards)
     return replace(learned, beta_fast=fast, beta_slow=slow, truncate=True)
 
