@@ -118,6 +118,8 @@ class Stack:
     """Model types whose biases of queries and keys it reads, besides families released with biases; None for all."""
     lacks: frozenset[str] = frozenset()
     """Model types, known to the installed transformers, that this release does not have."""
+    lacks_alone: frozenset[str] = frozenset()
+    """Types of language models that it runs inside a wrapper only."""
     current_config: bool = False
     """Whether it loads the config with the config classes of transformers 5."""
     foreign: frozenset[str] = frozenset()
@@ -148,7 +150,7 @@ def read(stack: Stack, config: dict[str, Any], modelling: Stack | None = None) -
     """
     text, layout = language_model(config)
     longest = text["max_position_embeddings"]
-    if config.get("model_type") in stack.lacks:
+    if config.get("model_type") in stack.lacks | stack.lacks_alone:
         reason = f"it has no {config['model_type']}"
         return EffectiveRope(longest, state="not run by this release", reason=reason)
     if layout.model_type in stack.modelling and modelling is not None:
