@@ -11,6 +11,7 @@ with the results.
 import argparse
 import hashlib
 import json
+import math
 import re
 import shlex
 import shutil
@@ -114,24 +115,49 @@ def _filled(text: str, width: int = 124) -> str:
 
 
 def real_models() -> str:
-    """One row per real model that was run at full size, and kind of text."""
-    lines = [
-        "| real model | text | YaRN | native window, slid | the control, slid | tuned | short texts: YaRN | tuned |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name in ("smollm2-135m-16k", "smollm2-135m-32k"):
+    """The real model that was run at full size, on text like the training text and, where measured, unlike it."""
+    lines = []
+    for name, text in REAL.items():
         found = Comparison.load(RESULTS / f"{name}-compare.json")
-        for kind, result in zip(("like", "unlike"), found.texts.values(), strict=False):
-            rows = [row for method in REAL for row in result.find(method)]
-            means = dict(zip((row.method for row in rows), _best([row.longest for row in rows], "{:.3f}"), strict=True))
-            base, yarn, tuned = (result.row(method).short_nll for method in ("none", "yarn", "tuned"))
-            cells = [f"SmolLM2-135M, {found.native} to {found.window}", kind, *(means.get(name, "") for name in REAL)]
-            lines.append(f"| {' | '.join([*cells, *_best([yarn - base, tuned - base], '{:+.3f}')])} |")
-    return "\n".join(lines)
+        texts = list(found.texts.values())
+        titles = [f"{text}, {found.native} to {found.window} tokens"]
+        for kind, _ in zip(("like", "unlike"), texts, strict=False):
+            titles += [f"{kind}: NLL", "short texts", "far tokens"]
+        lines += [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+        columns = [column for result in texts for column in _columns(result)]
+        rows = [method for method in REAL_NAMES if found.like.find(method)]
+        lines += [f"| {REAL_NAMES[method]} | {' | '.join(column[method] for column in columns)} |" for method in rows]
+        lines.append("")
+    return "\n".join(lines).rstrip()
 
 
-REAL = ("yarn", "native-window", "native-adapted", "tuned")
-"""Rows of a comparison that the table of real models shows."""
+REAL = {
+    "smollm2-135m-16k": "SmolLM2-135M",
+    "smollm2-135m-32k": "SmolLM2-135M",
+}
+"""Name of a published comparison -> the title of its table."""
+REAL_NAMES = {
+    "native-window": "base with its native window slid",
+    "native-adapted": "control: the same numbers learned at the native window, slid",
+    "yarn": "YaRN",
+    "tuned": "tuned",
+}
+"""Rows of these tables."""
+
+
+def _columns(result: TextResult) -> list[dict[str, str]]:
+    """Method -> mean NLL, its change on short texts, and the NLL of tokens that need far text; the lowest in bold."""
+    rows, short = result.find(*REAL_NAMES), result.row("none").short_nll
+    columns = []
+    for values, form in (
+        ([row.longest for row in rows], "{:.3f}"),
+        ([row.short_nll - short for row in rows], "{:+.3f}"),
+        ([row.key_nll for row in rows], "{:.3f}"),
+    ):
+        known = [math.inf if value is None else value for value in values]
+        texts = [text.replace("inf", "-").replace("-0.000", "+0.000") for text in _best(known, form)]
+        columns.append(dict(zip((row.method for row in rows), texts, strict=True)))
+    return columns
 
 
 def _best(values: list[float], form: str) -> list[str]:
