@@ -110,7 +110,7 @@ def test_the_first_link_out_of_the_readme():
     early = "\n".join(lines[:75])
     for title in ("**What you get**", "**On which models**", "**At what cost**", "## How much better", "## Quickstart"):
         assert title in early
-    assert "Never\nrun: every model of a billion parameters or more, and every GPU" in early
+    assert "Never run: every model of a billion parameters or more, and every GPU" in early
 
 
 def test_numbers_in_the_prose_of_the_readme():
