@@ -11,14 +11,13 @@ with the results.
 import argparse
 import hashlib
 import json
-import math
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from yarn_tune.cli.terminal import summary_cells, verification_summary
@@ -59,11 +58,14 @@ def demo() -> Comparison:
     return Comparison.load(RESULTS / DEMO["compare.json"])
 
 
-def _rows(result: TextResult) -> list[str]:
+def _rows(results: Sequence[TextResult], names: dict[str, str], columns: int) -> list[str]:
+    """The rows of a table: for each kind of text the first columns of `summary_cells`, the best in bold."""
+    found = [dict(summary_cells(TextResult(each.excerpts, each.find("none", *names)))) for each in results]
     lines = []
-    for method, cells in summary_cells(TextResult(result.excerpts, result.find(*NAMES))):
+    for method in (name for name in names if name in found[0]):
+        cells = [cell for each in found for cell in each[method][:columns]]
         texts = [f"**{text}**" if best else text for text, best in cells]
-        lines.append(f"| {NAMES[method]} | {' | '.join(texts)} |")
+        lines.append(f"| {names[method]} | {' | '.join(texts)} |")
     return lines
 
 
@@ -76,7 +78,7 @@ def demo_table() -> str:
         "| the demo, 256 to 2048 tokens | mean NLL | short texts | far tokens | needles |",
         "|---|---|---|---|---|",
     ]
-    lines += _rows(found.like)
+    lines += _rows([found.like], NAMES, 4)
     statements = [f"on {title} {_contrasts(each)}" for title, each in zip(TEXTS, verdict.texts, strict=True)]
     tuned, slid, adapted = (found.row(name).longest for name in ("tuned", "native-window", "tuned-slid"))
     parts = [
@@ -117,25 +119,18 @@ def _filled(text: str, width: int = 124) -> str:
 def real_models() -> str:
     """The real model that was run at full size, on text like the training text and, where measured, unlike it."""
     lines = []
-    for name, text in REAL.items():
+    for name in REAL:
         found = Comparison.load(RESULTS / f"{name}-compare.json")
-        texts = list(found.texts.values())
-        titles = [f"{text}, {found.native} to {found.window} tokens"]
-        for kind, _ in zip(("like", "unlike"), texts, strict=False):
+        titles = [f"SmolLM2-135M, {found.native} to {found.window} tokens"]
+        for kind, _ in zip(("like", "unlike"), found.texts, strict=False):
             titles += [f"{kind}: NLL", "short texts", "far tokens"]
         lines += [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-        columns = [column for result in texts for column in _columns(result)]
-        rows = [method for method in REAL_NAMES if found.like.find(method)]
-        lines += [f"| {REAL_NAMES[method]} | {' | '.join(column[method] for column in columns)} |" for method in rows]
-        lines.append("")
+        lines += [*_rows(list(found.texts.values()), REAL_NAMES, 3), ""]
     return "\n".join(lines).rstrip()
 
 
-REAL = {
-    "smollm2-135m-16k": "SmolLM2-135M",
-    "smollm2-135m-32k": "SmolLM2-135M",
-}
-"""Name of a published comparison -> the title of its table."""
+REAL = ("smollm2-135m-16k", "smollm2-135m-32k")
+"""Published comparisons, one table each."""
 REAL_NAMES = {
     "native-window": "base with its native window slid",
     "native-adapted": "control: the same numbers learned at the native window, slid",
@@ -143,27 +138,6 @@ REAL_NAMES = {
     "tuned": "tuned",
 }
 """Rows of these tables."""
-
-
-def _columns(result: TextResult) -> list[dict[str, str]]:
-    """Method -> mean NLL, its change on short texts, and the NLL of tokens that need far text; the lowest in bold."""
-    rows, short = result.find(*REAL_NAMES), result.row("none").short_nll
-    columns = []
-    for values, form in (
-        ([row.longest for row in rows], "{:.3f}"),
-        ([row.short_nll - short for row in rows], "{:+.3f}"),
-        ([row.key_nll for row in rows], "{:.3f}"),
-    ):
-        known = [math.inf if value is None else value for value in values]
-        texts = [text.replace("inf", "-").replace("-0.000", "+0.000") for text in _best(known, form)]
-        columns.append(dict(zip((row.method for row in rows), texts, strict=True)))
-    return columns
-
-
-def _best(values: list[float], form: str) -> list[str]:
-    """The values as text, the lowest in bold."""
-    texts = [form.format(value) for value in values]
-    return [f"**{text}**" if value == min(values) else text for text, value in zip(texts, values, strict=True)]
 
 
 def results() -> str:

@@ -101,10 +101,10 @@ def test_recipes_that_were_not_measured_learn_what_init_proposes(stem, tmp_path)
     recipe = load_recipe(ROOT / f"recipes/{stem}.yaml")
     published(stem).save_pretrained(tmp_path)
     base = BaseModel(Base(model=str(tmp_path)))
-    proposed = with_rates(base, recipe.to_dict() | {"base": {"model": str(tmp_path)}})
-    found, expected = recipe.train.learning_rate, proposed.train.learning_rate
+    tree = recipe.to_dict() | {"base": {"model": str(tmp_path)}}
+    found, expected = recipe.train.learning_rate, with_rates(base, tree).train.learning_rate
     assert (found.gain, found.phase) == (expected.gain, expected.phase)
-    assert recipe.rope.qk_bias is bias_is_served(base, recipe.to_dict() | {"base": {"model": str(tmp_path)}})
+    assert recipe.rope.qk_bias is bias_is_served(base, tree)
     if recipe.rope.qk_bias:
         assert found.bias == expected.bias
 

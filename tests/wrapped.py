@@ -163,10 +163,11 @@ PROCESSOR = {
 def save_wrapped(folder: Path, name: str, **text: object) -> Path:
     """A checkpoint folder with model and tokenizer, its tensors under the names that released checkpoints have."""
     wrapped_model(name, **text).save_pretrained(folder)
-    tensors = load_file(folder / "model.safetensors")
-    for saved, released in RELEASED.get(name, {}).items():
-        tensors = {key.replace(saved, released): tensor for key, tensor in tensors.items()}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    if name in RELEASED:
+        tensors = load_file(folder / "model.safetensors")
+        for saved, released in RELEASED[name].items():
+            tensors = {key.replace(saved, released): tensor for key, tensor in tensors.items()}
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     config = folder / "config.json"  # vLLM and others know the model by the name in released configs
     config.write_text(config.read_text().replace("Kimi_K25ForConditional", "KimiK25ForConditional"))
     tiny_tokenizer().save_pretrained(folder)

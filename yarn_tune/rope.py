@@ -61,10 +61,9 @@ def linear_inv_freq(theta: float, dim: int, factor: Scalar, dtype: torch.dtype =
 def proportional_inv_freq(theta: float, dim: int, head_dim: int) -> Tensor:
     """The rotated pairs of a head of which only the first d / 2 rotate (rope_type proportional), float32 `[d/2]`.
 
-    With theta to the power of d / head_dim, it is the table of a head of d dimensions. The order of the operations is
-    that of transformers.
+    With theta to the power of d / head_dim, it is the table of a head of d dimensions.
     """
-    return 1.0 / (theta ** (torch.arange(0, dim, 2).float() / head_dim))
+    return default_inv_freq(theta, head_dim)[: dim // 2]
 
 
 def ntk_inv_freq(theta: float, dim: int, factor: float, dtype: torch.dtype = torch.float32) -> Tensor:

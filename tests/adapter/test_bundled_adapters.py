@@ -56,9 +56,9 @@ def bundle(tmp_path_factory):
 
 def test_the_convention(bundle, smollm2, monkeypatch):
     check(bundle)
+    monkeypatch.chdir(ROOT)
     for folder in (ROOT / "recipes" / "adapters").glob("*/"):
         check(folder)
-        monkeypatch.chdir(ROOT)
         rotary = at_start(BaseModel(read_sections(folder).base), read_sections(folder).rope)
         assert all(bool(tensor.isfinite().all()) for tensor in adapter_numbers(folder, rotary).values())
 

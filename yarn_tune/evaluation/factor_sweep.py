@@ -13,7 +13,7 @@ from ..data import heldout_excerpts
 from ..errors import UserError
 from ..runs import Run
 from ..tunable import Start
-from .methods import search_free_methods
+from .methods import search_free_methods, servable
 from .nll_cache import NllCache
 from .perplexity import NllSum, span_nll
 
@@ -68,9 +68,7 @@ def sweep(run: Run, factors: list[float]) -> list[SweepCell]:
         slid = _mean([cache.slid(document, begin.native, stride)[0] for document in documents], length)
         at = replace(begin, factor=factor * begin.factor / begin.stretch, window=length)
         methods = search_free_methods(at, SWEPT)
-        for name in methods:
-            if name == "none":
-                continue
+        for name in servable(SWEPT, begin.facts.theta_only):
             nll = [cache.full(methods[name], document, shared=True)[0] for document in documents]
             cells.append(SweepCell(name, factor, length, _mean(nll, length), slid))
     return cells

@@ -137,13 +137,14 @@ def check_loadable(config: dict[str, Any]) -> None:
     check_types(config)
     for key in SECTIONS:
         section = config.get(key)
-        if isinstance(section, dict) and isinstance(config.get("text_config"), dict):
+        if not isinstance(section, dict):
+            continue
+        if isinstance(config.get("text_config"), dict):
             raise UserError(
                 f"config.json: {key} is at the top level of a {kind} config, whose language model is configured in "
                 "text_config; write it there"
             )
-        named = isinstance(section, dict) and section.get("rope_type", section.get("type"))
-        if named == "su" and family_of(kind).longrope_only:
+        if section.get("rope_type", section.get("type")) == "su" and family_of(kind).longrope_only:
             raise UserError(
                 f"config.json: {key} has type 'su', by which transformers 5 does not find the original length at the "
                 'top level of the config; in a copy of it write "longrope"'

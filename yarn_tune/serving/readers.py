@@ -137,6 +137,10 @@ class Stack:
         own = self.biases is None or family.model_type in self.biases | self.modelling
         return family.biased or own
 
+    def loads(self, model_type: str) -> bool:
+        """Whether it has this model type as that of a whole checkpoint, as far as is known."""
+        return model_type not in self.lacks | self.lacks_alone
+
     def command(self, window: int) -> str:
         """`serve` with the window filled in; empty where no command is known."""
         return self.serve.replace("WINDOW", str(window))
@@ -150,7 +154,7 @@ def read(stack: Stack, config: dict[str, Any], modelling: Stack | None = None) -
     """
     text, layout = language_model(config)
     longest = text["max_position_embeddings"]
-    if config.get("model_type") in stack.lacks | stack.lacks_alone:
+    if not stack.loads(config.get("model_type", "")):
         reason = f"it has no {config['model_type']}"
         return EffectiveRope(longest, state="not run by this release", reason=reason)
     if layout.model_type in stack.modelling and modelling is not None:

@@ -65,7 +65,7 @@ class Target:
         for name in default_stacks():
             text, layout = language_model(base)
             reason = left_out_reason(STACKS[name], text, layout)
-            if base.get("model_type") in STACKS[name].lacks | STACKS[name].lacks_alone:
+            if not STACKS[name].loads(base.get("model_type", "")):
                 reason = f"has no {base['model_type']} in these releases"
             if qk_bias and not STACKS[name].reads_biases(layout.family):
                 reason = reason or f"is not known to read biases of queries and keys in {layout.model_type}"

@@ -24,6 +24,7 @@ from ..rope import (
     longrope_attention_factor,
     longrope_inv_freq,
     ntk_inv_freq,
+    proportional_inv_freq,
     yarn_attention_factor,
     yarn_inv_freq,
 )
@@ -289,7 +290,7 @@ def proportional_table(view: View, factor: float) -> Table:
     head_dim = view.layout.full_head_dim
     rotated = int(view.partial_rotary_factor * head_dim // 2)
     inv_freq = torch.zeros(head_dim // 2)
-    inv_freq[:rotated] = default_inv_freq(view.theta, head_dim)[:rotated]
+    inv_freq[:rotated] = proportional_inv_freq(view.theta, 2 * rotated, head_dim)
     return Table(inv_freq / factor, 1.0)
 
 
