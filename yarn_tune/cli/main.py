@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         build_parser()[0].print_help()
         return 0
     try:
-        with _ended_by_sigterm():
+        with _ended_by_signals():
             return _run(arguments)
     except BrokenPipeError:  # the reader of our output ended, as `head` does
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (Python flushes it at the end)
@@ -49,18 +49,40 @@ class _Terminated(BaseException):
 
 
 @contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
+def _ended_by_signals() -> Iterator[None]:
+    """Raise `_Terminated` on SIGTERM and KeyboardInterrupt on SIGINT; end at once while a module is imported.
+
+    PyTorch's C++ code imports Python modules when it is loaded, and aborts the process (SIGABRT, a core dump) on an
+    exception in them.
+    """
+
     def end(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
+        if _is_importing(frame):
+            os.write(2, f"yarn-tune: interrupted by {signal.Signals(number).name} while starting\n".encode())
+            os._exit(128 + number)
+        raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, end)
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores SIGINT
+        numbers.append(signal.SIGINT)
+    before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether an import is among the calls that lead to this frame; calls through C code are part of the chain."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _os_error_text(error: OSError) -> str:
