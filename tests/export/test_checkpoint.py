@@ -254,6 +254,18 @@ def test_where_weights_change_the_config_is_plain(tmp_path, frequencies, learned
         assert verify(str(target)).passed
 
 
+def test_a_long_comparison_shows_its_progress(tmp_path, monkeypatch, capsys):
+    run = finished_run(tmp_path, "scale", settings=("rope.query_gains=pair",))
+    export(run)
+    assert "export: the" not in capsys.readouterr().err
+    monkeypatch.setattr("yarn_tune.export.fidelity.QUICK", 0.0)
+    export(run)
+    said = capsys.readouterr().err
+    for model in ("the tuned model, float32", "the files, float32"):
+        assert f"export: {model}: 100%" in said
+    assert f"{run.recipe.rope.window} tokens" in said
+
+
 def test_folding_into_bfloat16_says_what_rounding_costs(tmp_path):
     base = tmp_path / "base"
     tiny_model("llama", dtype=torch.bfloat16).save_pretrained(base)

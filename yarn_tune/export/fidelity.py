@@ -4,12 +4,14 @@ The prompts are random tokens, shorter than, as long as and longer than the nati
 """
 
 import math
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..errors import CheckFailed
@@ -23,6 +25,9 @@ FIDELITY = "fidelity.json"
 
 SHORT = 1024
 """Tokens of the comparison in float64, whose attention needs memory for every pair of tokens."""
+
+QUICK = 5.0
+"""Seconds after which a comparison shows its progress."""
 
 ByLength = dict[int, float]
 """Tokens of a prompt -> largest absolute difference of a logit at any position."""
@@ -218,12 +223,12 @@ class Comparison:
         prompts = _prompts(self.base.text_config.vocab_size, lengths)
         expected, changed, device = self._in_memory(prompts, dtype, folded)
         stock = self._reloaded(dtype).to(device)  # type: ignore[arg-type]
-        differences = _differences(stock, prompts, expected)
+        differences = _differences(stock, prompts, expected, f"the files, {dtype}")
         if not changed or max(differences.values()) <= self.tolerance:
             return Measured(differences, {})
         # The files have rounded weights, whose difference is reported; with exact weights it must be small.
         set_parameters(stock, changed)
-        return Measured(_differences(stock, prompts, expected), differences)
+        return Measured(_differences(stock, prompts, expected, f"the files unrounded, {dtype}"), differences)
 
     def _in_memory(
         self, prompts: dict[int, Tensor], dtype: str, folded: bool
@@ -235,14 +240,14 @@ class Comparison:
         with with_lora(tuned, learned.lora):
             if not folded:
                 attach_fixed(tuned, lambda length: (learned.inv_freq(), learned.attention_factor), learned.folds)
-                expected = _hidden(tuned, prompts)
+                expected = _hidden(tuned, prompts, f"the tuned model, {dtype}")
                 detach(tuned)
             changed = self.changed_weights(tuned)
         if folded:
             factor = learned.attention_factor / math.sqrt(self.served.fold)
             set_parameters(tuned, changed)
             attach_fixed(tuned, lambda length: (learned.inv_freq(), factor))
-            expected = _hidden(tuned, prompts)
+            expected = _hidden(tuned, prompts, f"the tuned model folded, {dtype}")
         return expected, changed, tuned.device
 
     def changed_weights(self, model: PreTrainedModel) -> dict[str, Tensor]:
@@ -264,13 +269,20 @@ class Comparison:
         return stock
 
 
-def _hidden(model: PreTrainedModel, prompts: dict[int, Tensor]) -> dict[int, Tensor]:
-    """Final hidden states of every prompt."""
-    return {length: hidden_states(model, ids[None].to(model.device))[0] for length, ids in prompts.items()}
+def _hidden(model: PreTrainedModel, prompts: dict[int, Tensor], which: str) -> dict[int, Tensor]:
+    """Final hidden states of every prompt; a progress bar names the model (`which`) if this takes seconds."""
+    found = {}
+    bar = tqdm(prompts.items(), desc=f"export: {which}", unit="prompt", delay=QUICK, file=sys.stderr)
+    for length, ids in bar:
+        bar.set_postfix_str(f"{length} tokens", refresh=bar.format_dict["elapsed"] > QUICK)
+        found[length] = hidden_states(model, ids[None].to(model.device))[0]
+    return found
 
 
-def _differences(model: PreTrainedModel, prompts: dict[int, Tensor], expected: dict[int, Tensor]) -> ByLength:
-    found = _hidden(model, prompts)
+def _differences(
+    model: PreTrainedModel, prompts: dict[int, Tensor], expected: dict[int, Tensor], which: str
+) -> ByLength:
+    found = _hidden(model, prompts, which)
     return {length: _logit_difference(model, expected[length], found[length]) for length in prompts}
 
 
