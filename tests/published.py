@@ -100,7 +100,6 @@ PUBLISHED: dict[str, tuple[str, dict[str, object]]] = {
     "olmo-2-7b-32k": ("olmo2", {**OLMO, "max_position_embeddings": 4096}),
     "olmo-3-7b-128k": ("olmo3", {**OLMO, "vocab_size": 100278, "max_position_embeddings": 65536}),
     "smollm2-135m-16k": ("llama", SMOLLM2),
-    "smollm2-135m-32k-distill": ("llama", SMOLLM2),
     "smollm2-135m-32k": ("llama", SMOLLM2),
     "smollm3-3b-128k": (
         "smollm3",

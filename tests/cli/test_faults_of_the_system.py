@@ -13,6 +13,7 @@ import yaml
 from tiny import finished_run, recipe_tree, save_tiny
 from yarn_tune.cli.main import main
 from yarn_tune.files import write_atomically
+from yarn_tune.recipe.parsing import read_yaml
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -52,8 +53,30 @@ MERGES = "a: &a {x: 1}\n" + "".join(
         "name: a\ntrain: {steps: 1}\nname: b\n",
         "train: {steps: 1, seed: 2, steps: 3}",
         "data: {train: [{a: 1, a: 1}]}",
+        "train: {steps: 017}",
+        "train: {steps: 0_17}",
+        "train: {steps: -017}",
+        "runtime: {timeout_minutes: 1:30}",
+        "runtime: {timeout_minutes: 1:30.5}",
+        "data: {lengths: [256, 0400]}",
     ],
-    ids=["aliases", "merges", "itself", "deep", "digits", "date", "twice", "twice inside", "twice in a list"],
+    ids=[
+        "aliases",
+        "merges",
+        "itself",
+        "deep",
+        "digits",
+        "date",
+        "twice",
+        "twice inside",
+        "twice in a list",
+        "octal",
+        "octal 2",
+        "octal 3",
+        "base 60",
+        "base 60, 2",
+        "octal in a list",
+    ],  # fmt: skip
 )
 def test_yaml_that_grows_or_cannot_be_read(tmp_path, capsys, text):
     """An alias bomb of nine lines is nine to the ninth values when it is shown."""
@@ -65,6 +88,21 @@ def test_yaml_that_grows_or_cannot_be_read(tmp_path, capsys, text):
     assert len(said) < 2000
     assert time.process_time() - begun < 60
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(("value", "read", "base"), [("010", "8", 8), ("1:30", "90", 60)])
+def test_a_number_that_yaml_reads_in_another_base_is_named(recipe, capsys, value, read, base):
+    path = recipe.with_name("bases.yaml")
+    path.write_text(f"name: small\ntrain:\n  steps: {value}\n")
+    told = f"'{value}' is {read} in YAML 1.1, in base {base}; write the number in base 10, or text in quotes"
+    assert f"line 3: {told}" in refused(capsys, "plan", path)
+    assert f"override 'train.steps={value}': " in (said := refused(capsys, "plan", recipe, f"train.steps={value}"))
+    assert told in said
+
+
+@pytest.mark.parametrize("value", ["0", "-0", "0.5", "08", "1e-4", "'017'", "2026-01-01", "a:b", "0x10"])
+def test_other_numbers_and_texts_are_read(value):
+    assert read_yaml(f"a: {value}") == yaml.safe_load(f"a: {value}")
 
 
 def test_a_key_that_is_given_twice_is_named_with_both_lines(recipe, capsys):

@@ -156,7 +156,7 @@ def card_header(text: str) -> dict[str, object]:
     if not text.startswith("---") or "\n---" not in text:
         return {}
     try:
-        header = read_yaml(text[3 : text.index("\n---", 3)], unique=False)
+        header = read_yaml(text[3 : text.index("\n---", 3)], strict=False)
     except (yaml.YAMLError, ValueError):
         return {}
     return header if isinstance(header, dict) else {}

@@ -7,6 +7,7 @@ read from the annotations of the dataclass fields.
 import dataclasses
 import difflib
 import itertools
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -35,12 +36,13 @@ MOST_NODES = 100_000
 """Most values in a YAML text, with every alias expanded."""
 
 
-def read_yaml(text: str, unique: bool = True) -> Any:
+def read_yaml(text: str, strict: bool = True) -> Any:
     """The value of a YAML text.
 
     Args:
         text: the text.
-        unique: whether to refuse a key that is given twice; YAML readers keep the last of them.
+        strict: whether to refuse a key that is given twice, of which YAML readers keep the last, and numbers in base 8
+            or 60, as YAML 1.1 reads `017` and `1:30`.
 
     Raises:
         yaml.YAMLError: if it is not YAML, nested too deeply, or grows beyond `MOST_NODES` values through aliases.
@@ -49,8 +51,8 @@ def read_yaml(text: str, unique: bool = True) -> Any:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None and _size(root, {}) > MOST_NODES:
             raise yaml.YAMLError(f"its aliases expand to more than {MOST_NODES:,} values")
-        if root is not None and unique:
-            _check_keys(root, set())
+        if root is not None and strict:
+            _check(root, set())
         return yaml.safe_load(text)
     except (ValueError, OverflowError) as error:  # a number of thousands of digits, a date that does not exist
         raise yaml.YAMLError(str(error).split(";")[0]) from error
@@ -68,8 +70,10 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _check_keys(node: yaml.Node, known: set[int]) -> None:
-    """Check that no mapping below a node has a key twice; raises yaml.YAMLError."""
+def _check(node: yaml.Node, known: set[int]) -> None:
+    """Check a node and all below it for what `strict` refuses; raises yaml.YAMLError."""
+    if isinstance(node, yaml.ScalarNode):
+        _check_number(node)
     if id(node) in known or not isinstance(node, yaml.CollectionNode):
         return
     known.add(id(node))
@@ -81,7 +85,19 @@ def _check_keys(node: yaml.Node, known: set[int]) -> None:
             if key.value in lines:
                 raise yaml.YAMLError(f"line {line}: {show(key.value)} was given before, in line {lines[key.value]}")
             lines[key.value] = line
-        _check_keys(value, known)
+        _check(value, known)
+
+
+def _check_number(node: yaml.ScalarNode) -> None:
+    """Check that a number is not in base 8 or 60, which nobody means today; raises yaml.YAMLError."""
+    octal = node.tag.endswith(":int") and re.fullmatch(r"[-+]?0[0-7_]+", node.value)
+    sexagesimal = node.tag.endswith((":int", ":float")) and ":" in node.value
+    if octal or sexagesimal:
+        number, base, line = yaml.safe_load(node.value), 8 if octal else 60, node.start_mark.line + 1
+        raise yaml.YAMLError(
+            f"line {line}: {show(node.value)} is {number} in YAML 1.1, in base {base}; write the number in base 10, or "
+            "text in quotes"
+        )
 
 
 def apply_override(tree: dict[str, Any], override: str, findings: Findings) -> None:
@@ -92,8 +108,9 @@ def apply_override(tree: dict[str, Any], override: str, findings: Findings) -> N
         return
     try:
         value = read_yaml(text)
-    except yaml.YAMLError:
-        findings.problems.append(f"override {show(override)}: the value is not readable as YAML")
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())[:300]
+        findings.problems.append(f"override {show(override)}: the value is not readable as YAML: {reason}")
         return
     *parents, leaf = key.split(".")
     node = tree
