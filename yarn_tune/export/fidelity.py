@@ -210,6 +210,8 @@ class Comparison:
     """Folder of the checkpoint."""
     tolerance: float
     """Largest absolute difference of a logit."""
+    exact: dict[str, Tensor] = field(default_factory=dict)
+    """The weights that the export changes, before they are rounded, in float32; filled by `measure`."""
 
     @torch.no_grad()
     def measure(self, lengths: list[int], dtype: str = "float32", folded: bool = False) -> Measured:
@@ -242,7 +244,9 @@ class Comparison:
                 attach_fixed(tuned, lambda length: (learned.inv_freq(), learned.attention_factor), learned.folds)
                 expected = _hidden(tuned, prompts, f"the tuned model, {dtype}")
                 detach(tuned)
-            changed = self.changed_weights(tuned)
+            changed = self._changed_weights(tuned)
+        if dtype == "float32":
+            self.exact.update(changed)
         if folded:
             factor = learned.attention_factor / math.sqrt(self.served.fold)
             set_parameters(tuned, changed)
@@ -250,7 +254,7 @@ class Comparison:
             expected = _hidden(tuned, prompts, f"the tuned model folded, {dtype}")
         return expected, changed, tuned.device
 
-    def changed_weights(self, model: PreTrainedModel) -> dict[str, Tensor]:
+    def _changed_weights(self, model: PreTrainedModel) -> dict[str, Tensor]:
         """The weights that folding changes in a model with merged LoRA, and merged ones, exactly, in its dtype."""
         named = dict(model.named_parameters())
         changed = {name: named[name].cpu().clone() for name in self.learned.lora or {}}

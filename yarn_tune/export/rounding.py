@@ -10,7 +10,7 @@ from ..evaluation import full_nll
 from ..models import load_config, load_model, to_device
 from ..recipe import missing_files
 from ..runs import Run
-from ..tunable import set_parameters, with_lora
+from ..tunable import set_parameters
 from .fidelity import Comparison, RoundingCost
 
 DOCUMENTS, MOST_TOKENS = 2, 4096
@@ -22,7 +22,7 @@ def rounding_cost(run: Run, compared: Comparison) -> RoundingCost | None:
 
     Args:
         run: the run, whose recipe names the documents.
-        compared: the exported folder and the model in memory.
+        compared: the exported folder and the model in memory, after they were compared.
 
     Returns:
         None if no weight was rounded, or the documents cannot be read any more.
@@ -34,9 +34,7 @@ def rounding_cost(run: Run, compared: Comparison) -> RoundingCost | None:
         excerpts = [ids for _, ids in heldout_excerpts(run.recipe.data, run.base, length, DOCUMENTS)]
     except UserError:
         return None
-    tuned = compared.base.load("float32")
-    with with_lora(tuned, compared.learned.lora):
-        exact = compared.changed_weights(tuned)
+    exact = compared.exact
     dtype = str(load_config(str(compared.folder)).dtype).removeprefix("torch.")
     model = to_device(load_model(str(compared.folder), dtype="float32"))
     named = dict(model.named_parameters())
