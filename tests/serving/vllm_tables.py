@@ -14,13 +14,14 @@ from unittest import mock
 
 import torch
 import vllm.model_executor.layers.rotary_embedding as rotary
+import vllm.model_executor.layers.rotary_embedding.deepseek_scaling_rope as common
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.config.model import _get_and_verify_max_len
 from vllm.model_executor.layers.rotary_embedding import phi3_long_rope_scaled_rope as phi3
 from vllm.transformers_utils.config import get_config, get_hf_text_config
 from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigConvertorBase
 
-INTERLEAVED = ("cohere", "cohere2", "glm", "glm4")
+INTERLEAVED = ("cohere", "cohere2", "glm", "glm4", "deepseek_v3")
 
 
 def answer(written: dict, folder: Path) -> dict:
@@ -48,6 +49,7 @@ def table(config, section: dict, window: int) -> dict:
     """One rotary module's numbers."""
     current = SimpleNamespace(model_config=SimpleNamespace(max_model_len=window))
     rotary._ROPE_DICT.clear()
+    gain = deepseek_gain(section) if config.model_type == "deepseek_v3" else 1.0
     with mock.patch.object(phi3, "get_current_vllm_config", return_value=current):
         made = rotary.get_rope(
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
@@ -67,7 +69,21 @@ def table(config, section: dict, window: int) -> dict:
     cos, sin = cache[1].double().chunk(2)
     served = torch.hypot(cos, sin)
     assert torch.allclose(served, torch.full_like(served, multiplier), rtol=1e-6)
-    return {"inv_freq": torch.atan2(sin, cos).tolist(), "multiplier": multiplier, "rows": rows}
+    return {"inv_freq": torch.atan2(sin, cos).tolist(), "multiplier": multiplier, "rows": rows,
+            "softmax_gain": gain}  # fmt: skip
+
+
+def deepseek_gain(section: dict) -> float:
+    """Set the rope type and return the multiplier of all logits, as DeepseekV2Attention of models/deepseek_v2.py."""
+    if section["rope_type"] == "default":
+        return 1.0
+    source = Path(rotary.__file__).parents[2] / "models" / "deepseek_v2.py"
+    by_key = 'rope_parameters.get("apply_yarn_scaling", True)' in source.read_text(encoding="utf-8")
+    scales = section.get("apply_yarn_scaling", True) if by_key else section.get("attention_factor") != 1.0
+    section["rope_type"] = "deepseek_yarn" if scales else "deepseek_llama_scaling"
+    if not scales:
+        return 1.0
+    return common.yarn_get_mscale(section["factor"], float(section.get("mscale_all_dim", False))) ** 2
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..models import Family, Layout, language_model
-from ..rope import default_inv_freq
+from ..rope import default_inv_freq, linear_inv_freq, ntk_inv_freq
 from ..rope import yarn_gain as gain
 from .tables import (
     ORIGINAL,
@@ -23,7 +23,6 @@ from .tables import (
     View,
     Yarn,
     dynamic_table,
-    linear_table,
     llama3_table,
     proportional_table,
     vllm_dynamic_table,
@@ -239,7 +238,7 @@ def _tables(stack: Stack, view: View, window: int) -> tuple[Table, ...]:
     if kind == "default" or model_type in stack.unscaled:
         return (Table(default_inv_freq(view.theta, view.dim), 1.0),)
     if own is not None:
-        if kind != "yarn":
+        if kind != "yarn" and not own.any_type:
             raise Refused(f"it builds the rope of {model_type} itself, and supports only YaRN")
         return own.tables(view)
     if kind == "yarn":
@@ -252,8 +251,7 @@ def _tables(stack: Stack, view: View, window: int) -> tuple[Table, ...]:
         if not stack.interleaved_longrope and view.layout.interleaved:
             raise Refused("it supports longrope only if pairs are halves of the head; this model interleaves them")
         return stack.longrope.tables(view, window)
-    if f"vllm {kind}" in stack.types:
-        kind = f"vllm {kind}"
+    kind = next((name for name in stack.types if name.endswith(f" {kind}")), kind)
     if kind not in stack.types:
         if kind in ("dynamic", "proportional", *stack.other_types):
             raise NotEstablished(f"how it computes rope_type {kind!r} was not established")
@@ -276,8 +274,28 @@ def _yarn(stack: Stack, view: View) -> tuple[Table, ...]:
     return stack.yarn.tables(view)
 
 
+def _linear(view: View) -> Table:
+    return Table(linear_inv_freq(view.theta, view.dim, view.number("factor")), 1.0)
+
+
+def _sglang_linear(view: View) -> Table:
+    if isinstance(factor := view.section.get("factor"), int):
+        raise Refused(f"it fails on a linear factor without a decimal point; write {factor}.0")
+    return _linear(view)
+
+
+def _sglang_dynamic(view: View) -> Table:
+    """The one table that SGLang has, whatever the length of the prompt."""
+    if "alpha" in view.section:
+        return Table(ntk_inv_freq(view.theta, view.dim, view.number("alpha")), 1.0)
+    factor = view.number("factor")
+    return Table(ntk_inv_freq(view.theta, view.dim, factor * factor - (factor - 1)), 1.0)
+
+
 OTHER: dict[str, Callable[[View], Table]] = {
-    "linear": linear_table,
+    "linear": _linear,
+    "sglang linear": _sglang_linear,
+    "sglang dynamic": _sglang_dynamic,
     "llama3": llama3_table,
     "proportional": lambda view: proportional_table(view, float(view.section.get("factor") or 1.0)),
     "vllm proportional": lambda view: proportional_table(view, 1.0),

@@ -110,6 +110,18 @@ def lmdeploy_sections(config: Section, layout: Layout) -> dict[str, Section]:
     return v5_sections({key: value for key, value in config.items() if key != ORIGINAL}, replace(layout, original=None))
 
 
+SGLANG_TOP = frozenset(
+    {"apertus", "arcee", "exaone4", "exaone_moe", "granite", "hunyuan_v1_dense", "hunyuan_v1_moe", "internlm3",
+     "iquestcoder", "llama", "ministral3", "mistral"}
+)  # fmt: skip
+"""Model types whose model files in SGLang read O at the top level."""
+
+
+def sglang_sections(config: Section, layout: Layout) -> dict[str, Section]:
+    """As `v5_sections`, but O at the top level is read for a few model types only."""
+    return (v5_sections if layout.model_type in SGLANG_TOP else lmdeploy_sections)(config, layout)
+
+
 def v4_sections(config: Section, layout: Layout) -> dict[str, Section]:
     """The sections as transformers 4 reads them: rope_scaling, where `type` replaces `rope_type`, with theta beside."""
     section = dict(config.get("rope_scaling") or {})

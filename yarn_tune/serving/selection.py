@@ -264,14 +264,14 @@ def unserved(served: RopeEncoding, numbers: Learned, target: Target) -> dict[str
 
 
 def _refusal(learned: Learned, target: Target) -> str:
-    """The error message: what each stack loses under the encoding that most stacks read, and the remedy."""
+    """The error message: what each stack loses under the encoding that most stacks load and read, and the remedy."""
     tried = []
     for numbers in forms(learned):
         for folded in (False, True):
             tried += [(s.name, unserved(s, numbers, target)) for s in _encodings(numbers, target, folded)]
     if not tried:
         return "export.fold: always, but this family cannot be folded: " + (_unfoldable(target) or "")
-    encoding, lost = min(tried, key=lambda item: len(item[1]))
+    encoding, lost = min(tried, key=lambda item: (_unloadable(item[1]), len(item[1])))
     lines = [f"  {name}: {'; '.join(problems)}" for name, problems in lost.items()]
     allow = "" if target.fold != "never" else ", allow folding into the weights (export.fold: auto)"
     return "\n".join(
@@ -283,6 +283,11 @@ def _refusal(learned: Learned, target: Target) -> str:
             "(rope.frequencies: scale is supported by most stacks).",
         ]
     )
+
+
+def _unloadable(lost: dict[str, list[str]]) -> int:
+    """On how many stacks the checkpoint would not load."""
+    return sum(any(problem.startswith("does not load") for problem in problems) for problems in lost.values())
 
 
 def check_mergeable(base: dict[str, Any], lora: Lora | None) -> None:

@@ -4,6 +4,7 @@ The facts were read from the pinned sources in each row; `readers.py` documents 
 listed as `unscaled` are run by that stack without any RoPE scaling, whatever the config has, and without a warning.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from ..errors import UserError
@@ -13,6 +14,7 @@ from .rules import (
     old_vllm_window,
     parameters_first,
     scaling_first,
+    sglang_sections,
     sglang_window,
     v4_sections,
     v5_sections,
@@ -25,6 +27,7 @@ from .tables import (
     Longrope,
     Yarn,
     attention_factor_only,
+    deepseek_multiplier,
     genai_multiplier,
     hf_multiplier,
     lmdeploy_multiplier,
@@ -60,15 +63,15 @@ HF_LATENT = frozenset(
      "hy_v4", "longcat_flash", "minicpm3", "mistral4", "mistral_large4_text", "youtu"}
 )  # fmt: skip
 """Model types whose modules in transformers 5.23 multiply the logits by a gain of mscale_all_dim."""
-VLLM_LATENT = frozenset({"deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"})
-"""Model types that vLLM runs with its own latent attention (DeepSeek); it builds their RoPE from the mscale keys."""
+DEEPSEEK_TYPES = frozenset({"deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"})
+"""Model types that vLLM, SGLang and LMDeploy run with latent attention of their own (DeepSeek); the first two build
+their RoPE from the mscale keys."""
 DEEPSEEK = Yarn(mscale_multiplier, betas="strict", truncate="always")
+OLD_DEEPSEEK = Yarn(deepseek_multiplier, betas="strict", truncate="always")
+SGLANG_DEEPSEEK = replace(OLD_DEEPSEEK, any_type=True)
 VLLM_OTHER = frozenset({"ntk", "mllama4", "bailing_mrope", "openpangu", "telechat3-yarn", "xdrope"})
-VLLM_OWN = {
-    "gpt_oss": Yarn(own_multiplier, betas="named"),
-    **dict.fromkeys(VLLM_LATENT, DEEPSEEK),
-}
-"""Model types whose RoPE vLLM builds itself; for gpt-oss it reads four keys and applies no attention factor."""
+GPT_OSS = {"gpt_oss": Yarn(own_multiplier, betas="named")}
+"""How vLLM builds the RoPE of gpt-oss: it reads four keys and applies no attention factor."""
 AFTER_4_57 = frozenset(
     {"afmoe", "axk1", "axk2", "bailing_hybrid", "beam", "cohere2_moe", "cosmos3_edge_text", "cwm",
      "deepseek_ocr2_text", "deepseek_v32", "deepseek_v4", "diffusion_gemma_text", "dots3_note_text",
@@ -156,7 +159,8 @@ STACKS: dict[str, Stack] = {
             "vllm", ">= 0.30", f"{VLLM}/v0.32.0/vllm/model_executor/layers/rotary_embedding/__init__.py#L243",
             "run: 0.32.0", vllm_sections, Yarn(hf_multiplier, betas="strict"),
             Longrope("mscale", selects="by window"), vllm_window, vllm_rows, nested=True,
-            modelling=VLLM_MODELLING, interleaved_longrope=False, hardwired=VLLM_OWN, latent=VLLM_LATENT,
+            modelling=VLLM_MODELLING, interleaved_longrope=False,
+            hardwired=GPT_OSS | dict.fromkeys(DEEPSEEK_TYPES, DEEPSEEK), latent=DEEPSEEK_TYPES,
             softmax_key="attention_factor", softmax_off=1.0, current_config=True, lacks=frozenset({"lfm3"}),
             lacks_alone=frozenset({"gemma4_unified_text"}),
             types=VLLM_TYPES | {"vllm proportional"}, mrope=True, mrope_ramp=VLLM_MROPE_RAMP, query_growth="top level",
@@ -169,13 +173,14 @@ STACKS: dict[str, Stack] = {
             f"{VLLM}/v0.28.0/vllm/model_executor/layers/rotary_embedding/__init__.py#L243", "run: 0.28.0",
             vllm_sections, Yarn(old_vllm_multiplier, betas="strict"),
             Longrope("mscale", selects="by window"), old_vllm_window, vllm_rows, nested=True,
-            interleaved_longrope=False, hardwired=VLLM_OWN, latent=VLLM_LATENT,
-            softmax_key="apply_yarn_scaling", softmax_off=False, current_config=True, lacks=frozenset({"lfm3"}),
+            interleaved_longrope=False, hardwired=GPT_OSS | dict.fromkeys(DEEPSEEK_TYPES, OLD_DEEPSEEK),
+            latent=DEEPSEEK_TYPES, softmax_key="apply_yarn_scaling", softmax_off=False,
+            current_config=True, lacks=frozenset({"lfm3"}),
             lacks_alone=frozenset({"gemma4_unified_text"}),
             types=VLLM_TYPES, mrope=True, mrope_ramp=frozenset(), query_growth="top level",
             biases=VLLM_BIASES | {"arcee"},
             overrides=True, foreign=VLLM_FOREIGN, other_types=VLLM_OTHER,
-            deepseek=DEEPSEEK, serve=VLLM_SERVE, default=True,
+            deepseek=OLD_DEEPSEEK, serve=VLLM_SERVE, default=True,
         ),
         Stack(
             "vllm-0.19", "0.12 to 0.19, on transformers 4",
@@ -183,14 +188,14 @@ STACKS: dict[str, Stack] = {
             f"{VLLM}/v0.16.0/vllm/transformers_utils/config.py", "source",
             vllm_v4_sections, Yarn(old_vllm_multiplier, betas="strict"),
             Longrope("mscale", selects="by window"), old_vllm_window, vllm_rows, top_partial=True,
-            interleaved_longrope=False, hardwired=VLLM_OWN, latent=VLLM_LATENT - AFTER_4_57 | {"deepseek_v32"},
-            softmax_key="apply_yarn_scaling", softmax_off=False,
+            interleaved_longrope=False, hardwired=GPT_OSS | dict.fromkeys(DEEPSEEK_TYPES, OLD_DEEPSEEK),
+            latent=DEEPSEEK_TYPES - AFTER_4_57 | {"deepseek_v32"}, softmax_key="apply_yarn_scaling", softmax_off=False,
             # It has config classes of its own for these, in the last releases for kimi_k25.
             lacks=AFTER_4_57 - {"deepseek_v32", "kimi_k25"},
             types=frozenset({"default", "linear", "llama3"}), mrope=True, mrope_ramp=frozenset(),
             biases=frozenset({"llama"}),
             foreign=VLLM_FOREIGN, other_types=VLLM_OTHER,
-            deepseek=DEEPSEEK, serve=VLLM_SERVE, default=True,
+            deepseek=OLD_DEEPSEEK, serve=VLLM_SERVE, default=True,
         ),
         Stack(
             "vllm-0.11", "0.6 to 0.11", f"{VLLM}/v0.11.0/vllm/model_executor/layers/rotary_embedding/__init__.py",
@@ -203,9 +208,12 @@ STACKS: dict[str, Stack] = {
         Stack(
             "sglang", "0.5.23",
             "https://github.com/sgl-project/sglang/blob/v0.5.23/python/sglang/srt/layers/rotary_embedding/factory.py",
-            "source", v5_sections, Yarn(sglang_multiplier), Longrope("mscale"), sglang_window,
+            "run: its rotary modules of 0.5.23", sglang_sections, Yarn(sglang_multiplier, betas="strict"),
+            Longrope("mscale"), sglang_window,
             modelling=frozenset({"gpt_neox", "falcon"}), unscaled=SGLANG_UNSCALED, interleaved_longrope=False,
-            current_config=True, mrope=True,
+            types=frozenset({"default", "llama3", "sglang linear", "sglang dynamic"}), current_config=True, mrope=True,
+            hardwired=dict.fromkeys(DEEPSEEK_TYPES, SGLANG_DEEPSEEK), latent=DEEPSEEK_TYPES,
+            softmax_key="apply_yarn_scaling", softmax_off=False, deepseek=SGLANG_DEEPSEEK,
             biases=frozenset({"llama"}),
             serve="python -m sglang.launch_server --model-path EXPORT --context-length WINDOW", default=True,
         ),
@@ -214,6 +222,7 @@ STACKS: dict[str, Stack] = {
             "https://github.com/InternLM/lmdeploy/blob/v0.18.0/lmdeploy/pytorch/nn/rotary_embedding.py",
             "run: its rotary modules of 0.18.0", lmdeploy_sections, Yarn(lmdeploy_multiplier, betas="strict"),
             Longrope("formula"), unscaled=frozenset({"cogvlm", "minicpm3", "phimoe"}), current_config=True,
+            latent=DEEPSEEK_TYPES,  # and kimi_k25 from 0.17 on
             biases=LMDEPLOY_BIASES,
             serve="lmdeploy serve api_server EXPORT --backend pytorch --session-len WINDOW", default=True,
         ),
@@ -254,6 +263,7 @@ STACKS: dict[str, Stack] = {
             "mlx-lm", "0.32.2", "https://github.com/ml-explore/mlx-lm/blob/v0.32.2/mlx_lm/models/rope_utils.py#L126",
             "source", v4_sections, Yarn(mscale_multiplier, truncate="always"), Longrope("formula", selects="long"),
             unscaled=MLX_UNSCALED, top_partial=True, refused={"nemotron": "it takes linear scaling only"},
+            latent=DEEPSEEK_TYPES - {"glm_moe_dsa"}, deepseek=Yarn(mscale_multiplier, truncate="always"),
             biases=frozenset({"llama"}),
             serve="mlx_lm.server --model EXPORT",
         ),

@@ -19,7 +19,6 @@ from ..rope import (
     BETA_SLOW,
     YarnRamp,
     default_inv_freq,
-    linear_inv_freq,
     llama3_inv_freq,
     longrope_attention_factor,
     longrope_inv_freq,
@@ -154,6 +153,11 @@ def mscale_multiplier(section: Section, factor: float) -> float:
     return gain(factor, section.get("mscale", 1.0)) / gain(factor, section.get("mscale_all_dim", 0.0))
 
 
+def deepseek_multiplier(section: Section, factor: float) -> float:
+    """As `mscale_multiplier`, x attn_factor."""
+    return mscale_multiplier(section, factor) * float(section.get("attn_factor", 1.0))
+
+
 def turbomind_multiplier(section: Section, factor: float) -> float:
     """As `hf_multiplier`, but from the factor in the file, not the one in use; an mscale of 0 counts as given."""
     written = section["factor"]
@@ -199,6 +203,8 @@ class Yarn:
     """Whether yarn is silently ignored if the key `beta_fast` is missing."""
     whole_head: bool = False
     """Whether the ramp is computed over the whole head, wrongly where only part of it is rotated."""
+    any_type: bool = False
+    """For the model types of `Stack.hardwired`: whether every rope type but `default` is computed as YaRN."""
 
     def tables(self, view: View) -> tuple[Table, ...]:
         """The table of a view, as a tuple of one."""
@@ -319,8 +325,3 @@ def llama3_table(view: View) -> Table:
     """The table of Llama 3.1's scaling."""
     low, high, original = (view.number(key) for key in ("low_freq_factor", "high_freq_factor", ORIGINAL))
     return Table(llama3_inv_freq(view.theta, view.dim, view.number("factor"), low, high, int(original)), 1.0)
-
-
-def linear_table(view: View) -> Table:
-    """The table of position interpolation."""
-    return Table(linear_inv_freq(view.theta, view.dim, view.number("factor")), 1.0)
