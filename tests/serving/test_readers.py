@@ -488,6 +488,34 @@ def sglang_table(made: torch.nn.Module) -> Real:
     return lambda length: (made._compute_inv_freq(own), getattr(made, "mscale", 1.0))
 
 
+def sglang_gemma4(package: ModuleType, config: dict, kind: str) -> Real:
+    """As Gemma4Attention of its models/gemma4_causal.py does it."""
+    seen = CONFIG_MAPPING["gemma4_text"].from_dict(json.loads(json.dumps(config)))
+    section = seen.rope_parameters[kind]
+    size = seen.per_layer_config[seen.layer_types.index(kind)].head_dim
+    made = package.get_rope(
+        size, size, seen.max_position_embeddings, section["rope_theta"], True, {"rope_type": section["rope_type"]},
+        partial_rotary_factor=section.get("partial_rotary_factor", 1.0),
+    )  # fmt: skip
+    return lambda length: (made._compute_inv_freq(made.base), 1.0)
+
+
+@pytest.mark.parametrize("kind", ["full_attention", "sliding_attention"])
+@pytest.mark.parametrize("share", [0.25, 0.5])
+@pytest.mark.parametrize("extra", [{}, {"factor": 4.0}])
+def test_sglang_gemma4(kind, share, extra):
+    config = json.loads(json.dumps(tiny_config("gemma4_text").to_dict()))
+    config["rope_parameters"]["full_attention"] = {
+        "rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": share, **extra
+    }  # fmt: skip
+    found = reading("sglang", config)
+    assert found.refusal is None
+    inv_freq, multiplier = sglang_gemma4(sglang_package(), config, kind)(1)
+    (table,) = found.tables[kind]
+    assert torch.allclose(table.inv_freq, inv_freq, rtol=1e-6, atol=0)
+    assert table.multiplier == multiplier
+
+
 def sglang_deepseek(package: ModuleType, scaling: Callable, config: dict) -> tuple[Real, float]:
     """As DeepseekV2DecoderLayer and DeepseekV2AttentionMLA of models/deepseek_v2.py do it; and the gain of logits."""
     section = CONFIG_MAPPING["deepseek_v3"].from_dict(json.loads(json.dumps(config))).rope_parameters

@@ -81,6 +81,8 @@ class Stack:
     """Whether partial_rotary_factor is read at the top level only, as in transformers 4."""
     nested: bool = False
     """Whether sections per kind of layer are known to be read."""
+    type_only: frozenset[str] = frozenset()
+    """Model types with a section per kind of layer, of which it reads rope_type, theta and the rotated share alone."""
     types: frozenset[str] = frozenset({"default", "linear", "llama3"})
     """Rope types it reads beside yarn and longrope."""
     other_types: frozenset[str] = frozenset()
@@ -136,6 +138,10 @@ class Stack:
         own = self.biases is None or family.model_type in self.biases | self.modelling
         return family.biased or own
 
+    def reads_kinds(self, layout: Layout) -> bool:
+        """Whether it is known to read the sections of a model; True where all layers share one."""
+        return not layout.nested or self.nested or layout.model_type in self.type_only
+
     def loads(self, model_type: str) -> bool:
         """Whether it has this model type as that of a whole checkpoint, as far as is known."""
         return model_type not in self.lacks | self.lacks_alone
@@ -177,7 +183,7 @@ def _read(stack: Stack, text: Section, layout: Layout) -> EffectiveRope:
         raise Refused(stack.refused[kind])
     if kind in stack.lacks:
         raise NotRun(f"it has no {kind}")
-    if layout.nested and not stack.nested:
+    if not stack.reads_kinds(layout):
         raise NotEstablished("whether it reads one rope section per kind of layer was not established")
     known = stack.latent | stack.ignores_mscale
     if layout.rotated_apart and kind not in known and not stack.others_plain:
@@ -199,6 +205,8 @@ def _read(stack: Stack, text: Section, layout: Layout) -> EffectiveRope:
 def _view(stack: Stack, text: Section, layout: Layout, section: Section) -> View:
     top = text.get(layout.family.share_key, text.get("partial_rotary_factor", layout.partial_rotary_factor))
     partial = top if stack.top_partial else section.get("partial_rotary_factor", top)
+    if layout.model_type in stack.type_only:
+        section = {key: section[key] for key in ("rope_type", "rope_theta") if key in section} | {"factor": 1.0}
     return View(text, layout, section, float(1.0 if partial is None else partial))
 
 
@@ -299,6 +307,7 @@ OTHER: dict[str, Callable[[View], Table]] = {
     "llama3": llama3_table,
     "proportional": lambda view: proportional_table(view, float(view.section.get("factor") or 1.0)),
     "vllm proportional": lambda view: proportional_table(view, 1.0),
+    "sglang proportional": lambda view: proportional_table(view, 1.0),
     "dynamic": lambda view: dynamic_table(view, from_alpha=view.layout.model_type.startswith("hunyuan")),
     "vllm dynamic": vllm_dynamic_table,
 }

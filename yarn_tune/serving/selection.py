@@ -103,9 +103,9 @@ def left_out_reason(stack: Stack, text: dict[str, Any], layout: Layout) -> str:
         return "may not multiply queries by a factor that grows with the position (llama_4_scaling_beta)"
     if kind in stack.unscaled:
         return f"runs {kind} without any RoPE scaling"
-    if layout.family.theta_only and not stack.types & {"proportional", "vllm proportional"}:
+    if layout.family.theta_only and not any(kind.endswith("proportional") for kind in stack.types):
         return "is not known to read rope_type proportional"
-    if layout.nested and not stack.nested:
+    if not stack.reads_kinds(layout):
         return "may not read one rope section per kind of layer"
     return ""
 

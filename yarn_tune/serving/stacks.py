@@ -98,6 +98,8 @@ VLLM_FOREIGN = frozenset({"chatglm", "internlm2", "kimi_k2", "minicpm", "orion"}
 """Model types that vLLM runs and transformers lacks."""
 HF_TYPES = frozenset({"default", "linear", "llama3", "dynamic"})
 VLLM_TYPES = frozenset({"default", "linear", "llama3", "vllm dynamic"})
+GEMMA_4 = frozenset({"gemma4_text", "gemma4_unified_text"})
+SGLANG_TYPES = frozenset({"default", "llama3", "sglang linear", "sglang dynamic", "sglang proportional"})
 VLLM_MROPE_RAMP = frozenset({"qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_5_text", "qwen3_5_moe_text"})
 """Model types for which vLLM 0.32 stores cos and sin for O x s positions under mrope. For others, and in older releases
 for all, it makes the table 4 times as long by multiplying O, which moves the ramp of YaRN too."""
@@ -211,8 +213,8 @@ STACKS: dict[str, Stack] = {
             "run: its rotary modules of 0.5.23", sglang_sections, Yarn(sglang_multiplier, betas="strict"),
             Longrope("mscale"), sglang_window,
             modelling=frozenset({"gpt_neox", "falcon"}), unscaled=SGLANG_UNSCALED, interleaved_longrope=False,
-            types=frozenset({"default", "llama3", "sglang linear", "sglang dynamic"}), current_config=True, mrope=True,
-            hardwired=dict.fromkeys(DEEPSEEK_TYPES, SGLANG_DEEPSEEK), latent=DEEPSEEK_TYPES,
+            types=SGLANG_TYPES, type_only=GEMMA_4, lacks_alone=frozenset({"gemma4_unified_text"}), current_config=True,
+            hardwired=dict.fromkeys(DEEPSEEK_TYPES, SGLANG_DEEPSEEK), latent=DEEPSEEK_TYPES, mrope=True,
             softmax_key="apply_yarn_scaling", softmax_off=False, deepseek=SGLANG_DEEPSEEK,
             biases=frozenset({"llama"}),
             serve="python -m sglang.launch_server --model-path EXPORT --context-length WINDOW", default=True,
