@@ -227,6 +227,15 @@ def test_the_slid_window_inside_the_native_one_is_the_base(finished):
     assert comparison.row("dynamic").short_nll == pytest.approx(comparison.row("none").short_nll, rel=1e-6)
 
 
+def test_the_change_inside_the_native_window_without_the_row_of_the_base(finished):
+    """The slid base stands in for it: inside its window they are the same."""
+    found = finished[1].like
+    assert found.base_short_nll() == found.row("none").short_nll
+    without = replace(found, rows=[row for row in found.rows if row.method != "none"])
+    assert without.base_short_nll() == pytest.approx(found.base_short_nll(), abs=1e-5)
+    assert math.isnan(replace(found, rows=found.find("yarn")).base_short_nll())
+
+
 def test_what_was_measured_is_not_measured_again(finished, monkeypatch):
     run, comparison = finished
     monkeypatch.setattr("yarn_tune.models.base.load_model", None)

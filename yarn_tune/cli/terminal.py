@@ -1,5 +1,6 @@
 """Format results for a terminal of 80 columns."""
 
+import math
 import os
 import sys
 import textwrap
@@ -68,10 +69,10 @@ def verdict_summary(verdict: "Verdict") -> str:
 
 def summary_cells(result: "TextResult") -> list[tuple[str, list[tuple[str, bool]]]]:
     """Return (method, [(text, whether it is the best of its column)]) for each row, the columns as in `TITLES`."""
-    base = next((row.short_nll for row in result.rows if row.method == "none"), None)
+    base = result.base_short_nll()
     columns: list[Callable[[CompareRow], Cell]] = [
         lambda row: (row.longest, f"{row.longest:.3f}"),
-        lambda row: (None, "-") if base is None else (row.short_nll - base, f"{row.short_nll - base:+z.3f}"),
+        lambda row: (None, "-") if math.isnan(base) else (row.short_nll - base, f"{row.short_nll - base:+z.3f}"),
         lambda row: (None, "-") if row.key_nll is None else (row.key_nll, f"{row.key_nll:.3f}"),
         lambda row: (None, "-") if row.retrieved is None else (-row.retrieved[0], f"{row.retrieved[0]:.0%}"),
     ]

@@ -68,6 +68,10 @@ class TextResult:
             raise KeyError(method)
         return found
 
+    def base_short_nll(self) -> float:
+        """The base's NLL inside its native window, where sliding it changes nothing; NaN if it was not measured."""
+        return next((row.short_nll for row in self.find("none", "native-window")), math.nan)
+
     def find(self, *methods: str) -> list[CompareRow]:
         """The rows of these methods, as far as they were measured."""
         return [row for row in self.rows if row.method in methods]
@@ -215,7 +219,7 @@ def table(result: TextResult, edges: list[int]) -> str:
     retrieved = any(row.retrieved is not None for row in result.rows)
     extra = [*(["key tokens"] if keyed else []), *(["retrieved"] if retrieved else [])]
     titles = ["method", *names, "mean", "PPL", "short tax", *extra, "tokens spent"]
-    base = {row.method: row.short_nll for row in result.rows}.get("none", math.nan)
+    base = result.base_short_nll()
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for row in result.rows:
         cells = [f"{value:.3f}" for value in (*row.by_position, row.longest)]

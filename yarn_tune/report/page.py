@@ -210,7 +210,7 @@ def _apart(places: dict[str, float], gap: float = 15.0) -> dict[str, float]:
 
 def _table(result: TextResult, edges: list[int]) -> str:
     """All figures, the best one of each column in bold."""
-    base = {row.method: row.short_nll for row in result.rows}.get("none", math.nan)
+    base = result.base_short_nll()
     titles = ["method", "mean", "short texts", "key tokens", "needles"]
     titles += [f"{a} to {b - 1}" for a, b in zip(edges, edges[1:], strict=False)]
     values = {  # the smaller the better
