@@ -325,14 +325,8 @@ def test_vllm(release):
     python = engine("vllm/bin/python")
     extra = {} if release == "0.32.0" else {"PYTHONPATH": str(engine("vllm-0.28.0"))}
     stack, rng = ("vllm" if release == "0.32.0" else "vllm-0.29"), random.Random(release)
-    families = (
-        ["llama"] * 150
-        + ["deepseek_v3"] * 60
-        + ["gemma3_text"] * 30
-        + ["cohere"] * 25
-        + ["phi3"] * 15
-        + ["stablelm", "qwen2"] * 15
-    )
+    families = ["llama"] * 150 + ["deepseek_v3"] * 60 + ["gemma3_text"] * 30 + ["cohere"] * 25
+    families += ["phi3"] * 15 + ["stablelm", "qwen2"] * 15
     configs = [*map(trap, TRAPS), *(random_config(rng, small=True, family=family) for family in families)]
     done = subprocess.run(
         [python, Path(__file__).with_name("vllm_tables.py")], input=json.dumps(configs), text=True,
@@ -471,6 +465,7 @@ def sglang_real(package: ModuleType, config: dict) -> Real:
 
 
 def sglang_table(made: torch.nn.Module) -> Real:
+    """The numbers from which a rotary module of SGLang has computed cos and sin."""
     if type(made).__name__.startswith("Phi3LongRoPE"):
         short, long = ((getattr(made, f"{n}_factor"), getattr(made, f"{n}_mscale")) for n in ("short", "long"))
 

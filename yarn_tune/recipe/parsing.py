@@ -89,7 +89,7 @@ def _check(node: yaml.Node, known: set[int]) -> None:
 
 
 def _check_number(node: yaml.ScalarNode) -> None:
-    """Check that a number is not in base 8 or 60, which nobody means today; raises yaml.YAMLError."""
+    """Check that YAML 1.1 does not read a number in base 8 or 60; raises yaml.YAMLError."""
     octal = node.tag.endswith(":int") and re.fullmatch(r"[-+]?0[0-7_]+", node.value)
     sexagesimal = node.tag.endswith((":int", ":float")) and ":" in node.value
     if octal or sexagesimal:

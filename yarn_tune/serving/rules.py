@@ -119,7 +119,9 @@ SGLANG_TOP = frozenset(
 
 def sglang_sections(config: Section, layout: Layout) -> dict[str, Section]:
     """As `v5_sections`, but O at the top level is read for a few model types only."""
-    return (v5_sections if layout.model_type in SGLANG_TOP else lmdeploy_sections)(config, layout)
+    if layout.model_type in SGLANG_TOP:
+        return v5_sections(config, layout)
+    return lmdeploy_sections(config, layout)
 
 
 def v4_sections(config: Section, layout: Layout) -> dict[str, Section]:
