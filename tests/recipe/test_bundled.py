@@ -38,12 +38,6 @@ def test_a_copy_has_what_the_recipe_names(tmp_path, name):
     assert changed.read_text() == "# mine\n"
 
 
-def test_a_copy_has_the_adapter_it_learns_on_from(tmp_path):
-    written = {path.relative_to(tmp_path) for path in copy_recipe("smollm2-135m-32k", tmp_path)}
-    assert Path("recipes/adapters/smollm2-135m-16k/adapter_model.safetensors") in written
-    assert Path("recipes/smollm2-135m-16k.yaml") in written
-
-
 def test_a_recipe_that_does_not_exist():
     with pytest.raises(UserError, match="there is no bundled recipe 'tiny'; choose one of command-r-256k, "):
         copy_recipe("tiny", Path())

@@ -71,7 +71,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _files_of(name: str) -> list[Path]:
-    """The files of a recipe, its adapter, and those of the recipe that `rope.init` names, relative to `home()`."""
+    """The files of a recipe and its adapter, relative to `home()`."""
     recipe = load_recipe(home() / "recipes" / f"{name}.yaml")
     named = [recipe.base.model, *recipe.data.named_files()]
     for command in (recipe.base.prepare, recipe.data.prepare):
@@ -83,6 +83,4 @@ def _files_of(name: str) -> list[Path]:
         source = home() / place
         if not place.is_absolute() and source.exists():
             files += [f.relative_to(home()) for f in ([source] if source.is_file() else sorted(source.iterdir()))]
-    if (earlier := Path(recipe.rope.init).name) in shipped_recipes():
-        files += _files_of(earlier)
     return [file for file in dict.fromkeys(files) if (home() / file).is_file()]
