@@ -61,7 +61,7 @@ def shrunken(stem: str, folder: Path) -> Path:
 
 
 def test_all_recipes_are_found_and_listed():
-    assert len(RECIPES) == 30
+    assert len(RECIPES) == 29
     listed = (ROOT / "recipes" / "README.md").read_text()
     for path in RECIPES:
         assert f"`{path.name}`" in listed

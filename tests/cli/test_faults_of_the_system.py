@@ -253,7 +253,8 @@ def test_a_signal_while_importing_raises_nothing_in_the_import(recipe, number, c
         "except BaseException:\n    os.abort()\n"
     )
     script = (
-        "import sys\nfrom importlib import import_module\n"
+        "import signal, sys\nfrom importlib import import_module\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # the tests may run in a background job
         "cli = import_module('yarn_tune.cli.main')\n"
         "cli._run = lambda arguments: __import__('loaded')\n"
         "sys.exit(cli.main(['plan', 'recipe.yaml']))\n"
