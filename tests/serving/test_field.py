@@ -385,7 +385,7 @@ def test_init_takes_a_shorter_native_window_than_the_config_states(tmp_path, cap
 
 
 def test_kimi_k25_is_planned_as_released(tmp_path, capsys):
-    """Its text model has the type kimi_k2 and custom code. Nothing is folded into its weights: they are quantised."""
+    """The text model has the type kimi_k2 and custom code. Nothing is folded into its quantised weights."""
     base = checkpoint(tmp_path / "base", config_of("26-kimi-k25"))
     facts = rope_facts(load_config(base))
     assert (facts.model_type, facts.native, facts.ramp.factor, facts.ramp.original) == (

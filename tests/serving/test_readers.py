@@ -13,7 +13,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -217,17 +217,23 @@ class Anything(Generic[TypeVar("T")]):
     """The value of every attribute of a stub module."""
 
 
+class Stub(ModuleType):
+    """A module with some values; every other attribute is `default`."""
+
+    __path__ = ()
+
+    def __init__(self, name: str, values: Mapping[str, object], default: object = Anything) -> None:
+        super().__init__(name)
+        self.values, self.default = values, default
+
+    def __getattr__(self, key: str) -> object:
+        if key.startswith("__"):
+            raise AttributeError(key)
+        return self.values.get(key, self.default)
+
+
 def load(path: Path, name: str, **stubs: object) -> ModuleType:
     """A file as module `name`; everything else it imports from its package is a stub."""
-
-    class Stub(ModuleType):
-        __path__ = ()
-
-        def __getattr__(self, key: str) -> object:
-            if key.startswith("__"):
-                raise AttributeError(key)
-            return stubs.get(key, Anything)
-
     root = name.split(".")[0]
     tree = [line.split()[1] for line in path.read_text().splitlines() if line.startswith("from .")]
     parts = name.split(".")
@@ -235,7 +241,7 @@ def load(path: Path, name: str, **stubs: object) -> ModuleType:
     for target in tree:
         dots = len(target) - len(target.lstrip("."))
         names.add(".".join([*parts[:-dots], *filter(None, target.lstrip(".").split("."))]))
-    fakes = {n: stubs.get(n) or Stub(n) for n in names}
+    fakes = {n: stubs.get(n) or Stub(n, stubs) for n in names}
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     with mock.patch.dict(sys.modules, {**fakes, name: module}):
@@ -424,18 +430,9 @@ def test_lmdeploy_turbomind():
 def sglang_package() -> ModuleType:
     """`sglang.srt.layers.rotary_embedding` of 0.5.23, on a CPU without its kernels."""
     folder, name = engine("sglang-0.5.23/sglang/srt/layers/rotary_embedding"), "sglang.srt.layers.rotary_embedding"
-
-    class Stub(ModuleType):
-        __path__ = ()
-
-        def __getattr__(self, key: str) -> object:
-            if key.startswith("__"):
-                raise AttributeError(key)
-            return {"BaseFusedOp": torch.nn.Module, "publish_role": lambda: None, "get_device": lambda: "cpu",
-                    "get_compiler_backend": lambda: "eager", "is_cpu": lambda: True,
-                    "envs": SimpleNamespace(SGLANG_ROPE_CACHE_FP32=SimpleNamespace(get=lambda: True)),
-                    }.get(key, lambda *_: False)  # fmt: skip
-
+    values = {"BaseFusedOp": torch.nn.Module, "publish_role": lambda: None, "get_device": lambda: "cpu",
+              "get_compiler_backend": lambda: "eager", "is_cpu": lambda: True,
+              "envs": SimpleNamespace(SGLANG_ROPE_CACHE_FP32=SimpleNamespace(get=lambda: True))}  # fmt: skip
     parts = ("", ".kernels", ".kernels.fused_op", ".kernels.ops", ".kernels.ops.attention", ".platforms", ".srt",
              ".kernels.ops.attention.rotary_triton", ".kernels.ops.attention.mrope", ".srt.environ", ".srt.layers",
              ".srt.platforms", ".srt.runtime_context", ".srt.utils")  # fmt: skip
@@ -443,7 +440,10 @@ def sglang_package() -> ModuleType:
         name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
     module = importlib.util.module_from_spec(spec)
-    sys.modules |= {**{f"sglang{part}": Stub(f"sglang{part}") for part in parts}, name: module}
+    sys.modules |= {
+        **{f"sglang{part}": Stub(f"sglang{part}", values, lambda *_: False) for part in parts},
+        name: module,
+    }
     try:
         spec.loader.exec_module(module)
     finally:

@@ -133,7 +133,7 @@ class Comparison:
             needles=own.retrieved,
             prompts=self.prompts,
             needles_of={row.method: row.retrieved[0] for row in others if row.retrieved},
-            short={row.method: row.short_nll - self.row("none").short_nll for row in [own, *self.like.find("yarn")]},
+            short={row.method: row.short_nll - self.like.base_short_nll() for row in [own, *self.like.find("yarn")]},
         )
 
     def save(self, path: Path) -> None:

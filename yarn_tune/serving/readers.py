@@ -306,8 +306,7 @@ OTHER: dict[str, Callable[[View], Table]] = {
     "sglang dynamic": _sglang_dynamic,
     "llama3": llama3_table,
     "proportional": lambda view: proportional_table(view, float(view.section.get("factor") or 1.0)),
-    "vllm proportional": lambda view: proportional_table(view, 1.0),
-    "sglang proportional": lambda view: proportional_table(view, 1.0),
+    "unscaled proportional": lambda view: proportional_table(view, 1.0),
     "dynamic": lambda view: dynamic_table(view, from_alpha=view.layout.model_type.startswith("hunyuan")),
     "vllm dynamic": vllm_dynamic_table,
 }

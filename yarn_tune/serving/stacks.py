@@ -70,8 +70,9 @@ DEEPSEEK = Yarn(mscale_multiplier, betas="strict", truncate="always")
 OLD_DEEPSEEK = Yarn(deepseek_multiplier, betas="strict", truncate="always")
 SGLANG_DEEPSEEK = replace(OLD_DEEPSEEK, any_type=True)
 VLLM_OTHER = frozenset({"ntk", "mllama4", "bailing_mrope", "openpangu", "telechat3-yarn", "xdrope"})
-GPT_OSS = {"gpt_oss": Yarn(own_multiplier, betas="named")}
-"""How vLLM builds the RoPE of gpt-oss: it reads four keys and applies no attention factor."""
+OLD_VLLM_OWN = {"gpt_oss": Yarn(own_multiplier, betas="named"), **dict.fromkeys(DEEPSEEK_TYPES, OLD_DEEPSEEK)}
+VLLM_OWN = OLD_VLLM_OWN | dict.fromkeys(DEEPSEEK_TYPES, DEEPSEEK)
+"""Model types whose RoPE vLLM builds itself; for gpt-oss it reads four keys and applies no attention factor."""
 AFTER_4_57 = frozenset(
     {"afmoe", "axk1", "axk2", "bailing_hybrid", "beam", "cohere2_moe", "cosmos3_edge_text", "cwm",
      "deepseek_ocr2_text", "deepseek_v32", "deepseek_v4", "diffusion_gemma_text", "dots3_note_text",
@@ -99,7 +100,7 @@ VLLM_FOREIGN = frozenset({"chatglm", "internlm2", "kimi_k2", "minicpm", "orion"}
 HF_TYPES = frozenset({"default", "linear", "llama3", "dynamic"})
 VLLM_TYPES = frozenset({"default", "linear", "llama3", "vllm dynamic"})
 GEMMA_4 = frozenset({"gemma4_text", "gemma4_unified_text"})
-SGLANG_TYPES = frozenset({"default", "llama3", "sglang linear", "sglang dynamic", "sglang proportional"})
+SGLANG_TYPES = frozenset({"default", "llama3", "sglang linear", "sglang dynamic", "unscaled proportional"})
 VLLM_MROPE_RAMP = frozenset({"qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_5_text", "qwen3_5_moe_text"})
 """Model types for which vLLM 0.32 stores cos and sin for O x s positions under mrope. For others, and in older releases
 for all, it makes the table 4 times as long by multiplying O, which moves the ramp of YaRN too."""
@@ -161,12 +162,11 @@ STACKS: dict[str, Stack] = {
             "vllm", ">= 0.30", f"{VLLM}/v0.32.0/vllm/model_executor/layers/rotary_embedding/__init__.py#L243",
             "run: 0.32.0", vllm_sections, Yarn(hf_multiplier, betas="strict"),
             Longrope("mscale", selects="by window"), vllm_window, vllm_rows, nested=True,
-            modelling=VLLM_MODELLING, interleaved_longrope=False,
-            hardwired=GPT_OSS | dict.fromkeys(DEEPSEEK_TYPES, DEEPSEEK), latent=DEEPSEEK_TYPES,
+            modelling=VLLM_MODELLING, interleaved_longrope=False, hardwired=VLLM_OWN, latent=DEEPSEEK_TYPES,
             softmax_key="attention_factor", softmax_off=1.0, current_config=True, lacks=frozenset({"lfm3"}),
             lacks_alone=frozenset({"gemma4_unified_text"}),
-            types=VLLM_TYPES | {"vllm proportional"}, mrope=True, mrope_ramp=VLLM_MROPE_RAMP, query_growth="top level",
-            biases=VLLM_BIASES,
+            types=VLLM_TYPES | {"unscaled proportional"}, mrope=True, mrope_ramp=VLLM_MROPE_RAMP,
+            query_growth="top level", biases=VLLM_BIASES,
             overrides=True, foreign=VLLM_FOREIGN, other_types=VLLM_OTHER,
             deepseek=DEEPSEEK, serve=VLLM_SERVE, default=True,
         ),
@@ -175,7 +175,7 @@ STACKS: dict[str, Stack] = {
             f"{VLLM}/v0.28.0/vllm/model_executor/layers/rotary_embedding/__init__.py#L243", "run: 0.28.0",
             vllm_sections, Yarn(old_vllm_multiplier, betas="strict"),
             Longrope("mscale", selects="by window"), old_vllm_window, vllm_rows, nested=True,
-            interleaved_longrope=False, hardwired=GPT_OSS | dict.fromkeys(DEEPSEEK_TYPES, OLD_DEEPSEEK),
+            interleaved_longrope=False, hardwired=OLD_VLLM_OWN,
             latent=DEEPSEEK_TYPES, softmax_key="apply_yarn_scaling", softmax_off=False,
             current_config=True, lacks=frozenset({"lfm3"}),
             lacks_alone=frozenset({"gemma4_unified_text"}),
@@ -190,7 +190,7 @@ STACKS: dict[str, Stack] = {
             f"{VLLM}/v0.16.0/vllm/transformers_utils/config.py", "source",
             vllm_v4_sections, Yarn(old_vllm_multiplier, betas="strict"),
             Longrope("mscale", selects="by window"), old_vllm_window, vllm_rows, top_partial=True,
-            interleaved_longrope=False, hardwired=GPT_OSS | dict.fromkeys(DEEPSEEK_TYPES, OLD_DEEPSEEK),
+            interleaved_longrope=False, hardwired=OLD_VLLM_OWN,
             latent=DEEPSEEK_TYPES - AFTER_4_57 | {"deepseek_v32"}, softmax_key="apply_yarn_scaling", softmax_off=False,
             # It has config classes of its own for these, in the last releases for kimi_k25.
             lacks=AFTER_4_57 - {"deepseek_v32", "kimi_k25"},
