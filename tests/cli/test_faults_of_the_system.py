@@ -76,7 +76,7 @@ MERGES = "a: &a {x: 1}\n" + "".join(
         "base 60",
         "base 60, 2",
         "octal in a list",
-    ],  # fmt: skip
+    ],
 )
 def test_yaml_that_grows_or_cannot_be_read(tmp_path, capsys, text):
     """An alias bomb of nine lines is nine to the ninth values when it is shown."""
