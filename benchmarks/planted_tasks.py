@@ -30,10 +30,13 @@ EVERY = ("needle", *TASKS)
 MIXTURES: dict[str, tuple[str, ...]] = {
     "none": (),
     **{task: (task,) for task in EVERY},
+    "keys": ("needle",),
     **{f"all but {task}": tuple(other for other in EVERY if other != task) for task in EVERY},
     "all": EVERY,
 }
-"""Name -> tasks of the planted questions."""
+"""Name -> tasks of the planted questions; those of `keys` are needles among three others."""
+KEYS = 4
+"""Needles in a question of `keys`."""
 LENGTHS = [512, 1024, 2016]
 """Tokens per prompt, all beyond the native window of 256."""
 
@@ -67,6 +70,7 @@ def settings(mixture: str, steps: int, seed: int) -> list[str]:
     """The recipe's settings of a run."""
     tasks = MIXTURES[mixture]
     planted = [f"data.needle_tasks=[{','.join(tasks)}]", "data.needles=0.25"] if tasks else ["data.needles=0"]
+    planted += [f"data.needle_keys={KEYS}"] if mixture == "keys" else []
     return [*planted, "eval.retrieval=null", f"train.steps={steps}", f"train.seed={seed}"]
 
 
@@ -105,7 +109,7 @@ def questions(run: Run, cache: NllCache, method: Method) -> Figures:
     wording = WORDINGS[run.recipe.data.wording]
     grid = RetrievalGrid(LENGTHS, [0.0, 0.25, 0.5, 0.75, 1.0], 4, wording=wording, tasks=EVERY)
     specs = grid.specs()
-    keyed = [("keys", replace(spec, keys=4)) for spec in specs if spec.task == "needle"]
+    keyed = [("keys", replace(spec, keys=KEYS)) for spec in specs if spec.task == "needle"]
     found: dict[str, list[tuple[bool, float]]] = {}
     with method.on(cache.model):
         for name, spec in [*((spec.task, spec) for spec in specs), *keyed]:

@@ -1,5 +1,6 @@
 """Questions planted in training rows, and rows cut to shorter ones."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +76,23 @@ def test_planted_tasks_take_turns(demo):
     for row, text in zip(asking, texts, strict=True):
         assert len(row.input_ids) == 1024
         assert text.endswith(base.tokenizer.decode(row.labels[-row.answers - 1 : -1]))
+
+
+def test_rows_with_several_needles_ask_for_one(demo):
+    """As many different numbers as keys, of which the answer is the one for the word in the question."""
+    recipe = demo("data.needles=1.0", "data.needle_keys=3")
+    base = BaseModel(recipe.base)
+    for row in plant_needles(rows_of(recipe, base), recipe.data, base, 0).rows:
+        text = base.tokenizer.decode(row.input_ids)
+        *stated, asked = re.findall(r"The number of the (\w+) is (\d{5})", text)
+        assert len(row.input_ids) == 1024
+        assert len(dict(stated)) == 3
+        assert asked in stated
+        assert text.count("What is the number of") == 1
+        assert base.tokenizer.decode(row.labels[-row.answers - 1 : -1]).strip() == asked[1]
+    recipe = demo("data.needles=1.0", "data.needle_keys=20")
+    with pytest.raises(UserError, match="^data.needle_keys: at most 14 with this wording; found 20"):
+        plant_needles(rows_of(recipe, base), recipe.data, base, 0)
 
 
 def test_marks_are_on_the_answer(demo):

@@ -1,6 +1,7 @@
 """Retrieval: exact lengths, needles where they belong, scores equal to real decoding, figures by hand."""
 
 import gzip
+import itertools
 import json
 import math
 import re
@@ -155,10 +156,11 @@ def test_around_the_needles_is_prose_as_it_was():
 
 @pytest.mark.parametrize("name", ["demo", "chat", "opened"])
 def test_how_long_an_answer_is_needs_no_prompt(name):
-    for wording in (DEMO, PLAIN):
-        for seed in range(4):
-            found = answer_tokens(tokenizers()[name], seed, wording)
-            assert found == len(prompt_of(name, seed=seed, wording=wording).answer_ids) > 0
+    for wording, seed, keys in itertools.product((DEMO, PLAIN), range(4), (1, 3)):
+        found = answer_tokens(
+            tokenizers()[name], PromptSpec(length=1, depth=0.0, seed=seed, keys=keys, wording=wording)
+        )
+        assert found == len(prompt_of(name, seed=seed, wording=wording, keys=keys).answer_ids) > 0
 
 
 def test_the_demo_wording_is_what_the_demo_model_read():
@@ -235,7 +237,7 @@ def test_every_tasks_prompt_has_its_length_and_the_answer_that_its_text_gives(ta
         spec = PromptSpec(task=task, length=500 + seed, depth=seed / 5, seed=seed, wording=wording)
         prompt = task_prompt(tokenizer, prose(name), spec)
         assert len(prompt.ids) == 500 + seed
-        assert len(prompt.answer_ids) == answer_tokens(tokenizer, seed, wording, task)
+        assert len(prompt.answer_ids) == answer_tokens(tokenizer, spec)
         text = tokenizer.decode(prompt.ids)
         assert solved(task, text) == prompt.answer
         assert tokenizer.decode(prompt.answer_ids) == f" {prompt.answer}"

@@ -215,23 +215,28 @@ def _span(filler_ids: Sequence[int] | Tokens, count: int, rng: random.Random) ->
     return [int(token) for token in filler_ids[start : start + count]]
 
 
-def answer_tokens(tokenizer: Tokenizer, seed: int, wording: Wording = PLAIN, task: str = "needle") -> int:
-    """Number of tokens of the answer to the prompt of a seed, with one needle; raises as `build_prompt`."""
-    if task != "needle":
-        text = TASKS[task](random.Random(f"retrieval/{task}/{seed}"), wording)
+def answer_tokens(tokenizer: Tokenizer, spec: PromptSpec) -> int:
+    """Number of tokens of the answer to a prompt, which does not depend on its length; raises as `build_prompt`."""
+    if spec.task != "needle":
+        text = TASKS[spec.task](random.Random(f"retrieval/{spec.task}/{spec.seed}"), spec.wording)
         return len(_frame(tokenizer, text.question, text.lead, text.answer)[2])
-    words, numbers = _drawn(random.Random(f"retrieval/{seed}"), wording, 1)
-    question, lead = wording.question.format(word=words[0]), wording.lead.format(word=words[0])
+    words, numbers = _drawn(random.Random(f"retrieval/{spec.seed}"), spec.wording, spec.keys)
+    question, lead = spec.wording.question.format(word=words[0]), spec.wording.lead.format(word=words[0])
     return len(_frame(tokenizer, question, lead, str(numbers[0]))[2])
+
+
+def most_keys(wording: Wording) -> int:
+    """The largest number of needles with different words."""
+    return len(wording.words.split()) if "{word}" in wording.needle else 1
 
 
 def _drawn(rng: random.Random, wording: Wording, keys: int) -> tuple[list[str], list[int]]:
     """Draw different words, and a different number for each."""
-    nouns = wording.words.split()
-    most = len(nouns) if "{word}" in wording.needle else 1
-    if not 1 <= keys <= most:
-        raise UserError(f"retrieval keys: between 1 and {most} with this wording; found {keys}")
-    return rng.sample(nouns, keys), rng.sample(range(10 ** (wording.digits - 1), 10**wording.digits), keys)
+    if not 1 <= keys <= most_keys(wording):
+        raise UserError(f"retrieval keys: between 1 and {most_keys(wording)} with this wording; found {keys}")
+    return rng.sample(wording.words.split(), keys), rng.sample(
+        range(10 ** (wording.digits - 1), 10**wording.digits), keys
+    )
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -278,8 +283,7 @@ def _spread(
 def _place(filler: list[int], needles: list[list[int]], depth: float, rng: random.Random) -> tuple[list[int], int]:
     """The prose with all needles, and the index of the first of `needles`; no two needles are adjacent."""
     body: list[int] = []
-    taken: set[int] = set()
-    done = 0
+    taken, done = set[int](), 0
     for spot, needle in zip(sorted(rng.sample(range(1, len(filler)), len(needles) - 1)), needles[1:], strict=True):
         body += filler[done:spot] + needle
         taken.update(range(len(body) - len(needle), len(body) + 1))
@@ -294,22 +298,19 @@ def plant_needles(rows: RowSet, data: Data, base: BaseModel, seed: int, first: i
     """Put a question at the end of a share `data.needles` of the rows; the seed determines which ones.
 
     Raises:
-        UserError: if rows are too short for a question.
+        UserError: if rows are too short for a question, or the wording has too few words for `data.needle_keys`.
     """
     if data.needles == 0:
         return rows
+    wording, tasks = WORDINGS[data.wording], itertools.cycle(data.needle_tasks)
+    if data.needle_keys > most_keys(wording):
+        raise UserError(f"data.needle_keys: at most {most_keys(wording)} with this wording; found {data.needle_keys}")
     rng = random.Random(f"needles/{seed}")
     chosen = set(rng.sample(range(len(rows.rows)), round(data.needles * len(rows.rows))))
-    planted, tasks = [], itertools.cycle(data.needle_tasks)
+    planted, asked = [], PromptSpec(length=1, depth=0.0, seed=0, keys=data.needle_keys, wording=wording)
     for number, row in enumerate(rows.rows):
         if number in chosen:
-            spec = PromptSpec(
-                task=next(tasks),
-                length=len(row.input_ids),
-                depth=rng.random(),
-                seed=first + number,
-                wording=WORDINGS[data.wording],
-            )
+            spec = replace(asked, task=next(tasks), length=len(row.input_ids), depth=rng.random(), seed=first + number)
             row = _with_question(row, base, spec)
         planted.append(row)
     return replace(rows, rows=planted)
@@ -322,7 +323,7 @@ def _with_question(row: Placed, base: BaseModel, spec: PromptSpec) -> Placed:
     prose = np.tile(row.input_ids, 2)
     prose = prose[~np.isin(prose, control_tokens(base))]
     try:
-        answer = answer_tokens(base.tokenizer, spec.seed, spec.wording, spec.task)
+        answer = answer_tokens(base.tokenizer, spec)
         prompt = prompt_of(base.tokenizer, prose, replace(spec, length=size - answer))
     except UserError as error:
         raise UserError(f"data.needles: {error}") from error

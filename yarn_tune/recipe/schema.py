@@ -132,6 +132,8 @@ class Data:
     """Share of the rows that end in a question for a number stated earlier in the row."""
     needle_tasks: Annotated[list[TaskName], NotEmpty(), "name a task"] = field(default_factory=lambda: ["needle"])
     """Tasks of these questions, in turn; see `eval.retrieval.tasks`."""
+    needle_keys: Count = 1
+    """Needles per question of the task needle, each with another word; the question is about one of them."""
     wording: Literal["plain", "demo"] = "plain"
     """Wording of these questions; see `eval.retrieval.wording`."""
 
