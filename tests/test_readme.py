@@ -18,6 +18,7 @@ from yarn_tune.recipe.loading import parse_recipe
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import ablation  # noqa: E402
+import planted_tasks  # noqa: E402
 
 README = (ROOT / "README.md").read_text()
 SETTINGS = (ROOT / "docs" / "settings.md").read_text()
@@ -142,7 +143,7 @@ def test_tables_by_method_are_the_measured_ones(name, window, pages):
                 assert line in text
 
 
-@pytest.mark.parametrize("name", ["ablation", "ablation-biases", "row-plan"])
+@pytest.mark.parametrize("name", ["ablation", "ablation-biases", "full-finetuning", "row-plan"])
 def test_tables_of_the_ablation_are_the_measured_ones(name):
     """All but the titles, and the two lines of what nothing was learned for."""
     found = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
@@ -151,6 +152,12 @@ def test_tables_of_the_ablation_are_the_measured_ones(name):
     assert len(lines) == len(found)
     for line in lines:
         assert line in text
+
+
+def test_table_of_the_planted_tasks_is_the_measured_one():
+    found = json.loads((ROOT / "benchmarks/results/planted-tasks.json").read_text())
+    assert set(found) == {"search-free YaRN", *planted_tasks.MIXTURES}
+    assert planted_tasks.table(found) in (ROOT / "recipes/README.md").read_text()
 
 
 def test_license_and_changelog():
