@@ -234,9 +234,8 @@ def _drawn(rng: random.Random, wording: Wording, keys: int) -> tuple[list[str], 
     """Draw different words, and a different number for each."""
     if not 1 <= keys <= most_keys(wording):
         raise UserError(f"retrieval keys: between 1 and {most_keys(wording)} with this wording; found {keys}")
-    return rng.sample(wording.words.split(), keys), rng.sample(
-        range(10 ** (wording.digits - 1), 10**wording.digits), keys
-    )
+    numbers = range(10 ** (wording.digits - 1), 10**wording.digits)
+    return rng.sample(wording.words.split(), keys), rng.sample(numbers, keys)
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
