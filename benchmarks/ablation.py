@@ -78,7 +78,7 @@ LINES: dict[str, tuple[str, ...]] = {
     # LoRA at several rates, and beside the other numbers.
     "frequency and t, LoRA 8, needles": (*ASKED, "rope.query_gains=none", "lora.rank=8"),
     **{f"frequency and t, LoRA 8 at {rate}, needles": (*ASKED, "rope.query_gains=none", *_lora(rate)) for rate in
-       (0.004, 0.006, 0.01)},
+       (0.004, 0.006, 0.01, 0.015)},
     "phase, LoRA 8, needles": (*ASKED, "lora.rank=8"),
     "phase, LoRA 8 at 0.006, needles": (*ASKED, *_lora(0.006)),
     "phase, bias 0.05, LoRA 8 at 0.006, needles": (*ASKED, *_bias(0.05), *_lora(0.006)),
