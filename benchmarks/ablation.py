@@ -93,16 +93,12 @@ MEASURED = ["none", "native-window", "yarn", "tuned", "tuned-slid", "native-adap
 
 def main() -> None:
     """Run what is missing and print the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--recipe", default="recipes/tiny-demo.yaml")
+    parser = common_arguments("runs/ablation")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="*", help="lines, by name")
     parser.add_argument(
         "--control", action="store_true", help="train and measure the native-adapted control of each line"
     )
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[dict[str, float]]] = {}
@@ -113,6 +109,16 @@ def main() -> None:
             found.setdefault(name, []).append(measure(options, f"{name} {seed}".replace(" ", "_"), settings))
             (options.out / "ablation.json").write_text(json.dumps(found, indent=1) + "\n")
         print(table(found), flush=True)
+
+
+def common_arguments(runs: str) -> argparse.ArgumentParser:
+    """The arguments of every benchmark on runs of the demo, which are kept in the folder `runs`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--recipe", default="recipes/tiny-demo.yaml")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--runs", type=Path, default=Path(runs))
+    return parser
 
 
 def measure(options: argparse.Namespace, name: str, settings: list[str]) -> dict[str, float]:
@@ -139,13 +145,16 @@ def measure(options: argparse.Namespace, name: str, settings: list[str]) -> dict
 
 def figures(run: Run, comparison: Comparison) -> dict[str, float]:
     """The values of one run in the table."""
+    numbers = sum(json.loads((run.folder / "learned.json").read_text())["numbers"].values())
+    cost = estimate_cost(run.recipe, Shape.of(load_config(run.recipe.base.model)), numbers)
+    return {"numbers": numbers, **measured(comparison), "cost": cost.step_flops / cost.forward(comparison.window)}
+
+
+def measured(comparison: Comparison) -> dict[str, float]:
+    """The values that a comparison measured."""
     window = comparison.window
     nll = {row.method: row.nll[window] for row in comparison.rows}
     short = {row.method: row.short_nll for row in comparison.rows}
-    tuned = comparison.row("tuned")
-    numbers = sum(json.loads((run.folder / "learned.json").read_text())["numbers"].values())
-    config = load_config(run.recipe.base.model)
-    cost = estimate_cost(run.recipe, Shape.of(config), numbers)
     more = {"own_slid": nll["tuned-slid"]}
     if "native-adapted" in nll:
         more["control"] = nll["native-adapted"]
@@ -153,16 +162,14 @@ def figures(run: Run, comparison: Comparison) -> dict[str, float]:
         unlike = {row.method: row.nll[window] for row in comparison.unlike.rows}
         more |= {"unlike": unlike["tuned"], "yarn_unlike": unlike["yarn"], "slid_unlike": unlike["native-window"]}
     return {
-        "numbers": numbers,
         "nll": nll["tuned"],
         "yarn": nll["yarn"],
         "slid": nll["native-window"],
         "closed": (nll["yarn"] - nll["tuned"]) / (nll["yarn"] - nll["native-window"]),
         "tax": short["tuned"] - short["none"],
         "yarn_tax": short["yarn"] - short["none"],
-        "retrieved": (tuned.retrieved or (float("nan"),))[0],
+        "retrieved": (comparison.row("tuned").retrieved or (float("nan"),))[0],
         "yarn_retrieved": (comparison.row("yarn").retrieved or (float("nan"),))[0],
-        "cost": cost.step_flops / cost.forward(window),
         **more,
     }
 

@@ -6,15 +6,14 @@ All weights are trained by AdamW, with the loss, the rows, the planted questions
 `phase, needles`. The columns are those of `ablation.py`. A finished run is not repeated.
 """
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from ablation import ASKED, SMALL, table
+from ablation import ASKED, SMALL, common_arguments, measured, table
 from yarn_tune.distributed import start
-from yarn_tune.evaluation import compare
+from yarn_tune.evaluation import TextResult, compare
 from yarn_tune.recipe import load_recipe
 from yarn_tune.runs import Run
 from yarn_tune.training.batches import Batch, read_rows
@@ -28,13 +27,9 @@ Figures = dict[str, float]
 
 def main() -> None:
     """Run what is missing and print the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--recipe", default="recipes/tiny-demo.yaml")
+    parser = common_arguments("runs/full-finetuning")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/full-finetuning"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[Figures]] = {}
@@ -58,24 +53,15 @@ def measure(run: Run, rate: float) -> Figures:
     tuned = compare(Run(recipe, run.folder / "measured"), {}, only=["native-window", "yarn"])
     assert base.unlike is not None
     assert tuned.unlike is not None
-    window, row, unlike = base.window, tuned.row("yarn"), {r.method: r.nll for r in base.unlike.rows}
-    nll = {each.method: each.nll[window] for each in base.rows}
-    return {
-        "numbers": sum(parameter.numel() for parameter in run.base.load().parameters()),
-        "nll": row.nll[window],
-        "yarn": nll["yarn"],
-        "slid": nll["native-window"],
-        "closed": (nll["yarn"] - row.nll[window]) / (nll["yarn"] - nll["native-window"]),
-        "tax": row.short_nll - base.row("none").short_nll,
-        "yarn_tax": base.row("yarn").short_nll - base.row("none").short_nll,
-        "retrieved": (row.retrieved or (float("nan"),))[0],
-        "yarn_retrieved": (base.row("yarn").retrieved or (float("nan"),))[0],
-        "own_slid": tuned.row("native-window").nll[window],
-        "unlike": next(r.nll[window] for r in tuned.unlike.rows if r.method == "yarn"),
-        "yarn_unlike": unlike["yarn"][window],
-        "slid_unlike": unlike["native-window"][window],
-        "cost": 3.0,  # a forward pass, and a backward pass of twice its work
-    }
+    both = replace(base, like=beside(base.like, tuned.like), unlike=beside(base.unlike, tuned.unlike))
+    numbers = sum(parameter.numel() for parameter in run.base.load().parameters())
+    return {"numbers": numbers, **measured(both), "cost": 3.0}  # a backward pass has twice the work of a forward pass
+
+
+def beside(base: TextResult, tuned: TextResult) -> TextResult:
+    """The rows of the base, and those of the tuned weights under the names of a learned run."""
+    names = {"yarn": "tuned", "native-window": "tuned-slid"}
+    return replace(base, rows=[*base.rows, *(replace(row, method=names[row.method]) for row in tuned.rows)])
 
 
 def fine_tune(run: Run, rate: float, weights: Path) -> None:

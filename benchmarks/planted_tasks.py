@@ -2,25 +2,30 @@
 
     python benchmarks/planted_tasks.py [--seeds 0 1 2] [--only needle all] [--out benchmarks/results]
 
-Every run is the demo's recipe with 40 steps and another mixture of tasks in a quarter of its rows. All tasks of
-`eval.retrieval.tasks` are then asked beyond the native window, and questions with four needles of which one is asked
-for. Few of their answers are right as a whole, so that the NLL per token of the right answer is measured too. A
-finished run is not repeated.
+Every run is the demo's recipe with 40 steps and another mixture of tasks in a quarter of its rows. The tuned model then
+answers questions of every task of `eval.retrieval.tasks` beyond the native window, and questions about one of four
+needles. Few of its answers are right as a whole, so the NLL per token of the right answer is measured too. A finished
+run is not repeated.
 """
 
-import argparse
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from ablation import spread
-from torch import Tensor
+from ablation import common_arguments, spread
 from transformers import PreTrainedModel
 from yarn_tune.data import TASKS, WORDINGS, Prompt, heldout_tokens, prompt_of
-from yarn_tune.evaluation import Method, NllCache, RetrievalGrid, compare, named_rows, search_free_methods
-from yarn_tune.models import hidden_states, logit_transform
+from yarn_tune.evaluation import (
+    Method,
+    NllCache,
+    RetrievalGrid,
+    answer_logits,
+    compare,
+    named_rows,
+    search_free_methods,
+)
 from yarn_tune.recipe import load_recipe
 from yarn_tune.runs import Run
 from yarn_tune.training import train
@@ -45,13 +50,9 @@ Figures = dict[str, float]
 
 def main() -> None:
     """Run what is missing and print the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--recipe", default="recipes/tiny-demo.yaml")
+    parser = common_arguments("runs/planted-tasks")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="*", help="mixtures, by name")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/planted-tasks"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[Figures]] = {}
@@ -121,14 +122,9 @@ def questions(run: Run, cache: NllCache, method: Method) -> Figures:
     return values
 
 
-@torch.no_grad()
 def answered(model: PreTrainedModel, prompt: Prompt) -> tuple[bool, float]:
     """Whether greedy decoding gives the answer, and the mean NLL of the answer's tokens in nats."""
-    ids = torch.tensor([[*prompt.ids, *prompt.answer_ids[:-1]]])
-    hidden = hidden_states(model, ids)[0, -len(prompt.answer_ids) :]
-    logits: Tensor = model.get_output_embeddings()(hidden).float()
-    transform, answer = logit_transform(model.config), torch.tensor(prompt.answer_ids)
-    logits = transform(logits) if transform else logits
+    logits, answer = answer_logits(model, prompt.ids, prompt.answer_ids), torch.tensor(prompt.answer_ids)
     nll = torch.nn.functional.cross_entropy(logits, answer).item()
     if not math.isfinite(nll):
         raise ValueError(f"NLL of an answer: {nll}")

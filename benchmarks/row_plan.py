@@ -6,11 +6,9 @@ Only gains and phases are learned, on the demo, with needles and four rows per s
 steps that the result depends on the rows and not on the number of steps. A finished run is not repeated.
 """
 
-import argparse
 import json
-from pathlib import Path
 
-from ablation import ASKED, SMALL, measure, table
+from ablation import ASKED, SMALL, common_arguments, measure, table
 
 FOUR = ("rope.frequencies=fixed", "train.batch_size=4", "train.micro_batch_size=4")
 PLANS: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -22,12 +20,7 @@ PLANS: dict[str, tuple[int, tuple[str, ...]]] = {
 
 def main() -> None:
     """Run what is missing and print the table, in which `cost` is the cost of a whole run."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--recipe", default="recipes/tiny-demo.yaml")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/row-plan"))
-    options = parser.parse_args()
+    options = common_arguments("runs/row-plan").parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     options.runs.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in PLANS}

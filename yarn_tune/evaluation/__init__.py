@@ -10,6 +10,7 @@ from .results import COMPARED, CompareRow, Comparison, TextResult, table, tables
 from .retrieval import (
     Retrieval,
     RetrievalGrid,
+    answer_logits,
     greedy_answer,
     load_records,
     retrieval_table,
@@ -31,6 +32,7 @@ __all__ = [
     "RetrievalGrid",
     "TextResult",
     "Verdict",
+    "answer_logits",
     "bucket_edges",
     "by_position",
     "check_factors",

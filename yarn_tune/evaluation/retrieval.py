@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -53,12 +54,17 @@ def greedy_answer(model: PreTrainedModel, prompt: Prompt) -> list[int]:
 
 
 @torch.no_grad()
-def _likeliest(model: PreTrainedModel, ids: list[int], answer: list[int]) -> list[int]:
-    """The likeliest token in the place of each token of an answer, after the tokens before it."""
+def answer_logits(model: PreTrainedModel, ids: list[int], answer: list[int]) -> Tensor:
+    """Logits of each token of an answer, after the prompt and the tokens before it; float32 `[answer, vocab]`."""
     given = torch.tensor([[*ids, *answer[:-1]]], device=model.device)
     hidden = hidden_states(model, given)[0, -len(answer) :]
     logits, transform = model.get_output_embeddings()(hidden).float(), logit_transform(model.config)
-    likeliest: list[int] = (transform(logits) if transform else logits).argmax(-1).tolist()
+    return transform(logits) if transform else logits
+
+
+def _likeliest(model: PreTrainedModel, ids: list[int], answer: list[int]) -> list[int]:
+    """The likeliest token in the place of each token of an answer, after the tokens before it."""
+    likeliest: list[int] = answer_logits(model, ids, answer).argmax(-1).tolist()
     return likeliest
 
 
